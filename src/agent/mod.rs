@@ -1,0 +1,1 @@
+//! The agent: one task that owns the kernel.

@@ -1,0 +1,1 @@
+//! Condition arithmetic: pure, in one place.

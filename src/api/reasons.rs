@@ -1,0 +1,1 @@
+//! Every reason and condition type, as fixed strings.

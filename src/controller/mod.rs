@@ -1,0 +1,1 @@
+//! The controller: verdicts and reports into status.

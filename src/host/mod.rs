@@ -1,0 +1,123 @@
+//! The only module that spawns processes or opens kernel sockets.
+//!
+//! [`Host`] is everything that the agent may do to a node. [`linux`] does it; [`fake`] remembers it, for tests, and can be told to fail.
+
+pub mod error;
+pub mod event;
+pub mod fake;
+pub mod linux;
+
+pub use error::HostError;
+pub use event::HostEvent;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use async_trait::async_trait;
+
+use crate::netfilter::dump::ObservedTable;
+use crate::netfilter::{ChainName, Family, IfName, Table};
+use crate::plan::{FlowPolicy, GatewayAddress, InterfaceFacts, LinkSettings, ProxyNeighbour, Route};
+
+/// Routing protocol number (`rtm_protocol`, `ifa_proto`, `nda_protocol`) that marks routes, addresses and proxy neighbours as ours.
+/// Not in /etc/iproute2/rt_protos and above `RTPROT_STATIC`, so the kernel leaves it to user space (linux/rtnetlink.h).
+pub const PROTOCOL: u8 = 211;
+
+/// Which iptables tool is used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Backend {
+    /// `iptables-nft`: rules live in nftables.
+    Nft,
+    /// `iptables-legacy`: rules live in `x_tables`.
+    Legacy,
+}
+
+/// Something found before or while working that an operator should know. Reasons are constants of [`crate::api::reasons`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Condition type on the `GatewayNode`.
+    pub condition: &'static str,
+    /// Whether all is well in this respect.
+    pub ok: bool,
+    /// A fixed reason.
+    pub reason: &'static str,
+    /// What is, why, what next.
+    pub message: String,
+}
+
+/// Ours, as found with rtnetlink.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ObservedLinks {
+    /// Routes with our protocol number in table main.
+    pub routes: BTreeSet<Route>,
+    /// Proxy neighbours with our protocol number.
+    pub proxies: BTreeSet<ProxyNeighbour>,
+    /// Addresses with our protocol number.
+    pub addresses: BTreeSet<GatewayAddress>,
+    /// Present settings of every interface.
+    pub links: BTreeMap<IfName, LinkSettings>,
+    /// Interfaces whose settings we changed, as recorded in the state directory.
+    pub touched: BTreeSet<IfName>,
+}
+
+/// One change over rtnetlink.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LinkChange {
+    /// Removes a proxy neighbour of ours.
+    RemoveProxy(ProxyNeighbour),
+    /// Removes a route of ours.
+    RemoveRoute(Route),
+    /// Removes an address of ours.
+    RemoveAddress(GatewayAddress),
+    /// Adds an address.
+    AddAddress(GatewayAddress),
+    /// Adds a route. A foreign route to the same destination is left alone and reported as an error.
+    AddRoute(Route),
+    /// Adds a proxy neighbour.
+    AddProxy(ProxyNeighbour),
+    /// Changes settings of an interface, recording first what was found.
+    Set(IfName, LinkSettings),
+    /// Puts back the recorded settings of an interface and forgets the record.
+    PutBack(IfName),
+}
+
+/// Everything that the agent may do to a node. Each call either does the whole of what it says or reports why not;
+/// [`Host::restore`] is atomic per table, [`Host::change_links`] says how far it came.
+#[async_trait]
+pub trait Host: Send {
+    /// The backend in use, or why there is none (yet).
+    fn backend(&self) -> Option<Backend>;
+
+    /// Interfaces as they are now, ours left out of the addresses.
+    async fn interfaces(&mut self) -> Result<BTreeMap<String, InterfaceFacts>, HostError>;
+
+    /// Preflight: what the node lacks or has that an operator should know. Chooses the backend anew if there was none.
+    async fn preflight(&mut self, outside: &BTreeSet<IfName>, inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError>;
+
+    /// Reads a table, or only the named chains and the hooks of it. The whole table when `chains` is None.
+    async fn read_table(&mut self, family: Family, table: Table, chains: Option<&BTreeSet<ChainName>>) -> Result<ObservedTable, HostError>;
+
+    /// Runs one `restore --noflush`. `text` is complete `iptables-restore` input; one transaction a table, in the order of the text.
+    async fn restore(&mut self, family: Family, text: &str) -> Result<(), HostError>;
+
+    /// Reads what of ours rtnetlink holds.
+    async fn read_links(&mut self) -> Result<ObservedLinks, HostError>;
+
+    /// Makes changes in the given order. Stops at nothing: every change is tried, and all errors are reported.
+    async fn change_links(&mut self, changes: &[LinkChange]) -> Result<(), Vec<HostError>>;
+
+    /// Walks the connection table once and deletes what `policy` does not agree with. Returns how many entries went.
+    async fn sweep_flows(&mut self, policy: &FlowPolicy) -> Result<u64, HostError>;
+
+    /// Asks outside whether somebody has these addresses (RFC 5227 probe). Returns those that do, with the hardware address.
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<BTreeMap<Ipv4Addr, String>, HostError>;
+
+    /// Announces addresses (gratuitous ARP, request and reply form): one burst now, repeats in the background.
+    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<(), HostError>;
+
+    /// Packets denied so far, read from the counters of our DROP rules: by network and direction ("in", "out", "node", "unmapped").
+    async fn denied(&mut self) -> Result<BTreeMap<(String, String), u64>, HostError>;
+
+    /// The stream of kernel events. Called once.
+    fn events(&mut self) -> tokio::sync::mpsc::Receiver<HostEvent>;
+}

@@ -1,0 +1,15 @@
+//! Typed netfilter rules, their rendering to `iptables-restore` input, and the comparison with what the kernel holds.
+//!
+//! Pure: no IO, no clock, no API types. Rules stay typed until [`render`]; what comes back from the kernel is
+//! recognised by the hash in a rule's comment and never parsed further.
+
+pub mod diff;
+pub mod dump;
+pub mod render;
+pub mod rules;
+pub mod trace;
+pub mod tree;
+
+pub use rules::{
+    Chain, ChainName, ConnState, Family, Hook, IfName, Match, Owner, PortRange, Rule, Ruleset, Table, TableRules, Target, Transport,
+};

@@ -1,0 +1,326 @@
+//! The vocabulary: families, tables, hooks, chains, matches, targets. Words are the kernel's and `iptables-extensions(8)`'.
+//!
+//! Values here are valid by construction ([`IfName`], [`ChainName`]): nothing that reaches the renderer can break a restore line.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+/// Address family of a table: `iptables` or `ip6tables`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6. Only the fence has rules here: nothing of a closed network may leave by IPv6.
+    V6,
+}
+
+/// A table, in the order in which additions are applied: the fence first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Table {
+    /// The fence.
+    Mangle,
+    /// The translations.
+    Nat,
+    /// The accepts for hosts whose FORWARD policy is DROP.
+    Filter,
+}
+
+impl Table {
+    /// The name that the tools use.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Mangle => "mangle",
+            Self::Nat => "nat",
+            Self::Filter => "filter",
+        }
+    }
+}
+
+/// A built-in chain that we place a jump into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hook {
+    /// Before routing.
+    Prerouting,
+    /// To the node itself.
+    Input,
+    /// Through the node.
+    Forward,
+    /// After routing.
+    Postrouting,
+}
+
+impl Hook {
+    /// The chain's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Prerouting => "PREROUTING",
+            Self::Input => "INPUT",
+            Self::Forward => "FORWARD",
+            Self::Postrouting => "POSTROUTING",
+        }
+    }
+}
+
+/// Prefix of all our chains.
+pub const CHAIN_PREFIX: &str = "SNET-";
+/// The longest chain name that both tools take (`XT_EXTENSION_MAXNAMELEN` in linux/netfilter/x_tables.h, less the end mark).
+pub const CHAIN_NAME_MAX: usize = 28;
+
+/// Name of one of our chains: `SNET-`, then upper-case letters, digits and `-`, at most 28 characters in all.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChainName(String);
+
+impl ChainName {
+    /// Puts `SNET-` before `suffix`. None if the result is no valid chain name.
+    pub fn new(suffix: &str) -> Option<Self> {
+        let valid = !suffix.is_empty()
+            && suffix.len() <= CHAIN_NAME_MAX - CHAIN_PREFIX.len()
+            && suffix.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-');
+        valid.then(|| Self(format!("{CHAIN_PREFIX}{suffix}")))
+    }
+
+    /// The whole name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for ChainName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Name of a network interface as the kernel takes it (`dev_valid_name` in net/core/dev.c: 1 to 15 bytes, no `/`, `:` or white space),
+/// narrowed to letters, digits, `.`, `_`, `-` and `@`: a trailing `+` would be a wildcard to iptables.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfName(String);
+
+impl IfName {
+    /// None if `name` is no such name.
+    pub fn new(name: &str) -> Option<Self> {
+        let valid = (1..=15).contains(&name.len())
+            && name != "."
+            && name != ".."
+            && !name.starts_with('-')
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b));
+        valid.then(|| Self(name.to_owned()))
+    }
+
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for IfName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A transport protocol that a rule can match ports of, or ICMP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Transport {
+    /// RFC 9293.
+    Tcp,
+    /// RFC 768.
+    Udp,
+    /// RFC 9260.
+    Sctp,
+}
+
+impl Transport {
+    /// The name that iptables takes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+
+    /// IANA protocol number.
+    pub fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+            Self::Sctp => 132,
+        }
+    }
+}
+
+/// An inclusive range of ports, first ≤ last, neither 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PortRange {
+    first: u16,
+    last: u16,
+}
+
+impl PortRange {
+    /// None if `first` is 0 or above `last`.
+    pub fn new(first: u16, last: u16) -> Option<Self> {
+        (first != 0 && first <= last).then_some(Self { first, last })
+    }
+
+    /// The first port.
+    pub fn first(self) -> u16 {
+        self.first
+    }
+
+    /// The last port, inclusive.
+    pub fn last(self) -> u16 {
+        self.last
+    }
+
+    /// Number of ports, less one.
+    pub fn span(self) -> u16 {
+        self.last - self.first
+    }
+
+    /// Whether `port` is in the range.
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+
+    /// Whether the two share a port.
+    pub fn overlaps(self, other: Self) -> bool {
+        self.first <= other.last && other.first <= self.last
+    }
+}
+
+/// Connection states as `-m conntrack --ctstate` knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConnState {
+    /// `ESTABLISHED,RELATED`: part of a connection that was let in before, or an error about one.
+    EstablishedOrRelated,
+    /// `DNAT`: the destination was translated.
+    Dnat,
+}
+
+/// One condition of a rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Match {
+    /// `-s`
+    Source(Ipv4Net),
+    /// `-d`
+    Destination(Ipv4Net),
+    /// `-i`
+    In(IfName),
+    /// `-o`
+    Out(IfName),
+    /// `-p P --dport A:B`
+    DestinationPorts(Transport, PortRange),
+    /// `-p icmp --icmp-type echo-request`
+    IcmpEchoRequest,
+    /// `-p ipv6-icmp` with the types of neighbour discovery (RFC 4861: 135 solicitation, 136 advertisement). Family V6 only.
+    NeighbourDiscovery(u8),
+    /// `-m conntrack --ctstate`
+    State(ConnState),
+    /// `-m conntrack --ctorigdst`: the destination before translation.
+    OriginalDestination(Ipv4Net),
+    /// `-p P -m conntrack --ctorigdstport A:B`: the destination port before translation.
+    OriginalDestinationPorts(Transport, PortRange),
+    /// `-m connmark --mark V/V`: all these bits are set in the connection's mark.
+    ConnMark(u32),
+    /// `-m limit --limit N/second --limit-burst M`
+    Limit {
+        /// Packets a second on average.
+        per_second: u32,
+        /// Packets at once.
+        burst: u32,
+    },
+}
+
+/// What a matching rule does.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// `-j CHAIN`: comes back if nothing there decides.
+    Jump(ChainName),
+    /// `-g CHAIN`: returns to where the present chain was called from.
+    Goto(ChainName),
+    /// `-j RETURN`
+    Return,
+    /// `-j ACCEPT`
+    Accept,
+    /// `-j DROP`
+    Drop,
+    /// `-j DNAT --to-destination`
+    Dnat {
+        /// The target's address.
+        to: Ipv4Addr,
+        /// `None` keeps the port. `Some((range, base))` moves the range that starts at `base` to `range`, port by port.
+        ports: Option<(PortRange, u16)>,
+    },
+    /// `-j SNAT --to-source`
+    Snat {
+        /// The new source address.
+        to: Ipv4Addr,
+    },
+    /// `-j MASQUERADE`: the address of the interface that the packet leaves by.
+    Masquerade,
+    /// `-j CONNMARK --set-xmark V/V`: sets these bits in the connection's mark.
+    SetConnMark(u32),
+    /// `-j NFLOG --nflog-group G --nflog-prefix P`
+    Nflog {
+        /// Group that a listener binds to.
+        group: u16,
+        /// At most 63 bytes of letters, digits, `-`, `.`, `:`; anything else is refused by the renderer.
+        prefix: String,
+    },
+}
+
+/// On whose behalf a rule exists. Not rendered: it says whom to blame when the kernel refuses the rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Owner {
+    /// The product itself: hooks, dispatch, trees.
+    Base,
+    /// A network, by name.
+    Network(String),
+    /// A mapping, by `namespace/name`.
+    Mapping(String),
+}
+
+/// One rule.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Rule {
+    /// All must hold. Rendered in this order.
+    pub matches: Vec<Match>,
+    /// What happens then.
+    pub target: Target,
+    /// Whose rule it is.
+    pub owner: Owner,
+}
+
+impl Rule {
+    /// A rule.
+    pub fn new(owner: Owner, matches: impl IntoIterator<Item = Match>, target: Target) -> Self {
+        Self {
+            matches: matches.into_iter().collect(),
+            target,
+            owner,
+        }
+    }
+}
+
+/// The rules of one chain, in order.
+pub type Chain = Vec<Rule>;
+
+/// Our part of one table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TableRules {
+    /// Which of our chains each built-in chain jumps to, as its first rule.
+    pub hooks: BTreeMap<Hook, ChainName>,
+    /// Our chains. Every chain that a rule or hook names is in here.
+    pub chains: BTreeMap<ChainName, Chain>,
+}
+
+/// Everything of ours in netfilter. A table that is absent holds nothing of ours.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ruleset {
+    /// By family and table.
+    pub tables: BTreeMap<(Family, Table), TableRules>,
+}

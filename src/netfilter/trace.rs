@@ -1,0 +1,1 @@
+//! A packet tracer over typed rules: what happens to this packet?

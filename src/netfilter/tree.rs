@@ -1,0 +1,1 @@
+//! Dispatch trees that keep chains short however many addresses there are.

@@ -1,0 +1,94 @@
+//! Decides everything: which claims stand, and what each node's kernel must hold.
+//!
+//! Pure and deterministic: the same objects and facts give the same answer whatever their order. No IO, no clock, no API client.
+//! Controller, agent, command line and standalone mode all call this, so they cannot disagree.
+
+pub mod flows;
+pub mod host;
+pub mod rules;
+pub mod validate;
+pub mod verdict;
+
+pub use flows::{FlowPolicy, FlowTuple, MappedFlow};
+pub use host::{GatewayAddress, HostPlan, LinkSettings, MappingState, NetworkPlan, ProxyNeighbour, Route, Via};
+pub use verdict::{Claim, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use crate::api::{NatMapping, StagingNetwork};
+
+/// What is known of one node. Made by the agent from the kernel, or by the controller from a `GatewayNode`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeFacts {
+    /// Name of the node.
+    pub name: String,
+    /// The Node object's labels. None: unknown, or no cluster (standalone: the node is the gateway of every network).
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Interfaces by name.
+    pub interfaces: BTreeMap<String, InterfaceFacts>,
+}
+
+/// What is known of one interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InterfaceFacts {
+    /// The kernel's index.
+    pub index: u32,
+    /// Bytes.
+    pub mtu: u32,
+    /// Administratively up, with a carrier.
+    pub up: bool,
+    /// Hardware address in colon notation; empty if none.
+    pub mac: String,
+    /// Addresses with prefix length, ours (by protocol number) left out. Sorted.
+    pub addresses: BTreeSet<Ipv4Net>,
+    /// Effective reverse path filter, the greater of `all` and the interface's: 0 off, 1 strict, 2 loose (Documentation/networking/ip-sysctl.rst).
+    pub rp_filter: u8,
+}
+
+/// Everything that is decided upon.
+#[derive(Clone, Debug, Default)]
+pub struct World {
+    /// All networks.
+    pub networks: Vec<StagingNetwork>,
+    /// All mappings.
+    pub mappings: Vec<NatMapping>,
+    /// All nodes of which facts are known.
+    pub nodes: Vec<NodeFacts>,
+}
+
+/// How one node programs its host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostOptions {
+    /// Bits of the connection mark that say "let in by a mapping". No one else may write them.
+    pub connmark: u32,
+    /// NFLOG group for denied packets.
+    pub nflog_group: u16,
+    /// Virtual addresses that somebody else answers for outside, with that somebody's hardware address: not taken.
+    pub in_use: BTreeMap<Ipv4Addr, String>,
+    /// Mappings whose rules the kernel refused, with its words: left out, so that they harm nobody else.
+    pub quarantined: BTreeMap<MappingKey, String>,
+}
+
+impl Default for HostOptions {
+    fn default() -> Self {
+        Self {
+            connmark: 0x2000,
+            nflog_group: 5,
+            in_use: BTreeMap::new(),
+            quarantined: BTreeMap::new(),
+        }
+    }
+}
+
+/// Judges every object. The controller, the agents, the command line and the standalone mode call just this.
+pub fn judge(world: &World) -> Verdicts {
+    verdict::judge(world)
+}
+
+/// What node `node` must hold in its kernel, given the verdicts. A node that is in no network's selector gets an empty plan.
+pub fn host_plan(world: &World, verdicts: &Verdicts, node: &str, options: &HostOptions) -> HostPlan {
+    host::host_plan(world, verdicts, node, options)
+}

@@ -1,0 +1,1 @@
+//! From networks and claims to typed netfilter rules.
