@@ -1,1 +1,259 @@
-//! Every reason and condition type, as fixed strings.
+//! Condition types and reasons: every fixed word that status, events, metric labels and command-line output share.
+//!
+//! One word means one thing everywhere. `docs/reasons.md` is generated from these tables and a test proves it fresh. Words are
+//! `CamelCase` as Kubernetes wants them (`^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$`); they are never renamed within an API version, because people alert on them.
+
+/// One reason, as documented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReasonDoc {
+    /// The word.
+    pub reason: &'static str,
+    /// What is, and why.
+    pub what: &'static str,
+    /// What a person does next.
+    pub next: &'static str,
+}
+
+/// One condition type, as documented.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TypeDoc {
+    /// The word.
+    pub name: &'static str,
+    /// The kinds that carry it.
+    pub on: &'static str,
+    /// What True means, and when it is there.
+    pub what: &'static str,
+}
+
+macro_rules! reasons {
+    ($($name:ident = $reason:literal, $what:literal, $next:literal;)*) => {
+        $(#[doc = $what] #[doc = ""] #[doc = $next] pub const $name: &str = $reason;)*
+        /// Every reason, in the order of the documentation.
+        pub const ALL: &[ReasonDoc] = &[$(ReasonDoc { reason: $reason, what: $what, next: $next }),*];
+    };
+}
+
+/// Condition types.
+pub mod types {
+    use super::TypeDoc;
+
+    macro_rules! condition_types {
+        ($($name:ident = $word:literal, $on:literal, $what:literal;)*) => {
+            $(#[doc = $what] pub const $name: &str = $word;)*
+            /// Every condition type, in the order in which `status.conditions` lists them.
+            pub const ALL: &[TypeDoc] = &[$(TypeDoc { name: $word, on: $on, what: $what }),*];
+        };
+    }
+
+    condition_types! {
+        ACCEPTED = "Accepted", "StagingNetwork, NatMapping",
+            "The object is valid and stands: for a mapping, the claim is its own. Always present.";
+        RESOLVED_REFS = "ResolvedRefs", "NatMapping",
+            "What the object refers to exists: the network. Always present.";
+        PROGRAMMED = "Programmed", "StagingNetwork, NatMapping",
+            "Every gateway that should serve it has read it back from its kernel. Always present. Unknown while a gateway is silent.";
+        READY = "Ready", "StagingNetwork, NatMapping, GatewayNode",
+            "Summary: all of the above. On a GatewayNode: the node holds all that it was asked to hold. Always present.";
+        CONFLICTED = "Conflicted", "NatMapping",
+            "An older claim to the same virtual address and ports won. Present only while true.";
+        DRIFTED = "Drifted", "GatewayNode",
+            "Somebody else changed what stagenet holds in the kernel and it could not be put back yet. Present only while true.";
+        RECONCILING = "Reconciling", "StagingNetwork, NatMapping",
+            "Work is under way or waits for something that is expected to come by itself (kstatus). Present only while true, never beside Stalled.";
+        STALLED = "Stalled", "StagingNetwork, NatMapping",
+            "Nothing will come of it until a person changes an object or a node (kstatus). Present only while true, never beside Reconciling.";
+        PERMISSIONS = "Permissions", "GatewayNode",
+            "The agent may change netfilter, routes, addresses and interface settings (NET_ADMIN), and send ARP (NET_RAW).";
+        BACKEND = "Backend", "GatewayNode",
+            "The iptables tools are there, and the variant (nft or legacy) is known. False: no tool. The message says which one was chosen and why.";
+        LOCK = "Lock", "GatewayNode",
+            "The xtables lock was to be had. False: somebody holds it, the message says who if that is known.";
+        INTERFACES = "Interfaces", "GatewayNode",
+            "Every interface that a network of this node needs is there, once.";
+        FORWARDING = "Forwarding", "GatewayNode",
+            "IPv4 forwarding is on where networks of this node need it.";
+        REVERSE_PATH_FILTER = "ReversePathFilter", "GatewayNode",
+            "The reverse path filter lets answers through: it is off or loose on the interfaces in use, or strict where that does no harm.";
+        FOREIGN_FORWARD = "ForeignForwardDrop", "GatewayNode",
+            "A finding, not a fault. True: another program drops forwarded packets by policy or rule (docker, firewalld, ...); stagenet's accepts stand ahead of it.";
+        BRIDGE_NETFILTER = "BridgeNetfilter", "GatewayNode",
+            "A finding, not a fault. True: bridged packets pass iptables too (net.bridge.bridge-nf-call-iptables=1, as Kubernetes sets it); stagenet's rules allow for it.";
+        CONNTRACK_ROOM = "ConntrackRoom", "GatewayNode",
+            "The connection table has room: less than nine tenths of nf_conntrack_max are in use.";
+        IPV6_FENCE = "Ipv6Fence", "GatewayNode",
+            "IPv6 of the closed networks is fenced off, or the kernel has no IPv6.";
+        FENCE = "Fence", "GatewayNode",
+            "The fence of every closed network of this node was read back from the kernel.";
+    }
+}
+
+reasons! {
+    ACCEPTED = "Accepted", "The object is valid and stands.", "Nothing.";
+    RESOLVED = "Resolved", "Everything that the object refers to exists.", "Nothing.";
+    PROGRAMMED = "Programmed", "Every gateway that should serve it has read it back from its kernel.", "Nothing.";
+    READY = "Ready", "All is as asked for.", "Nothing.";
+
+    INVALID = "Invalid", "A field has a value that cannot be used; the message names the field and says what it must be.",
+        "Correct the field and apply the object again.";
+    POOL = "OutsidePool", "The virtual address is not in the network's pool (`spec.outside.addresses`).",
+        "Choose an address of the pool, or ask the administrator to widen it.";
+    PROTECTED = "Protected", "The address lies in a range that the network declares to be production (`spec.protected`).",
+        "Choose another address. What is protected cannot be claimed, whatever else is said.";
+    TARGET_OUTSIDE = "TargetOutside", "The target is not in the network's inside prefixes (`spec.inside.addresses`).",
+        "Correct the target, or the network's inside prefixes.";
+    TARGET_IS_GATEWAY = "TargetIsGateway", "The target is an address that the gateway itself answers for inside (`spec.inside.gatewayAddresses`).",
+        "Choose the address of a VM as the target.";
+    ADDRESS_OWNED = "AddressOwnedByNode", "The virtual address belongs to an interface of a node; claiming it would cut that node off.",
+        "Choose an address that no host owns.";
+    CONFLICT = "Conflict", "An older claim has the same virtual address and overlapping ports. The older `creationTimestamp` wins, then the first by namespace/name.",
+        "Choose another address or other ports, or delete the claim that the message names.";
+    PREFIX_OVERLAP = "PrefixOverlap", "A prefix of the network overlaps one of another network where the two cannot be told apart.",
+        "Give one of the two networks other prefixes, or other gateway nodes.";
+    NETWORK_NOT_FOUND = "NetworkNotFound", "There is no StagingNetwork of the name in `spec.networkRef`.",
+        "Create the network, or correct the name. The mapping takes effect by itself when the network appears.";
+    NETWORK_NOT_ACCEPTED = "NetworkNotAccepted", "The network that the mapping names is not accepted itself.",
+        "Look at the network: `kubectl describe stagingnetwork NAME`.";
+    NOT_ACCEPTED = "NotAccepted", "Nothing is programmed because the object is not accepted.",
+        "See its condition Accepted.";
+
+    PENDING = "Pending", "Gateways have not reported yet that their kernels hold it.",
+        "Wait some seconds. If it stays: `kubectl get gatewaynodes` and the agent's log on the node that the message names.";
+    WAITING_FOR_AGENT = "WaitingForAgent", "A node is selected as a gateway, but its agent has never reported.",
+        "See whether the agent's pod runs on that node.";
+    NO_GATEWAY = "NoGateway", "No node carries the labels of the network's `spec.gateway.nodeSelector`, or none of those is fit to serve.",
+        "Label a node, or correct the selector. If nodes match, see their `kubectl describe gatewaynode`.";
+    GATEWAY_SILENT = "GatewaySilent", "The gateway's agent has stopped reporting. What its kernel holds goes on working, but nobody can vouch for it.",
+        "See whether the node and its agent are up. The state is Unknown, not False: traffic may well flow.";
+    INTERFACE_MISSING = "InterfaceMissing", "The node has no interface of the given name, or none whose subnet covers the network's addresses.",
+        "Create the interface or correct its name. It is taken into use by itself when it appears.";
+    INTERFACE_AMBIGUOUS = "InterfaceAmbiguous", "Several interfaces of the node have a subnet that covers the network's addresses.",
+        "Name the interface in the network's spec.";
+    SAME_INTERFACE = "SameInterface", "Outside and inside are the same interface: there would be no fence between them.",
+        "Give the closed network an interface of its own.";
+    INTERFACE_SHARED = "InterfaceShared", "The inside interface serves another network as well.",
+        "Give each closed network an inside interface of its own.";
+    ADDRESS_IN_USE = "AddressInUse", "Somebody on the outside segment answers ARP for the virtual address; the message has the hardware address. It was not taken, because that somebody may be production.",
+        "Find the owner of the hardware address, or choose another virtual address. It is asked again from time to time.";
+    PROBING = "Probing", "The agent is asking the outside segment whether anybody has the virtual address already.",
+        "Wait some seconds.";
+    PROBE_FAILED = "ProbeFailed", "The outside segment could not be asked whether anybody has the virtual address, so it was not taken.",
+        "See the message; usually the interface is down or NET_RAW is missing.";
+
+    TOOL_MISSING = "ToolMissing", "An iptables tool is not on the node.",
+        "Install the iptables package, or use the published agent image. Nothing was changed.";
+    NOT_PERMITTED = "NotPermitted", "The kernel refused the agent what it needs.",
+        "Give the agent NET_ADMIN and NET_RAW in the node's network namespace.";
+    LOCK_HELD = "LockHeld", "Another program holds the xtables lock.",
+        "Nothing was changed; it is tried again by itself. If it stays, end the program that the message names.";
+    RESTORE_REJECTED = "RestoreRejected", "The kernel refused a rule; the message has the line and what the tool said. The last good state goes on serving.",
+        "Usually a kernel module is missing on the node. Report it with the line if that is not so.";
+    APPLY_FAILED = "ApplyFailed", "The kernel could not be brought to the planned state.",
+        "See the message. It is tried again by itself, ever more slowly.";
+    OBSERVE_FAILED = "ObserveFailed", "The agent could not read the kernel's state.",
+        "See the message. Nothing is changed before it can be read.";
+
+    AS_PLANNED = "AsPlanned", "The node's kernel holds exactly what is planned.", "Nothing.";
+    DEGRADED = "Degraded", "The node serves, but some mappings or networks could not be programmed.",
+        "See `status.failures` and `status.networks` of the GatewayNode.";
+    STARTING = "Starting", "The agent has not completed its first pass.", "Wait some seconds.";
+    NOTHING_TO_DO = "NothingToDo", "No network concerns this node.",
+        "Nothing, or label the node if it should be a gateway.";
+    DRIFT_FOUND = "DriftFound", "Somebody else changed what stagenet holds in the kernel.",
+        "It is put back by itself. If it stays, see the message for who did it.";
+    DRIFT_REPAIRED = "DriftRepaired", "Somebody else changed what stagenet holds in the kernel, and it was put back. The event says what and, where the kernel tells, by whom.",
+        "Keep the other program from touching chains named SNET-.";
+    FENCE_RAISED = "FenceRaised", "The fence of a closed network stands.", "Nothing.";
+    FENCE_MISSING = "FenceMissing", "The fence of a closed network could not be raised. Nothing is forwarded for it.",
+        "See the message and the node's other conditions.";
+    GATEWAY_MOVED = "GatewayMoved", "Another node attracts the network's traffic now.",
+        "Nothing. Connections that hide the client's address break on a move and have to be made anew.";
+    GATEWAY_ELECTED = "GatewayElected", "A node attracts the network's traffic.", "Nothing.";
+    ADDRESS_RELEASED = "AddressReleased", "A virtual address that somebody else answered for is free now and was taken.", "Nothing.";
+    CLEANED_UP = "CleanedUp", "Everything of stagenet was removed from the node.", "Nothing.";
+
+    AS_NEEDED = "AsNeeded", "The node is as stagenet needs it.", "Nothing.";
+    NOT_CHECKED = "NotChecked", "This could not be found out; the message says why.", "See the message.";
+    BOTH_BACKENDS = "BothBackendsInUse", "Rules of both iptables variants are on the node; packets pass both.",
+        "Works, but is hard to read. Move the other programs to one variant, or choose with `--backend`.";
+    FORWARDING_OFF = "ForwardingOff", "IPv4 forwarding is off on an interface that needs it and could not be switched on.",
+        "See the message; set net.ipv4.conf.INTERFACE.forwarding=1.";
+    STRICT_REVERSE_PATH = "StrictReversePath", "The reverse path filter is strict and would drop translated packets.",
+        "Set net.ipv4.conf.INTERFACE.rp_filter=2 (the greater of `all` and the interface's own counts).";
+    FOREIGN_DROP = "ForeignDrop", "Another program drops forwarded packets.",
+        "Nothing: stagenet accepts what it admits ahead of that.";
+    NO_FOREIGN_DROP = "NoForeignDrop", "No other program drops all forwarded packets.", "Nothing.";
+    BRIDGED_FILTERED = "BridgedPacketsFiltered", "Bridged packets pass iptables.", "Nothing: stagenet's rules allow for it.";
+    BRIDGED_NOT_FILTERED = "BridgedPacketsNotFiltered", "Bridged packets do not pass iptables, or no bridge is in use.", "Nothing.";
+    CONNTRACK_FULL = "ConntrackNearlyFull", "More than nine tenths of the connection table are in use; soon new connections fail.",
+        "Raise net.netfilter.nf_conntrack_max.";
+    IPV6_UNFENCED = "Ipv6Unfenced", "IPv6 of a closed network could not be fenced off.",
+        "Install ip6tables, or switch IPv6 off on the inside interface.";
+
+    MANIFEST_INVALID = "ManifestInvalid", "A manifest could not be read or has an object that cannot be used; the message has the file, the document and the field. Other objects are not affected.",
+        "Correct the file.";
+    DELETED = "Deleted", "The object is gone and nothing of it is left in the kernel.", "Nothing.";
+}
+
+/// The page of a reason.
+pub fn describe(reason: &str) -> Option<&'static ReasonDoc> {
+    ALL.iter().find(|doc| doc.reason == reason)
+}
+
+/// `docs/reasons.md`.
+pub fn markdown() -> String {
+    use std::fmt::Write as _;
+    let mut out = String::from(concat!(
+        "# Conditions and reasons\n\n",
+        "Generated from `src/api/reasons.rs`; `UPDATE=1 cargo test --test crds` writes it anew.\n\n",
+        "The same words stand in `status.conditions`, in events, in metric labels and in what the command line prints.\n\n",
+        "## Condition types\n\n| type | on | meaning of True |\n|---|---|---|\n",
+    ));
+    for doc in types::ALL {
+        let _ = write!(out, "| `{}` | {} | {} |\n", doc.name, doc.on, doc.what);
+    }
+    out.push_str("\n## Reasons\n\n| reason | what it says | what to do |\n|---|---|---|\n");
+    for doc in ALL {
+        let _ = write!(out, "| `{}` | {} | {} |\n", doc.reason, doc.what, doc.next);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn camel_case(word: &str) -> bool {
+        word.starts_with(|c: char| c.is_ascii_uppercase()) && word.chars().all(|c| c.is_ascii_alphanumeric()) && word.len() <= 64
+    }
+
+    #[test]
+    fn words_are_camel_case_and_said_once() {
+        let mut seen = BTreeSet::new();
+        for doc in ALL {
+            assert!(camel_case(doc.reason), "{}", doc.reason);
+            assert!(seen.insert(doc.reason), "{} twice", doc.reason);
+        }
+        let mut seen = BTreeSet::new();
+        for doc in types::ALL {
+            assert!(camel_case(doc.name), "{}", doc.name);
+            assert!(seen.insert(doc.name), "{} twice", doc.name);
+        }
+    }
+
+    #[test]
+    fn every_reason_says_what_and_what_next_in_a_table_cell() {
+        for doc in ALL {
+            for text in [doc.what, doc.next] {
+                assert!(
+                    text.ends_with('.') && !text.contains('|') && !text.contains('\n'),
+                    "{}: {text}",
+                    doc.reason
+                );
+            }
+            assert_eq!(describe(doc.reason), Some(doc));
+        }
+        assert_eq!(describe("NoSuchReason"), None);
+    }
+}
