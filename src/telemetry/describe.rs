@@ -1,0 +1,228 @@
+//! The one list of metrics: name, kind, labels, meaning. Registration and documentation both read it.
+
+use std::fmt::Write as _;
+
+/// What a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only grows; its sample carries the suffix `_total`.
+    Counter,
+    /// Goes up and down.
+    Gauge,
+    /// Observations in buckets.
+    Histogram,
+}
+
+impl Kind {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+        }
+    }
+}
+
+/// One metric.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Name without the prefix `stagenet_`, and without the counters' suffix.
+    pub name: &'static str,
+    /// Kind.
+    pub kind: Kind,
+    /// Labels; bounded in number by what they name, never one value an object of a user.
+    pub labels: &'static [&'static str],
+    /// What it tells.
+    pub help: &'static str,
+}
+
+impl Descriptor {
+    /// The name as it is scraped.
+    pub fn scraped_name(&self) -> String {
+        let suffix = if self.kind == Kind::Counter { "_total" } else { "" };
+        format!("stagenet_{}{suffix}", self.name)
+    }
+}
+
+/// Duration of passes.
+pub const APPLY_DURATION: Descriptor = Descriptor {
+    name: "agent_apply_duration_seconds",
+    kind: Kind::Histogram,
+    labels: &[],
+    help: "Time one pass of the agent took, from observing the kernel to reading it back",
+};
+/// Passes by result.
+pub const APPLIES: Descriptor = Descriptor {
+    name: "agent_applies",
+    kind: Kind::Counter,
+    labels: &["result"],
+    help: "Passes of the agent: result is unchanged (nothing to write), changed (all written and read back) or failed",
+};
+/// Repairs.
+pub const DRIFT_REPAIRS: Descriptor = Descriptor {
+    name: "agent_drift_repairs",
+    kind: Kind::Counter,
+    labels: &["table"],
+    help: "Changes by others that were repaired; table is mangle, nat, filter, route, proxy, address or link",
+};
+/// Mappings.
+pub const MAPPINGS: Descriptor = Descriptor {
+    name: "agent_mappings",
+    kind: Kind::Gauge,
+    labels: &["state"],
+    help: "Mappings that concern this node: state is programmed (read back from the kernel), failed or refused",
+};
+/// Networks.
+pub const NETWORKS: Descriptor = Descriptor {
+    name: "agent_networks",
+    kind: Kind::Gauge,
+    labels: &["role"],
+    help: "Networks that concern this node, by its role: active, standby or client",
+};
+/// Fences.
+pub const FENCED: Descriptor = Descriptor {
+    name: "agent_fenced_networks",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Networks whose fence stands on this node, as read back from the kernel",
+};
+/// Quarantine.
+pub const QUARANTINED: Descriptor = Descriptor {
+    name: "agent_quarantined_mappings",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Mappings left out because the kernel refused a rule of theirs",
+};
+/// Last success.
+pub const LAST_SUCCESS: Descriptor = Descriptor {
+    name: "agent_last_success_timestamp_seconds",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Unix time at which a pass last ended without an error; 0 until then",
+};
+/// Denied packets.
+pub const DENIED: Descriptor = Descriptor {
+    name: "agent_denied_packets",
+    kind: Kind::Counter,
+    labels: &["network", "direction"],
+    help: "Packets that the fence dropped, read from the kernel every 15 seconds; direction is in, out, node or unmapped",
+};
+/// Deleted flows.
+pub const FLOWS_DELETED: Descriptor = Descriptor {
+    name: "agent_flows_deleted",
+    kind: Kind::Counter,
+    labels: &[],
+    help: "Connection table entries deleted because the plan no longer agrees with them",
+};
+/// Source problems.
+pub const SOURCE_PROBLEMS: Descriptor = Descriptor {
+    name: "agent_source_problems",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Files or objects that cannot be decoded at present; their last good version stays in force where there is one",
+};
+/// Reports.
+pub const REPORTS: Descriptor = Descriptor {
+    name: "agent_reports",
+    kind: Kind::Counter,
+    labels: &["result"],
+    help: "Status reports written to the API server or the status file: result is written or failed",
+};
+/// Reconciles of the controller.
+pub const RECONCILES: Descriptor = Descriptor {
+    name: "controller_reconciles",
+    kind: Kind::Counter,
+    labels: &["kind", "result"],
+    help: "Reconciles of the controller: kind is NatMapping or StagingNetwork, result is unchanged, written or failed",
+};
+/// Leadership.
+pub const LEADER: Descriptor = Descriptor {
+    name: "controller_leader",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "1 while this controller holds the leader Lease, else 0",
+};
+/// Build.
+pub const BUILD_INFO: Descriptor = Descriptor {
+    name: "build_info",
+    kind: Kind::Gauge,
+    labels: &["version"],
+    help: "Always 1; the label tells the version",
+};
+
+/// All metrics, in the order in which they are documented.
+pub const ALL: &[Descriptor] = &[
+    BUILD_INFO,
+    APPLY_DURATION,
+    APPLIES,
+    LAST_SUCCESS,
+    DRIFT_REPAIRS,
+    MAPPINGS,
+    NETWORKS,
+    FENCED,
+    QUARANTINED,
+    DENIED,
+    FLOWS_DELETED,
+    SOURCE_PROBLEMS,
+    REPORTS,
+    RECONCILES,
+    LEADER,
+];
+
+/// `docs/metrics.md`.
+pub fn markdown() -> String {
+    let mut out = String::from(
+        "# Metrics\n\n\
+         <!-- Made from src/telemetry/describe.rs; a test compares the two. Write it anew with `STAGENET_UPDATE=1 cargo test --lib telemetry`. -->\n\n\
+         `stagenet agent` and `stagenet controller` serve these at `/metrics` of their `--listen` address, in base units (seconds, packets).\n\
+         A metric with labels appears once there is something to tell. No label ever names a mapping, so the number of series does not\n\
+         grow with the number of claims.\n\n\
+         | metric | kind | labels | tells |\n|---|---|---|---|\n",
+    );
+    for d in ALL {
+        let labels = if d.labels.is_empty() {
+            "none".to_owned()
+        } else {
+            format!("`{}`", d.labels.join("`, `"))
+        };
+        let _ = writeln!(out, "| `{}` | {} | {labels} | {} |", d.scraped_name(), d.kind.as_str(), d.help);
+    }
+    out.push_str(
+        "\n## Worth an alert\n\n\
+         | expression | why |\n|---|---|\n\
+         | `time() - stagenet_agent_last_success_timestamp_seconds > 300` | the node has not been as planned for five minutes; `kubectl describe gwnode` says why |\n\
+         | `rate(stagenet_agent_drift_repairs_total[10m]) > 0.1` | something else on the node keeps changing what stagenet put there; the agent's log names the process |\n\
+         | `increase(stagenet_agent_denied_packets_total{direction=\"out\"}[10m]) > 0` | a restored VM tries to leave the closed network (it was stopped) |\n\
+         | `stagenet_agent_quarantined_mappings > 0` | the kernel refuses a rule; the mapping's status names the line |\n\
+         | `sum(stagenet_controller_leader) != 1` | no controller, or two, believe that they lead |\n",
+    );
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_committed_page_is_fresh() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+        if std::env::var_os("STAGENET_UPDATE").is_some() {
+            std::fs::write(path, markdown()).unwrap();
+        }
+        assert_eq!(
+            std::fs::read_to_string(path).unwrap_or_default(),
+            markdown(),
+            "docs/metrics.md is stale: run STAGENET_UPDATE=1 cargo test --lib telemetry"
+        );
+    }
+
+    #[test]
+    fn names_are_distinct_and_in_base_units() {
+        let names: std::collections::BTreeSet<_> = ALL.iter().map(Descriptor::scraped_name).collect();
+        assert_eq!(names.len(), ALL.len());
+        for name in names {
+            assert!(!name.ends_with("_ms") && !name.contains("milli"), "{name} is not in base units");
+        }
+    }
+}

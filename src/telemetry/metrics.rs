@@ -1,0 +1,245 @@
+//! The metrics themselves. One value is made at start and shared.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicU64;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
+
+use super::describe::{self, Descriptor};
+
+/// Label `result`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ResultLabel {
+    /// How it ended.
+    pub result: &'static str,
+}
+
+/// Label `table`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct TableLabel {
+    /// Where.
+    pub table: String,
+}
+
+/// Label `state`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct StateLabel {
+    /// Which state.
+    pub state: &'static str,
+}
+
+/// Label `role`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RoleLabel {
+    /// Which role.
+    pub role: &'static str,
+}
+
+/// Labels of denied packets.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct DeniedLabels {
+    /// The network's name.
+    pub network: String,
+    /// in, out, node or unmapped.
+    pub direction: String,
+}
+
+/// Labels of reconciles.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ReconcileLabels {
+    /// Kind of the object.
+    pub kind: &'static str,
+    /// How it ended.
+    pub result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BuildLabels {
+    version: &'static str,
+}
+
+/// All metrics of one process, documented in [`describe`].
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    /// [`describe::APPLY_DURATION`]
+    pub apply_duration: Histogram,
+    /// [`describe::APPLIES`]
+    pub applies: Family<ResultLabel, Counter>,
+    /// [`describe::DRIFT_REPAIRS`]
+    pub drift_repairs: Family<TableLabel, Counter>,
+    /// [`describe::MAPPINGS`]
+    pub mappings: Family<StateLabel, Gauge>,
+    /// [`describe::NETWORKS`]
+    pub networks: Family<RoleLabel, Gauge>,
+    /// [`describe::FENCED`]
+    pub fenced: Gauge,
+    /// [`describe::QUARANTINED`]
+    pub quarantined: Gauge,
+    /// [`describe::LAST_SUCCESS`]
+    pub last_success: Gauge<f64, AtomicU64>,
+    /// [`describe::DENIED`]
+    denied: Family<DeniedLabels, Counter>,
+    /// Kernel counters as last read: they restart at 0 when a chain is replaced, a Prometheus counter must not.
+    denied_seen: Mutex<BTreeMap<(String, String), u64>>,
+    /// [`describe::FLOWS_DELETED`]
+    pub flows_deleted: Counter,
+    /// [`describe::SOURCE_PROBLEMS`]
+    pub source_problems: Gauge,
+    /// [`describe::REPORTS`]
+    pub reports: Family<ResultLabel, Counter>,
+    /// [`describe::RECONCILES`]
+    pub reconciles: Family<ReconcileLabels, Counter>,
+    /// [`describe::LEADER`]
+    pub leader: Gauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Metrics {
+    /// All metrics at their start values.
+    pub fn new() -> Self {
+        // A pass takes 3 ms for one change and 0.5 s for a cold start with 10 000 mappings; a held lock adds up to 5 s.
+        let buckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+        let build: Family<BuildLabels, Gauge> = Family::default();
+        build
+            .get_or_create(&BuildLabels {
+                version: env!("CARGO_PKG_VERSION"),
+            })
+            .set(1);
+        let mut metrics = Self {
+            registry: Registry::with_prefix("stagenet"),
+            apply_duration: Histogram::new(buckets),
+            applies: Family::default(),
+            drift_repairs: Family::default(),
+            mappings: Family::default(),
+            networks: Family::default(),
+            fenced: Gauge::default(),
+            quarantined: Gauge::default(),
+            last_success: Gauge::default(),
+            denied: Family::default(),
+            denied_seen: Mutex::default(),
+            flows_deleted: Counter::default(),
+            source_problems: Gauge::default(),
+            reports: Family::default(),
+            reconciles: Family::default(),
+            leader: Gauge::default(),
+        };
+        let r = &mut metrics.registry;
+        register(r, describe::BUILD_INFO, build);
+        register(r, describe::APPLY_DURATION, metrics.apply_duration.clone());
+        register(r, describe::APPLIES, metrics.applies.clone());
+        register(r, describe::DRIFT_REPAIRS, metrics.drift_repairs.clone());
+        register(r, describe::MAPPINGS, metrics.mappings.clone());
+        register(r, describe::NETWORKS, metrics.networks.clone());
+        register(r, describe::FENCED, metrics.fenced.clone());
+        register(r, describe::QUARANTINED, metrics.quarantined.clone());
+        register(r, describe::LAST_SUCCESS, metrics.last_success.clone());
+        register(r, describe::DENIED, metrics.denied.clone());
+        register(r, describe::FLOWS_DELETED, metrics.flows_deleted.clone());
+        register(r, describe::SOURCE_PROBLEMS, metrics.source_problems.clone());
+        register(r, describe::REPORTS, metrics.reports.clone());
+        register(r, describe::RECONCILES, metrics.reconciles.clone());
+        register(r, describe::LEADER, metrics.leader.clone());
+        metrics
+    }
+
+    /// Takes over the kernel's counters of denied packets. A counter lower than before has been restarted by the kernel.
+    pub fn set_denied(&self, now: &BTreeMap<(String, String), u64>) {
+        let mut seen = self.denied_seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for (key, &count) in now {
+            let before = seen.get(key).copied().unwrap_or(0);
+            let grown = if count >= before { count - before } else { count };
+            let labels = DeniedLabels {
+                network: key.0.clone(),
+                direction: key.1.clone(),
+            };
+            self.denied.get_or_create(&labels).inc_by(grown);
+        }
+        seen.clone_from(now);
+    }
+
+    /// The page that Prometheus scrapes (OpenMetrics text).
+    pub fn page(&self) -> Result<String, std::fmt::Error> {
+        let mut page = String::new();
+        prometheus_client::encoding::text::encode(&mut page, &self.registry)?;
+        Ok(page)
+    }
+}
+
+fn register(registry: &mut Registry, descriptor: Descriptor, metric: impl Metric) {
+    registry.register(descriptor.name, descriptor.help, metric);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn value(page: &str, series: &str) -> String {
+        let line = page
+            .lines()
+            .find(|l| l.starts_with(series))
+            .unwrap_or_else(|| unreachable_series(page, series));
+        line.rsplit(' ').next().unwrap().to_owned()
+    }
+
+    #[allow(clippy::panic)]
+    fn unreachable_series<'a>(page: &'a str, series: &str) -> &'a str {
+        panic!("no series {series} in:\n{page}")
+    }
+
+    #[test]
+    fn every_descriptor_is_registered_with_its_kind() {
+        let metrics = Metrics::new();
+        // A family without a series is left out of the page.
+        metrics.applies.get_or_create(&ResultLabel { result: "changed" });
+        metrics.reports.get_or_create(&ResultLabel { result: "written" });
+        metrics.drift_repairs.get_or_create(&TableLabel { table: "nat".into() });
+        metrics.mappings.get_or_create(&StateLabel { state: "failed" });
+        metrics.networks.get_or_create(&RoleLabel { role: "active" });
+        metrics.set_denied(&BTreeMap::from([(("b".to_owned(), "out".to_owned()), 1)]));
+        metrics.reconciles.get_or_create(&ReconcileLabels {
+            kind: "NatMapping",
+            result: "written",
+        });
+        let page = metrics.page().unwrap();
+        for d in describe::ALL {
+            let kind = match d.kind {
+                describe::Kind::Counter => "counter",
+                describe::Kind::Gauge => "gauge",
+                describe::Kind::Histogram => "histogram",
+            };
+            assert!(
+                page.contains(&format!("# TYPE stagenet_{} {kind}", d.name)),
+                "{} is not a {kind} in:\n{page}",
+                d.name
+            );
+        }
+        assert_eq!(page.matches("# TYPE").count(), describe::ALL.len());
+    }
+
+    #[test]
+    fn a_restarted_kernel_counter_never_lowers_ours() {
+        let metrics = Metrics::new();
+        let key = ("b".to_owned(), "out".to_owned());
+        for count in [5, 9, 2, 2] {
+            metrics.set_denied(&BTreeMap::from([(key.clone(), count)]));
+        }
+        let page = metrics.page().unwrap();
+        assert_eq!(
+            value(&page, "stagenet_agent_denied_packets_total{network=\"b\",direction=\"out\"}"),
+            "11"
+        );
+    }
+}
