@@ -1,0 +1,174 @@
+//! Netfilter tables in memory: takes our own restore text, all or nothing per table, and tells what of ours is in a table.
+//!
+//! Only the dialect that [`crate::netfilter::render`] writes is understood; every other line is refused, as a kernel would refuse
+//! what it does not know. The rules about order are those of the stricter tool (legacy): a chain must exist before a rule names it,
+//! and a chain that goes must be empty and unreferenced at that line.
+
+use std::collections::BTreeMap;
+
+use crate::host::HostError;
+use crate::netfilter::dump::{ObservedHook, ObservedTable, RuleHash};
+use crate::netfilter::rules::CHAIN_PREFIX;
+use crate::netfilter::{ChainName, Family, Hook, Table};
+
+/// Chains by name, rule texts in order (without `-A CHAIN `). Built-in chains are always there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct FakeTable {
+    pub(super) chains: BTreeMap<String, Vec<String>>,
+}
+
+/// Built-in chains of `table`, as Linux registers them.
+fn builtin(table: Table) -> &'static [&'static str] {
+    match table {
+        Table::Mangle => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
+        Table::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
+        Table::Filter => &["INPUT", "FORWARD", "OUTPUT"],
+    }
+}
+
+/// The value that follows `flag` in a rule's text, quotes taken off.
+fn value<'a>(rule: &'a str, flag: &str) -> Option<&'a str> {
+    let mut words = rule.split_ascii_whitespace();
+    words.find(|w| *w == flag)?;
+    words.next().map(|w| w.trim_matches('"'))
+}
+
+/// The chain of ours that a rule leads to.
+fn leads_to(rule: &str) -> Option<&str> {
+    value(rule, "-j")
+        .or_else(|| value(rule, "-g"))
+        .filter(|c| c.starts_with(CHAIN_PREFIX))
+}
+
+/// The hash that a rule's comment carries: `stagenet:HASH12[:OWNER]`.
+fn hash(rule: &str) -> Option<RuleHash> {
+    let mut parts = value(rule, "--comment")?.split(':');
+    (parts.next() == Some("stagenet")).then_some(())?;
+    let hash = parts.next()?;
+    (hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_hexdigit())).then(|| RuleHash(hash.to_owned()))
+}
+
+impl FakeTable {
+    pub(super) fn new(table: Table) -> Self {
+        Self {
+            chains: builtin(table).iter().map(|c| ((*c).to_owned(), Vec::new())).collect(),
+        }
+    }
+
+    /// What of ours is in here.
+    pub(super) fn observe(&self) -> ObservedTable {
+        let mut seen = ObservedTable::default();
+        for hook in [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Postrouting] {
+            let jumps: Vec<_> = (1..)
+                .zip(self.chains.get(hook.as_str()).into_iter().flatten())
+                .filter(|(_, rule)| value(rule, "--comment") == Some("stagenet"))
+                .filter_map(|(position, rule)| Some((position, ChainName::new(leads_to(rule)?.strip_prefix(CHAIN_PREFIX)?)?)))
+                .collect();
+            if !jumps.is_empty() {
+                seen.hooks.insert(hook, ObservedHook { jumps });
+            }
+        }
+        for (name, rules) in self.chains.iter().filter(|(name, _)| name.starts_with(CHAIN_PREFIX)) {
+            seen.chains.insert(name.clone(), rules.iter().map(|r| hash(r)).collect());
+        }
+        seen
+    }
+
+    fn referenced(&self, chain: &str) -> bool {
+        self.chains.values().flatten().any(|rule| leads_to(rule) == Some(chain))
+    }
+
+    /// Applies one line. The error is what the tool would say.
+    fn apply(&mut self, line: &str) -> Result<(), String> {
+        let bad = || "Bad argument".to_owned();
+        let missing = || "No chain/target/match by that name".to_owned();
+        if let Some(rest) = line.strip_prefix(':') {
+            let name = rest.split(' ').next().filter(|n| n.starts_with(CHAIN_PREFIX)).ok_or_else(bad)?;
+            self.chains.insert(name.to_owned(), Vec::new());
+            return Ok(());
+        }
+        let (verb, rest) = line.split_once(' ').ok_or_else(bad)?;
+        let (name, spec) = rest.split_once(' ').unwrap_or((rest, ""));
+        if matches!(verb, "-A" | "-I") && leads_to(spec).is_some_and(|to| !self.chains.contains_key(to)) {
+            return Err(missing());
+        }
+        if verb == "-X" && self.referenced(name) {
+            return Err("Too many links".to_owned());
+        }
+        let chain = self.chains.get_mut(name).ok_or_else(missing)?;
+        match verb {
+            "-A" => chain.push(spec.to_owned()),
+            "-I" => {
+                let (position, spec) = spec.split_once(' ').ok_or_else(bad)?;
+                let at = position.parse::<usize>().ok().filter(|p| (1..=chain.len() + 1).contains(p));
+                chain.insert(at.ok_or("Index of insertion too big")? - 1, spec.to_owned());
+            }
+            "-D" => {
+                let at = chain.iter().position(|rule| rule == spec);
+                chain.remove(at.ok_or("Bad rule (does a matching rule exist in that chain?)")?);
+            }
+            "-F" if spec.is_empty() => chain.clear(),
+            "-X" if spec.is_empty() && name.starts_with(CHAIN_PREFIX) => {
+                if !chain.is_empty() {
+                    return Err("Directory not empty".to_owned());
+                }
+                self.chains.remove(name);
+            }
+            _ => return Err(bad()),
+        }
+        Ok(())
+    }
+}
+
+/// Runs a restore: one transaction a table. `refuse` may object to any line, as a kernel without some module would.
+pub(super) fn restore(
+    tables: &mut BTreeMap<(Family, Table), FakeTable>,
+    family: Family,
+    text: &str,
+    refuse: impl Fn(&str) -> Option<String>,
+) -> Result<(), HostError> {
+    let mut open: Option<(Table, FakeTable)> = None;
+    for (number, line) in (1..).zip(text.lines()) {
+        let rejected = |table: Option<Table>, said: String| HostError::RestoreRejected {
+            table: table.map_or("?", Table::as_str).to_owned(),
+            line: number,
+            text: line.to_owned(),
+            said,
+        };
+        let line = line.trim_end();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        if let Some(name) = line.strip_prefix('*') {
+            let table = [Table::Mangle, Table::Nat, Table::Filter].into_iter().find(|t| t.as_str() == name);
+            let table = table.ok_or_else(|| rejected(None, "unknown table".to_owned()))?;
+            if open.is_some() {
+                return Err(rejected(Some(table), "COMMIT expected".to_owned()));
+            }
+            let present = tables.get(&(family, table)).cloned().unwrap_or_else(|| FakeTable::new(table));
+            open = Some((table, present));
+            continue;
+        }
+        if line == "COMMIT" {
+            let (table, content) = open.take().ok_or_else(|| rejected(None, "COMMIT without a table".to_owned()))?;
+            tables.insert((family, table), content);
+            continue;
+        }
+        let Some((table, content)) = open.as_mut() else {
+            return Err(rejected(None, "no table named yet".to_owned()));
+        };
+        let table = *table;
+        refuse(line)
+            .map_or_else(|| content.apply(line), Err)
+            .map_err(|said| rejected(Some(table), said))?;
+    }
+    match open {
+        None => Ok(()),
+        Some((table, _)) => Err(HostError::RestoreRejected {
+            table: table.as_str().to_owned(),
+            line: text.lines().count(),
+            text: String::new(),
+            said: "COMMIT expected".to_owned(),
+        }),
+    }
+}
