@@ -1,0 +1,48 @@
+//! Kernel labs: each test runs in a world of its own, on the real kernel, and leaves nothing behind.
+//!
+//! [`isolated`] starts the test binary once more, for that one test, inside fresh network, mount and process namespaces. What the
+//! test makes there (namespaces, interfaces, rules, processes, files below /run and /tmp) ends with it, however it ends. So labs can run
+//! side by side, and twice.
+//!
+//! Labs speak in packets: [`Ns::tcp`] and [`Ns::ping`] are what people do, and snapshots compare what an administrator would see.
+#![allow(dead_code, unreachable_pub, unused_imports)] // every test binary uses its own part of this
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a lab that cannot be built has to end there, saying so
+#![allow(missing_docs)]
+
+mod agent;
+mod net;
+mod seed;
+mod snapshot;
+mod talk;
+mod world;
+
+pub use agent::{Agent, stagenet};
+pub use net::{Ns, Ran, bridge, veth};
+pub use seed::{Backend, Manifests, Seed};
+pub use snapshot::Snapshot;
+pub use talk::{Conversation, Server};
+pub use world::isolated;
+
+use std::time::{Duration, Instant};
+
+/// Waits until `found` gives something, asking every 20 ms; after `bound` the test fails with `what`.
+pub fn wait_for<T>(bound: Duration, what: &str, mut found: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(it) = found() {
+            return it;
+        }
+        assert!(start.elapsed() < bound, "waited {bound:?} in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Waits until `holds`; after `bound` the test fails with `what`.
+pub fn wait_until(bound: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    wait_for(bound, what, || holds().then_some(()));
+}
+
+/// Seconds, for bounds.
+pub const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}

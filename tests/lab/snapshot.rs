@@ -1,0 +1,98 @@
+//! What an administrator would see of a node's networking, as text to be compared byte for byte.
+
+use std::fmt;
+
+use super::Ns;
+
+/// Tables, routes, policy rules, proxy neighbours, addresses and interface settings of a host.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Snapshot(String);
+
+impl Snapshot {
+    /// Takes one. Counters read as [0:0]. A table in which nothing was ever changed reads as no table: neither tool can take
+    /// back that a table was once looked at.
+    pub fn of(ns: &Ns) -> Self {
+        let mut all = String::new();
+        for tool in ["iptables", "ip6tables"] {
+            all += &format!("# {tool} nft\n{}", tables(&ns.sh(&format!("{tool}-nft-save"))));
+            // Running the legacy tool makes tables, so it is run only where there are some.
+            if !ns
+                .try_sh(&format!(
+                    "cat /proc/net/{}_names",
+                    tool.replace("iptables", "ip_tables").replace("ip6tables", "ip6_tables")
+                ))
+                .stdout
+                .is_empty()
+            {
+                all += &format!("# {tool} legacy\n{}", tables(&ns.sh(&format!("{tool}-legacy-save"))));
+            }
+        }
+        for what in ["-4 route show table all", "-4 rule", "-4 neigh show proxy", "-4 -o addr"] {
+            all += &format!("# ip {what}\n{}", ns.sh(&format!("ip {what}")));
+        }
+        all += "# settings\n";
+        all += &ns.sh(concat!(
+            "cd /proc/sys/net/ipv4 && grep -H . ip_forward conf/*/forwarding conf/*/rp_filter conf/*/send_redirects ",
+            "conf/*/proxy_arp conf/*/arp_* conf/*/route_localnet conf/*/accept_local neigh/*/proxy_delay"
+        ));
+        Self(all)
+    }
+
+    /// Fails with the differing lines if `later` is not the same.
+    pub fn assert_same(&self, later: &Self) {
+        let only = |a: &str, b: &str| {
+            a.lines()
+                .filter(|l| !b.lines().any(|m| &m == l))
+                .map(|l| format!("\n  {l}"))
+                .collect::<String>()
+        };
+        assert!(
+            self == later,
+            "the host is not as it was. Gone:{}\nLeft behind:{}\n(in order of the lines, if nothing is listed)\nnow:\n{later:?}",
+            only(&self.0, &later.0),
+            only(&later.0, &self.0)
+        );
+    }
+
+    /// The text.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// `save` output without time stamps and counters, and without tables that hold nothing.
+fn tables(save: &str) -> String {
+    let mut all = String::new();
+    let mut table = String::new();
+    let mut pristine = true;
+    for line in save.lines().filter(|l| !l.starts_with('#')) {
+        let line = without_counters(line);
+        table += &line;
+        table.push('\n');
+        if let Some(chain) = line.strip_prefix(':') {
+            pristine &= chain.contains(" ACCEPT ");
+        } else if line == "COMMIT" {
+            if !pristine {
+                all += &table;
+            }
+            table.clear();
+            pristine = true;
+        } else if !line.starts_with('*') {
+            pristine = false;
+        }
+    }
+    all
+}
+
+fn without_counters(line: &str) -> String {
+    match (line.rfind('['), line.ends_with(']')) {
+        (Some(at), true) if line.starts_with(':') => format!("{}[0:0]", &line[..at]),
+        _ => line.to_owned(),
+    }
+}

@@ -1,0 +1,148 @@
+//! Clients and servers, as plain sockets in the hosts' namespaces.
+//!
+//! Every server says who it is and whom it sees, so a test reads from an answer both where a packet went and as whom.
+
+use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use super::Ns;
+
+/// How long a client waits for an answer that should come.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a client waits to be sure that no answer comes: the labs' packets take far less than a millisecond.
+const SILENCE: Duration = Duration::from_millis(600);
+
+/// A running server. Its threads end with the world.
+#[derive(Debug)]
+pub struct Server;
+
+/// An open TCP connection to a [`Server`].
+#[derive(Debug)]
+pub struct Conversation {
+    stream: BufReader<TcpStream>,
+    /// Which server answered.
+    pub server: String,
+    /// The address that the server sees the client as.
+    pub seen_as: SocketAddr,
+}
+
+impl Ns {
+    /// Serves TCP and UDP on `port` of every address. Greets with "NAME PEER"; repeats every line.
+    pub fn serve(&self, port: u16) -> Server {
+        let name = self.name().to_owned();
+        let (tcp, udp) = self.enter(|| {
+            let any = (Ipv4Addr::UNSPECIFIED, port);
+            (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())
+        });
+        let told = name.clone();
+        std::thread::spawn(move || {
+            for stream in tcp.incoming().map_while(Result::ok) {
+                let name = told.clone();
+                std::thread::spawn(move || repeat_lines(&name, stream));
+            }
+        });
+        std::thread::spawn(move || {
+            let mut buffer = [0; 1500];
+            while let Ok((n, peer)) = udp.recv_from(&mut buffer) {
+                let _ = udp.send_to(format!("{name} {peer} {}", String::from_utf8_lossy(&buffer[..n])).as_bytes(), peer);
+            }
+        });
+        Server
+    }
+
+    /// Connects; None if nobody answers or the connection is refused.
+    pub fn tcp(&self, to: &str) -> Option<Conversation> {
+        self.connect(to, PATIENCE)
+    }
+
+    /// Whether a connection attempt is met with silence (dropped), as opposed to an answer or a refusal.
+    pub fn tcp_is_dropped(&self, to: &str) -> bool {
+        let to: SocketAddr = to.parse().unwrap();
+        match self.enter(|| TcpStream::connect_timeout(&to, SILENCE)) {
+            Ok(_) => false,
+            Err(e) => matches!(e.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock),
+        }
+    }
+
+    fn connect(&self, to: &str, wait: Duration) -> Option<Conversation> {
+        let to: SocketAddr = to.parse().unwrap();
+        let stream = self.enter(|| TcpStream::connect_timeout(&to, wait)).ok()?;
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut stream = BufReader::new(stream);
+        let mut greeting = String::new();
+        stream.read_line(&mut greeting).ok()?;
+        let (server, peer) = greeting.trim().split_once(' ')?;
+        Some(Conversation {
+            server: server.to_owned(),
+            seen_as: peer.parse().unwrap(),
+            stream,
+        })
+    }
+
+    /// Sends a datagram and returns (server, address seen); None if nobody answers.
+    pub fn udp(&self, to: &str) -> Option<(String, SocketAddr)> {
+        self.udp_from("0.0.0.0:0", to)
+    }
+
+    /// The same from a chosen local address and port.
+    pub fn udp_from(&self, from: &str, to: &str) -> Option<(String, SocketAddr)> {
+        let socket = self.enter(|| UdpSocket::bind(from)).unwrap();
+        socket.set_read_timeout(Some(SILENCE)).unwrap();
+        // Asked twice: a first datagram may be lost while ARP is under way.
+        for _ in 0..2 {
+            if self.enter(|| socket.send_to(b"?", to)).is_err() {
+                continue;
+            }
+            let mut buffer = [0; 1500];
+            if let Ok((n, peer)) = socket.recv_from(&mut buffer) {
+                assert_eq!(peer, to.parse().unwrap(), "the answer has to come from whom was asked");
+                let text = String::from_utf8_lossy(&buffer[..n]).into_owned();
+                let mut words = text.split(' ');
+                return Some((words.next()?.to_owned(), words.next()?.parse().ok()?));
+            }
+        }
+        None
+    }
+
+    /// Whether an ICMP echo is answered within a second.
+    pub fn ping(&self, to: &str) -> bool {
+        self.exec("ping", &["-n", "-c", "1", "-W", "1", to]).code == 0
+    }
+}
+
+impl Conversation {
+    /// Says a line and waits for its repetition: whether the connection still works.
+    pub fn works(&mut self) -> bool {
+        self.says("still here", PATIENCE)
+    }
+
+    /// Whether the connection has gone silent.
+    pub fn is_cut(&mut self) -> bool {
+        !self.says("anybody", SILENCE)
+    }
+
+    fn says(&mut self, line: &str, wait: Duration) -> bool {
+        self.stream.get_ref().set_read_timeout(Some(wait)).unwrap();
+        if writeln!(self.stream.get_mut(), "{line}").is_err() {
+            return false;
+        }
+        let mut answer = String::new();
+        self.stream.read_line(&mut answer).is_ok() && answer.trim_end() == line
+    }
+}
+
+fn repeat_lines(name: &str, stream: TcpStream) {
+    let Ok(peer) = stream.peer_addr() else { return };
+    let mut reader = BufReader::new(stream);
+    if writeln!(reader.get_mut(), "{name} {peer}").is_err() {
+        return;
+    }
+    let mut line = String::new();
+    while reader.read_line(&mut line).is_ok_and(|n| n > 0) {
+        if reader.get_mut().write_all(line.as_bytes()).is_err() {
+            return;
+        }
+        line.clear();
+    }
+}
