@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the build, the tests and the demo need and the machine lacks. Quick when nothing is missing.
 #
-#   hack/install-deps.sh [test|demo]...      default: both
+#   hack/install-deps.sh [build|test|demo]...      default: all
 #
 # Debian packages come from apt, without recommendations; no service that a package brings is started. cargo-deny is
 # built once into $STAGENET_CACHE (default: $XDG_CACHE_HOME/stagenet or ~/.cache/stagenet).
@@ -10,19 +10,20 @@ cache=${STAGENET_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/stagenet}
 cargo_deny=0.20.2
 
 # command:package; a path stands for a file that has to be there.
-both=(gcc:gcc /usr/include/string.h:libc6-dev iptables-nft:iptables iptables-legacy:iptables ip:iproute2 conntrack:conntrack ping:iputils-ping
-  unshare:util-linux setpriv:util-linux mount:mount ps:procps timeout:coreutils curl:curl)
-test=(git:git)
-demo=(tcpdump:tcpdump sshd:openssh-server ssh:openssh-client nginx:nginx openssl:openssl dnsmasq:dnsmasq-base dig:bind9-dnsutils
+build=(gcc:gcc /usr/include/string.h:libc6-dev)
+lab=(iptables-nft:iptables iptables-legacy:iptables ip:iproute2 conntrack:conntrack ping:iputils-ping unshare:util-linux mount:mount)
+test=("${lab[@]}" git:git ps:procps)
+demo=("${lab[@]}" curl:curl tcpdump:tcpdump sshd:openssh-server ssh:openssh-client nginx:nginx openssl:openssl dnsmasq:dnsmasq-base dig:bind9-dnsutils
   mariadbd:mariadb-server-core mariadb:mariadb-client-core)
 
-[ $# -gt 0 ] || set -- test demo
-wanted=("${both[@]}")
+[ $# -gt 0 ] || set -- build test demo
+wanted=()
 for set in "$@"; do
   case $set in
+    build) wanted+=("${build[@]}") ;;
     test) wanted+=("${test[@]}") ;;
     demo) wanted+=("${demo[@]}") ;;
-    *) echo "$0: no set called $set; there are: test demo" >&2 && exit 2 ;;
+    *) echo "$0: no set called $set; there are: build test demo" >&2 && exit 2 ;;
   esac
 done
 

@@ -1,0 +1,58 @@
+# What people type here. `make help` lists it.
+#
+# Set CARGO_TARGET_DIR to keep build results elsewhere, STAGENET_CACHE to keep tools and the test control plane elsewhere
+# than in ~/.cache/stagenet. The kernel labs need root; they work in namespaces and leave the machine's network alone.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+export STAGENET_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/stagenet
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+export PATH := $(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+deny := $(STAGENET_CACHE)/$(shell sed -n 's/^cargo_deny=/cargo-deny-/p' hack/install-deps.sh)/bin/cargo-deny
+
+.PHONY: help
+help: ## Lists the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+.PHONY: build
+build: ## Builds the release binary
+	hack/install-deps.sh build
+	cargo build --locked --release
+	@echo "built $(CARGO_TARGET_DIR)/release/stagenet"
+
+.PHONY: demo
+demo: ## Shows the seed experiment with real servers, in namespaces; KEEP=1 leaves it up
+	hack/install-deps.sh build demo
+	cargo build --locked --quiet
+	STAGENET=$(CARGO_TARGET_DIR)/debug/stagenet KEEP=$(KEEP) demo/run
+
+.PHONY: test
+test: deps fmt-check lint demo ## Proves everything: formatting, lints, licences, the demo, all tests with kernel and API labs
+	tests/testbed/build.sh
+	cargo test --locked
+
+.PHONY: test-fast
+test-fast: ## Runs the tests without the labs on a real API server
+	hack/install-deps.sh build test
+	STAGENET_SKIP_API_LABS=1 cargo test --locked
+
+.PHONY: fmt
+fmt: ## Formats the code
+	cargo fmt
+
+.PHONY: fmt-check
+fmt-check:
+	cargo fmt --check
+
+.PHONY: lint
+lint: deps ## Runs clippy and cargo-deny, with warnings denied, and shellcheck where there is one
+	cargo clippy --locked --all-targets -- -D warnings
+	$(deny) check bans licenses sources
+	if command -v shellcheck >/dev/null; then shellcheck -x hack/*.sh tests/testbed/*.sh demo/run demo/lib/*.sh .ci/run; fi
+
+.PHONY: deps
+deps: ## Installs what is missing: Debian packages with apt, cargo-deny into the cache
+	hack/install-deps.sh
