@@ -5,6 +5,7 @@
 
 pub mod diff;
 pub mod dump;
+mod encode;
 pub mod render;
 pub mod rules;
 pub mod trace;
