@@ -2,12 +2,15 @@
 //!
 //! The object stays small however many mappings there are: counts and "synced up to" instead of one entry a mapping.
 
+// The derived schemas live in private copies of the structs.
+#![allow(unreachable_pub)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the agent of one node found and did. Created and written by the agent; nothing here is for users to set.
+/// Empty: there is nothing to ask of a node here.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[kube(
     group = "stagenet.dev",
@@ -18,6 +21,8 @@ use serde::{Deserialize, Serialize};
     category = "stagenet",
     status = "GatewayNodeStatus",
     derive = "PartialEq",
+    doc = "What the agent of one node found, did and failed to do, named as the node. Written by that agent only; nothing here is for people to set. \
+           It can be deleted at any time: an agent that runs writes it anew, and the rules in the kernel do not depend on it.",
     printcolumn(name = "Backend", type_ = "string", json_path = ".status.backend"),
     printcolumn(name = "Networks", type_ = "string", json_path = ".status.networks[*].name"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -37,28 +42,36 @@ pub struct GatewayNodeSpec {}
 pub struct GatewayNodeStatus {
     /// Version of the agent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
     pub agent_version: Option<String>,
-    /// Which iptables tool is used: nft or legacy.
+    /// Which variant of iptables is used on this node: nft or legacy. Absent while it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
     pub backend: Option<String>,
-    /// Ready (summary), and preflight findings.
+    /// Ready sums up; the others are preflight findings, made before the first rule is written: Permissions, Backend, Interfaces, Forwarding and more.
+    /// `docs/reasons.md` explains every type and reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
     /// The node's interfaces that carry IPv4 addresses or that a network names, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub interfaces: Vec<InterfaceStatus>,
     /// One entry a network that this node serves or routes to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub networks: Vec<NetworkReport>,
-    /// What could not be done, at most 32 entries, oldest names first; `failureCount` counts all.
+    /// What could not be done, the first 32 by namespace and name; `failureCount` counts all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["namespace".into(), "name".into()]))]
     pub failures: Vec<FailureReport>,
-    /// How many mappings could not be programmed.
-    #[serde(default)]
+    /// How many mappings could not be programmed. 0 when absent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(schema_with = "count")]
     pub failure_count: u32,
 }
 
@@ -67,19 +80,26 @@ pub struct GatewayNodeStatus {
 #[serde(rename_all = "camelCase")]
 pub struct InterfaceStatus {
     /// Its name.
+    #[schemars(length(max = 15))]
     pub name: String,
     /// The kernel's index, which changes when the interface is made anew.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(schema_with = "count")]
     pub index: u32,
     /// Largest packet, in bytes.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(schema_with = "count")]
     pub mtu: u32,
     /// Whether it is administratively up and has a carrier.
+    #[serde(default, skip_serializing_if = "is_false")]
     pub up: bool,
     /// Its hardware address, empty for interfaces without one.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
     pub mac: String,
     /// Its IPv4 addresses with prefix length, those that stagenet added left out, at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), inner(length(max = 49)))]
     pub addresses: Vec<String>,
 }
 
@@ -99,20 +119,27 @@ pub enum Role {
 #[serde(rename_all = "camelCase")]
 pub struct NetworkReport {
     /// Name of the network.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// What the node does for it.
     pub role: Role,
-    /// Generation of the network that the kernel reflects. 0: none yet.
+    /// `metadata.generation` of the network that the kernel reflects. Absent: none yet.
+    #[serde(default, skip_serializing_if = "is_none_yet")]
     pub observed_generation: i64,
-    /// Whether the fence stands, as read back from the kernel.
+    /// Whether the fence stands, as read back from the kernel. False when absent.
+    #[serde(default, skip_serializing_if = "is_false")]
     pub fenced: bool,
-    /// How many mappings of it were read back from the kernel.
+    /// How many mappings of it were read back from the kernel. 0 when absent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(schema_with = "count")]
     pub programmed: u32,
     /// Every change to mappings of this network up to this resource version is in the kernel, or in `failures`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
     pub synced_resource_version: String,
     /// Why the network is not served, when it is not: a fixed reason.
     #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
     pub reason: String,
     /// The same for people.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -125,12 +152,35 @@ pub struct NetworkReport {
 #[serde(rename_all = "camelCase")]
 pub struct FailureReport {
     /// Namespace of the mapping.
+    #[schemars(length(max = 63))]
     pub namespace: String,
     /// Name of the mapping.
+    #[schemars(length(max = 253))]
     pub name: String,
     /// A fixed reason, such as `AddressInUse`.
+    #[schemars(length(max = 64))]
     pub reason: String,
     /// What happened and what to do.
     #[schemars(length(max = 1024))]
     pub message: String,
+}
+
+fn count(_: &mut schemars::generate::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({ "type": "integer", "format": "int64", "minimum": 0, "maximum": u32::MAX })
+}
+
+// serde calls these with a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(value: &u32) -> bool {
+    *value == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_none_yet(value: &i64) -> bool {
+    *value == 0
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_false(value: &bool) -> bool {
+    !value
 }

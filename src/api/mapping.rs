@@ -1,13 +1,17 @@
 //! `NatMapping`: one claim. This virtual address, or ports of it, leads to that target.
 
+// The derived schemas live in private copies of the structs.
+#![allow(unreachable_pub)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::network::SourceTranslation;
+use super::schema;
 
-/// One claim: a virtual address outside leads to a target in a closed network.
+/// What is claimed, and where it leads.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "stagenet.dev",
@@ -21,6 +25,10 @@ use super::network::SourceTranslation;
     derive = "PartialEq",
     selectable = ".spec.networkRef.name",
     cel,
+    doc = "One claim: a virtual address outside, or ports of it, leads to a machine in a closed network. The address exists nowhere else: the network's \
+           gateway answers for it and translates. Of two claims to the same address and port the older one stands. Deleting the mapping stops new and \
+           open connections. `kubectl wait --for=condition=Ready natmapping/NAME` returns once every gateway has it in its kernel.",
+    validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters long"),
     printcolumn(name = "Virtual", type_ = "string", json_path = ".spec.virtual.address"),
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.target.address"),
     printcolumn(name = "Network", type_ = "string", json_path = ".spec.networkRef.name"),
@@ -35,55 +43,84 @@ use super::network::SourceTranslation;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.virtual.address != self.target.address")
+        .message("target.address must differ from virtual.address: a virtual address must not exist inside")
+)]
 pub struct NatMappingSpec {
-    /// The network whose pool the virtual address comes from. Immutable.
+    /// The network whose pool the virtual address comes from and whose inside the target is in. Immutable: delete the mapping and create it anew to move it.
+    #[x_kube(validation = Rule::new("self == oldSelf").message("is immutable: delete the mapping and create it anew"))]
     pub network_ref: NetworkRef,
     /// What appears outside.
     pub r#virtual: VirtualAddress,
     /// Where it leads.
     pub target: TargetAddress,
-    /// The ports that lead to the target. When omitted, every protocol and port does, one to one.
+    /// The ports that lead to the target, at most 64 entries; packets to other ports of the virtual address are dropped and counted. When omitted, every
+    /// protocol and port leads there, ICMP too, one to one, and the machine's own connections leave under the virtual address where the network's `egress`
+    /// lets them. Different mappings can claim different ports of one virtual address.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["protocol".into(), "port".into()]),
+        validation = Rule::new(
+            "self.all(p, self.exists_one(q, q.protocol == p.protocol && q.port <= (has(p.endPort) ? p.endPort : p.port) \
+             && p.port <= (has(q.endPort) ? q.endPort : q.port)))"
+        ).message("must not overlap: each port of a protocol can lead to one place only")
+    )]
     pub ports: Vec<PortMapping>,
-    /// What the VM sees as the source. The network's setting when omitted.
+    /// What the machine sees as the source of a connection. Masquerade: the gateway's own inside address. Preserve: the client's; the machine's route back
+    /// must lead to the gateway. The network's `sourceTranslation` when omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::present::<SourceTranslation>")]
     pub source_translation: Option<SourceTranslation>,
 }
 
 /// A reference to a `StagingNetwork`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct NetworkRef {
-    /// Its name.
+    /// Name of a StagingNetwork, at most 63 characters. It may be created later than the mapping.
+    #[schemars(schema_with = "schema::network_name")]
     pub name: String,
 }
 
 /// The address that appears outside.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct VirtualAddress {
-    /// An IPv4 address of the network's pool that no host owns, such as 192.168.100.3.
+    /// An IPv4 address of the network's pool that no host owns, such as 192.168.100.3. Before it is taken, the outside segment is asked whether
+    /// somebody has it; if so, it is not taken.
+    #[schemars(schema_with = "schema::address")]
     pub address: String,
 }
 
 /// The address that traffic is delivered to.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct TargetAddress {
-    /// An IPv4 address in the network's inside prefixes, such as 192.168.200.3.
+    /// The machine's own IPv4 address in the closed network, such as 192.168.200.3. It must lie in the network's `inside.addresses`.
+    #[schemars(schema_with = "schema::address")]
     pub address: String,
 }
 
 /// A port or a range of ports.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.endPort) || self.endPort >= self.port").message("endPort must be at least port"),
+    validation = Rule::new("!has(self.targetPort) || self.targetPort + (has(self.endPort) ? self.endPort - self.port : 0) <= 65535")
+        .message("targetPort must leave room for the whole range: its last port must be at most 65535")
+)]
 pub struct PortMapping {
     /// TCP, UDP or SCTP.
     pub protocol: Protocol,
     /// The port at the virtual address, or the first of a range. 1 to 65535.
+    #[schemars(schema_with = "schema::port")]
     pub port: u16,
-    /// The last port of a range at the virtual address, inclusive. Just `port` when omitted.
+    /// The last port of a range at the virtual address, inclusive, 1 to 65535, at least `port`. Just `port` when omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::port")]
     pub end_port: Option<u16>,
-    /// The port at the target, or the first of a range of the same length. The same as `port` when omitted.
+    /// The port at the target, or the first of a range of the same length. 1 to 65535. The same as `port` when omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::port")]
     pub target_port: Option<u16>,
 }
 
@@ -108,9 +145,12 @@ pub struct NatMappingStatus {
     pub observed_generation: Option<i64>,
     /// Name of the node that serves this mapping. Absent while there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
     pub gateway: Option<String>,
-    /// Accepted, `ResolvedRefs`, Programmed and Ready; Conflicted, Reconciling and Stalled only while true.
+    /// Accepted, ResolvedRefs, Programmed and Ready are always there; Conflicted, Reconciling and Stalled only while true. `docs/reasons.md` explains
+    /// every reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }

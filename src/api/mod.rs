@@ -8,6 +8,7 @@ pub mod gatewaynode;
 pub mod mapping;
 pub mod network;
 pub mod reasons;
+pub mod schema;
 
 pub use gatewaynode::{GatewayNode, GatewayNodeSpec, GatewayNodeStatus};
 pub use mapping::{NatMapping, NatMappingSpec, NatMappingStatus};

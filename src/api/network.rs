@@ -1,11 +1,16 @@
 //! `StagingNetwork`: one closed network, its gateway nodes and the pool of virtual addresses that may be claimed.
 
+// The derived schemas live in private copies of the structs.
+#![allow(unreachable_pub)]
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector};
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A closed network and the gateway that makes chosen addresses in it reachable from outside.
+use super::schema;
+
+/// What a closed network is made of: its gateway nodes, its two sides, and what may pass between them.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "stagenet.dev",
@@ -17,6 +22,10 @@ use serde::{Deserialize, Serialize};
     status = "StagingNetworkStatus",
     derive = "PartialEq",
     cel,
+    doc = "A closed network with restored copies of production machines in it, and the gateway that makes chosen ones of them reachable from outside. \
+           Nothing leaves or enters the network but what a NatMapping or `egress` lets through: as soon as the network exists, a fence stands around \
+           it on every gateway node, and what the fence drops is counted. Deleting the network takes its mappings out of service and its fence down.",
+    validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters long"),
     printcolumn(name = "Pool", type_ = "string", json_path = ".spec.outside.addresses[*]"),
     printcolumn(name = "Inside", type_ = "string", json_path = ".spec.inside.addresses[*]"),
     printcolumn(name = "Gateway", type_ = "string", json_path = ".status.activeGateway.node"),
@@ -30,22 +39,40 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "self.outside.addresses.all(p, !isCIDR(p) || self.inside.addresses.all(q, !isCIDR(q) || \
+         (!cidr(p).containsCIDR(q) && !cidr(q).containsCIDR(p))))"
+    ).message("outside.addresses must not overlap inside.addresses: a virtual address must not exist inside"),
+    validation = Rule::new(
+        "!has(self.protected) || self.outside.addresses.all(p, !isCIDR(p) || self.protected.all(q, !isCIDR(q) || !cidr(q).containsCIDR(p)))"
+    ).message("outside.addresses must have no prefix that lies wholly in a protected one: nothing of it could ever be claimed"),
+    validation = Rule::new(
+        "!has(self.outside.interface) || !has(self.inside.interface) || self.outside.interface != self.inside.interface"
+    ).message("inside.interface must differ from outside.interface: there would be no fence between the two sides")
+)]
 pub struct StagingNetworkSpec {
     /// Which nodes have one foot outside and one foot inside.
     pub gateway: Gateway,
     /// The side where clients are, and the virtual addresses that appear there.
     pub outside: Outside,
-    /// The closed side, where the restored VMs are.
+    /// The closed side, where the restored machines are.
     pub inside: Inside,
-    /// What a VM sees as the source of a connection that reaches it by a virtual address.
-    /// Masquerade when omitted.
+    /// What a restored machine sees as the source of a connection that reaches it by a virtual address. Masquerade: the gateway's own inside address, which
+    /// works whatever routes the machine has, but its logs do not show who dialled. Preserve: the client's own address; the machine's route back must lead
+    /// to the gateway, for which `inside.gatewayAddresses` is one way. Masquerade when omitted. A mapping can say otherwise for itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::present::<SourceTranslation>")]
     pub source_translation: Option<SourceTranslation>,
-    /// What may leave the closed network without having been asked for from outside. Nothing when omitted.
+    /// What may leave the closed network without having been asked for from outside. Nothing when omitted. Answers to connections that came in by a
+    /// mapping always pass.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::present::<Egress>")]
     pub egress: Option<Egress>,
-    /// Production prefixes, such as 10.0.0.0/8: never claimable as virtual addresses and never reachable from inside, whatever else is said.
+    /// Production prefixes, such as 10.0.0.0/8, without host bits, at most 256: never claimable as virtual addresses and never reachable from inside, whatever
+    /// else is said. They may cover the inside prefixes, which are a copy of production after all. Nothing is protected when omitted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::any_prefixes")]
     pub protected: Vec<String>,
 }
 
@@ -53,7 +80,9 @@ pub struct StagingNetworkSpec {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Gateway {
-    /// Labels of the nodes that may serve this network. An empty selector selects every node.
+    /// Labels of the nodes that may serve this network. All matching nodes have everything ready, one of them attracts the traffic: see
+    /// `status.activeGateway`. An empty selector, `{}`, selects every node.
+    #[schemars(schema_with = "schema::label_selector")]
     pub node_selector: LabelSelector,
 }
 
@@ -61,18 +90,23 @@ pub struct Gateway {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Outside {
-    /// Name of the gateway's interface on the clients' segment, such as eth0. When omitted: the interface
-    /// whose connected subnet covers `addresses` (names may differ between nodes).
+    /// Name of the gateway's interface on the clients' segment, such as eth0, at most 15 characters. When omitted: the one interface whose connected
+    /// subnet covers `addresses`, whatever its name on each node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::interface")]
     pub interface: Option<String>,
-    /// The pool: prefixes from which virtual addresses may be claimed, and nowhere else.
+    /// The pool: prefixes from which virtual addresses may be claimed, and nowhere else, such as 192.168.100.0/24. Without host bits, no wider than /8,
+    /// at most 64. Addresses in it that hosts own or that nobody claims are left alone.
+    #[schemars(schema_with = "schema::host_prefixes")]
     pub addresses: Vec<String>,
-    /// Whether the gateway answers ARP for claimed addresses. True when omitted; false where
-    /// clients reach the pool by a route.
+    /// Whether the active gateway answers ARP for claimed addresses, so that clients on its outside segment reach them without any route.
+    /// True when omitted. False where clients reach the pool by a route to the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::present::<bool>")]
     pub announce: Option<bool>,
     /// Nodes that get a route to the pool through the active gateway. None when omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::present::<ClientRoutes>")]
     pub client_routes: Option<ClientRoutes>,
 }
 
@@ -80,32 +114,41 @@ pub struct Outside {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct ClientRoutes {
-    /// Labels of these nodes. An empty selector selects every node. The gateway nodes themselves never get the route.
+    /// Labels of these nodes. An empty selector, `{}`, selects every node. The gateway nodes themselves never get the route.
+    #[schemars(schema_with = "schema::label_selector")]
     pub node_selector: LabelSelector,
 }
 
 /// The inside of a network.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "!has(self.gatewayAddresses) || self.gatewayAddresses.all(a, !isIP(a) || self.addresses.exists(p, isCIDR(p) && cidr(p).containsIP(a)))"
+    ).message("gatewayAddresses must lie in inside.addresses")
+)]
 pub struct Inside {
-    /// Name of the gateway's interface in the closed network, such as eth1. When omitted: the interface
-    /// whose connected subnet covers `addresses`.
+    /// Name of the gateway's interface in the closed network, such as eth1, at most 15 characters. When omitted: the one interface whose connected
+    /// subnet covers `addresses`. The fence stands around this interface, so it must lead nowhere else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::interface")]
     pub interface: Option<String>,
-    /// The closed network's own prefixes. Targets of mappings must lie in here.
+    /// The closed network's own prefixes, such as 192.168.200.0/24. Targets of mappings must lie in here. Without host bits, no wider than /8, at most 64.
+    #[schemars(schema_with = "schema::host_prefixes")]
     pub addresses: Vec<String>,
-    /// Addresses that the active gateway answers for inside, usually production's own default gateway, so that
-    /// restored VMs need no change of settings. They must lie in `addresses`.
+    /// Addresses that the active gateway answers for inside, usually that of production's own default gateway, such as 192.168.200.254, so that restored
+    /// machines need no change of settings. They must lie in `addresses`, at most 16. None when omitted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::gateway_addresses")]
     pub gateway_addresses: Vec<String>,
 }
 
-/// What a VM sees as the source of a translated connection.
+/// What a restored machine sees as the source of a translated connection.
 #[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum SourceTranslation {
-    /// The gateway's inside address: works whatever routes the VM has.
+    /// The gateway's inside address: works whatever routes the machine has.
     Masquerade,
-    /// The client's own address: the VM's route back must lead to the gateway.
+    /// The client's own address: the machine's route back must lead to the gateway.
     Preserve,
 }
 
@@ -113,12 +156,13 @@ pub enum SourceTranslation {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Egress {
-    /// Deny: no new connection leaves. Allow: VMs with a mapping of all protocols may open connections and leave under their
-    /// virtual address; protected prefixes and other closed networks stay out of reach, and VMs without such a mapping
-    /// have no address outside and stay inside.
+    /// The answer to a new connection from inside to outside. Deny: it is dropped and counted. Allow: machines with a mapping of all protocols may open connections
+    /// and leave under their virtual address; protected prefixes and other closed networks stay out of reach, and machines without such a mapping have
+    /// no address outside and stay inside.
     pub default: EgressDefault,
-    /// Whether denied packets are also sent to NFLOG group 5 (at most 5 a second). They are always counted. False when omitted.
+    /// Whether denied packets are also sent to NFLOG group 5, at most 5 a second for each network and direction. They are always counted. False when omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::present::<bool>")]
     pub log: Option<bool>,
 }
 
@@ -127,7 +171,7 @@ pub struct Egress {
 pub enum EgressDefault {
     /// Dropped and counted.
     Deny,
-    /// Passes under the VM's virtual address.
+    /// Passes under the machine's virtual address.
     Allow,
 }
 
@@ -141,9 +185,10 @@ pub struct StagingNetworkStatus {
     /// The node that attracts this network's traffic. Absent while there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_gateway: Option<ActiveGateway>,
-    /// Accepted, Programmed, Ready, and Reconciling or Stalled while true.
+    /// Accepted, Programmed and Ready are always there; Reconciling or Stalled only while true. `docs/reasons.md` explains every reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
 }
 
@@ -152,8 +197,10 @@ pub struct StagingNetworkStatus {
 #[serde(rename_all = "camelCase")]
 pub struct ActiveGateway {
     /// Name of the node.
+    #[schemars(length(max = 253))]
     pub node: String,
     /// The node's own address on the outside segment: the next hop of client routes. Absent while its interface has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 45))]
     pub address: Option<String>,
 }

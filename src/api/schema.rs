@@ -1,0 +1,168 @@
+//! Schemas of the values that several fields share: addresses, prefixes, interface names, ports, label selectors.
+//!
+//! Every string, list and number is bounded, so that CEL rules stay within the API server's cost budget. A form that means the same as another one is
+//! refused and never rewritten: what is stored is what was written. Messages of rules say what the value must be, and each rule holds where an earlier one
+//! fails, so that one mistake is told once. Every function used in a rule is known to kube-apiserver since 1.31 and to kube's client-side validator.
+
+use schemars::generate::SchemaGenerator;
+use schemars::{JsonSchema, Schema, json_schema};
+
+/// Longest name of a network or mapping: it has to fit into the comment of a netfilter rule beside a namespace (xt_comment: 255 bytes).
+pub const NAME_MAX: usize = 63;
+/// Most prefixes in a pool or inside.
+pub const PREFIXES_MAX: usize = 64;
+/// Most protected prefixes.
+pub const PROTECTED_MAX: usize = 256;
+/// Most addresses that a gateway answers for inside.
+pub const GATEWAY_ADDRESSES_MAX: usize = 16;
+/// Most entries in `ports`.
+pub const PORTS_MAX: usize = 64;
+
+/// The schema of `T` itself, for an optional field: it may be left out, but not be null.
+pub(super) fn present<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
+    T::json_schema(generator)
+}
+
+/// An IPv4 address that a host can have.
+pub(super) fn address(_: &mut SchemaGenerator) -> Schema {
+    address_schema()
+}
+
+/// A set of addresses.
+pub(super) fn gateway_addresses(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array", "maxItems": GATEWAY_ADDRESSES_MAX, "x-kubernetes-list-type": "set",
+        "items": address_schema(),
+    })
+}
+
+/// A set of prefixes that hosts live in, at least one.
+pub(super) fn host_prefixes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array", "minItems": 1, "maxItems": PREFIXES_MAX, "x-kubernetes-list-type": "set",
+        "items": prefix_schema(&[
+            (
+                "!isCIDR(self) || cidr(self).prefixLength() >= 8",
+                "must be no wider than /8",
+            ),
+            (
+                "!isCIDR(self) || (cidr(self).ip().isGlobalUnicast() && !self.startsWith('0.'))",
+                "must be a prefix that hosts can live in: not unspecified, loopback, link-local, multicast or broadcast",
+            ),
+        ]),
+    })
+}
+
+/// A set of prefixes of any kind.
+pub(super) fn any_prefixes(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array", "maxItems": PROTECTED_MAX, "x-kubernetes-list-type": "set",
+        "items": prefix_schema(&[]),
+    })
+}
+
+/// Name of a network interface: the kernel's limit is 15 bytes (IFNAMSIZ), and no character may have a meaning for iptables (`+`, `!`).
+pub(super) fn interface(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string", "minLength": 1, "maxLength": 15,
+        "x-kubernetes-validations": [
+            {
+                "rule": "self.matches('^[A-Za-z0-9_][A-Za-z0-9_.@-]*$')",
+                "message": "must be the name of an interface: letters, digits, '_', '.', '@' and '-', the first a letter, a digit or '_'",
+            },
+            { "rule": "self != 'lo'", "message": "must be an interface that leads somewhere, not lo" },
+        ],
+    })
+}
+
+/// Name of a `StagingNetwork`.
+pub(super) fn network_name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string", "minLength": 1, "maxLength": NAME_MAX,
+        "x-kubernetes-validations": [{
+            "rule": "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')",
+            "message": "must be the name of a StagingNetwork: lower-case letters, digits, '-' and '.', the first and last a letter or digit",
+        }],
+    })
+}
+
+/// A port number of a transport protocol. 0 cannot be dialled.
+pub(super) fn port(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "format": "int32", "minimum": 1, "maximum": 65535 })
+}
+
+/// A label selector as Kubernetes has it, bounded.
+pub(super) fn label_selector(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "x-kubernetes-map-type": "atomic",
+        "properties": {
+            "matchLabels": {
+                "description": "Labels that a node must have, with exactly these values. All of them.",
+                "type": "object", "maxProperties": 32,
+                "additionalProperties": { "type": "string", "maxLength": 63 },
+                "x-kubernetes-validations": [{
+                    "rule": "self.all(key, size(key) > 0 && size(key) <= 317)",
+                    "message": "must have label names of 1 to 317 characters",
+                }],
+            },
+            "matchExpressions": {
+                "description": "Conditions on the labels of a node. All of them.",
+                "type": "array", "maxItems": 32, "x-kubernetes-list-type": "atomic",
+                "items": {
+                    "type": "object",
+                    "required": ["key", "operator"],
+                    "properties": {
+                        "key": { "description": "Name of the label.", "type": "string", "minLength": 1, "maxLength": 317 },
+                        "operator": {
+                            "description": "In: the label has one of `values`. NotIn: it has none of them, or is absent. Exists, DoesNotExist: whatever its value.",
+                            "type": "string", "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
+                        },
+                        "values": {
+                            "description": "Values for In and NotIn.",
+                            "type": "array", "maxItems": 64, "x-kubernetes-list-type": "atomic",
+                            "items": { "type": "string", "maxLength": 63 },
+                        },
+                    },
+                    "x-kubernetes-validations": [{
+                        "rule": "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+                        "message": "values must be given with In and NotIn, and only with these",
+                    }],
+                },
+            },
+        },
+    })
+}
+
+fn address_schema() -> Schema {
+    // 45 is the longest IPv6 address: such a value gets the rule's answer instead of a complaint about its length.
+    json_schema!({
+        "type": "string", "minLength": 1, "maxLength": 45,
+        "x-kubernetes-validations": [
+            { "rule": "isIP(self) && ip(self).family() == 4", "message": "must be an IPv4 address, such as 192.168.100.3" },
+            {
+                "rule": "!isIP(self) || ip(self).family() != 4 || (ip(self).isGlobalUnicast() && !self.startsWith('0.'))",
+                "message": "must be an address that a host can have: not unspecified, loopback, link-local, multicast or broadcast",
+            },
+        ],
+    })
+}
+
+fn prefix_schema(more: &[(&str, &str)]) -> Schema {
+    let mut rules = vec![
+        serde_json::json!({
+            "rule": "isCIDR(self) && cidr(self).ip().family() == 4",
+            "message": "must be an IPv4 prefix, such as 192.168.100.0/24",
+        }),
+        serde_json::json!({
+            "rule": "!isCIDR(self) || string(cidr(self).masked()) == self",
+            "message": "must have no host bits set",
+            "messageExpression": "'must have no host bits set: write ' + string(cidr(self).masked())",
+        }),
+    ];
+    rules.extend(
+        more.iter()
+            .map(|(rule, message)| serde_json::json!({ "rule": rule, "message": message })),
+    );
+    json_schema!({ "type": "string", "minLength": 1, "maxLength": 49, "x-kubernetes-validations": rules })
+}
