@@ -1,0 +1,154 @@
+//! From which resource version on a gateway's report is about the mapping as it is now. Pure.
+//!
+//! A gateway reports "every change to mappings up to resource version S is in my kernel" (`syncedResourceVersion`). A mapping is
+//! programmed when S has reached the version R that is remembered here. Why resource versions and not generations: the report stays of one
+//! size however many mappings there are. Why this terminates and never says "programmed" too early:
+//!
+//! - **R is the version at which this process first saw the generation**, an upper bound of the version that introduced it: an
+//!   agent that has seen R has seen that generation. After a restart of the controller R is the mapping's present version, which
+//!   every agent reaches too, because its watch delivers the same object.
+//! - **Writing status raises the mapping's own version but not R.** The agent follows with one report for a whole batch of
+//!   such writes, the controller finds nothing to write, and it ends there. R never chases the controller's own writes.
+//! - **A claim that stands only now, though its own spec is unchanged** (the older claim was deleted, the network was corrected): an
+//!   agent may have reported R long ago, when it had refused the same claim. The controller's own write of `Accepted=True` settles this: the
+//!   agent's watch delivers that write after the deletion that caused it, so R moves once, to the first version that does not say
+//!   `Accepted=False` any more, and until then the mapping is not programmed.
+
+use std::collections::BTreeMap;
+
+use kube::ResourceExt;
+
+use crate::api::reasons::types;
+use crate::api::NatMapping;
+use crate::plan::MappingKey;
+
+/// What is remembered of every mapping.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seen(BTreeMap<MappingKey, Sighting>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Sighting {
+    uid: Option<String>,
+    generation: Option<i64>,
+    refused: bool,
+    version: String,
+}
+
+/// What a report must say for a mapping to count as programmed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Requirement<'a> {
+    /// Any report will do: there are no resource versions (no cluster).
+    None,
+    /// A report that has reached this resource version.
+    Version(&'a str),
+    /// No report yet: the stored status still refuses the mapping.
+    Rewritten,
+}
+
+impl Seen {
+    /// Takes note of all mappings as they are now and forgets those that are gone.
+    pub fn observe<'a>(&mut self, mappings: impl IntoIterator<Item = &'a NatMapping>) {
+        let mut before = std::mem::take(&mut self.0);
+        for mapping in mappings {
+            let key = key(mapping);
+            let now = Sighting {
+                uid: mapping.metadata.uid.clone(),
+                generation: mapping.metadata.generation,
+                refused: refused(mapping),
+                version: mapping.resource_version().unwrap_or_default(),
+            };
+            let kept = before.remove(&key).filter(|old| old.still_about(&now));
+            self.0.insert(key, kept.unwrap_or(now));
+        }
+    }
+
+    /// What a report must say about `mapping`.
+    pub fn requirement(&self, key: &MappingKey) -> Requirement<'_> {
+        match self.0.get(key) {
+            None => Requirement::None,
+            Some(sighting) if sighting.version.is_empty() => Requirement::None,
+            Some(sighting) if sighting.refused => Requirement::Rewritten,
+            Some(sighting) => Requirement::Version(&sighting.version),
+        }
+    }
+}
+
+impl Sighting {
+    /// Whether what was remembered is still right, given what is seen now.
+    fn still_about(&self, now: &Self) -> bool {
+        self.uid == now.uid && self.generation == now.generation && self.refused == now.refused
+    }
+}
+
+/// `namespace/name` of an object.
+pub fn key(mapping: &NatMapping) -> MappingKey {
+    MappingKey {
+        namespace: mapping.namespace().unwrap_or_default(),
+        name: mapping.name_any(),
+    }
+}
+
+/// Whether the stored status refuses the mapping, whatever generation it is about.
+fn refused(mapping: &NatMapping) -> bool {
+    let conditions = mapping.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    conditions.iter().any(|c| c.type_ == types::ACCEPTED && c.status == "False")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::testing::{condition, mapping};
+
+    fn at(version: &str, generation: i64, accepted: Option<&str>) -> NatMapping {
+        let mut object = mapping("default", "vm03");
+        object.metadata.resource_version = Some(version.into());
+        object.metadata.generation = Some(generation);
+        object.status = accepted.map(|status| crate::api::NatMappingStatus {
+            conditions: vec![condition(types::ACCEPTED, status, "Any")],
+            ..Default::default()
+        });
+        object
+    }
+
+    fn after(history: &[NatMapping]) -> Seen {
+        let mut seen = Seen::default();
+        for object in history {
+            seen.observe([object]);
+        }
+        seen
+    }
+
+    #[test]
+    fn own_status_writes_do_not_move_the_bar() {
+        let seen = after(&[at("5", 1, None), at("7", 1, Some("True")), at("9", 1, Some("True"))]);
+        assert_eq!(seen.requirement(&key(&mapping("default", "vm03"))), Requirement::Version("5"));
+    }
+
+    #[test]
+    fn a_new_generation_and_a_new_object_of_the_same_name_move_it() {
+        let key = key(&mapping("default", "vm03"));
+        assert_eq!(after(&[at("5", 1, None), at("8", 2, Some("True"))]).requirement(&key), Requirement::Version("8"));
+        let mut again = at("9", 1, None);
+        again.metadata.uid = Some("another".into());
+        assert_eq!(after(&[at("5", 1, None), again]).requirement(&key), Requirement::Version("9"));
+    }
+
+    #[test]
+    fn a_claim_that_was_refused_must_be_seen_anew() {
+        let key = key(&mapping("default", "vm03"));
+        let refused = after(&[at("5", 1, None), at("6", 1, Some("False"))]);
+        assert_eq!(refused.requirement(&key), Requirement::Rewritten);
+        let accepted = after(&[at("5", 1, None), at("6", 1, Some("False")), at("20", 1, Some("True")), at("21", 1, Some("True"))]);
+        assert_eq!(accepted.requirement(&key), Requirement::Version("20"));
+        // A restart in between forgets nothing that matters: the stored status says it.
+        assert_eq!(after(&[at("6", 1, Some("False"))]).requirement(&key), Requirement::Rewritten);
+    }
+
+    #[test]
+    fn what_is_gone_is_forgotten_and_no_version_means_no_requirement() {
+        let mut seen = after(&[at("5", 1, None)]);
+        seen.observe([]);
+        assert_eq!(seen, Seen::default());
+        assert_eq!(after(&[at("", 1, None)]).requirement(&key(&mapping("default", "vm03"))), Requirement::None);
+    }
+}
