@@ -88,7 +88,11 @@ impl Heartbeats {
 
     /// When the next agent falls silent if none is heard of until then.
     pub fn next_silence(&self, now: Instant) -> Option<Instant> {
-        self.0.values().map(|beat| beat.changed + beat.duration).filter(|at| *at > now).min()
+        self.0
+            .values()
+            .map(|beat| beat.changed + beat.duration)
+            .filter(|at| *at > now)
+            .min()
     }
 }
 

@@ -186,8 +186,14 @@ impl Elector {
     /// Gives the Lease away, so that the next leader need not wait for it to expire. Best effort: on failure it expires.
     pub async fn release(&mut self) {
         let give_away = async {
-            let Some(mut lease) = self.leases.get_opt(LEASE).await? else { return Ok(()) };
-            if let Some(spec) = lease.spec.as_mut().filter(|spec| spec.holder_identity.as_deref() == Some(self.identity.as_str())) {
+            let Some(mut lease) = self.leases.get_opt(LEASE).await? else {
+                return Ok(());
+            };
+            if let Some(spec) = lease
+                .spec
+                .as_mut()
+                .filter(|spec| spec.holder_identity.as_deref() == Some(self.identity.as_str()))
+            {
                 spec.holder_identity = None;
                 spec.lease_duration_seconds = Some(1);
                 self.leases.replace(LEASE, &PostParams::default(), &lease).await?;
@@ -203,7 +209,9 @@ impl Elector {
     /// One attempt that a connection without answer cannot hold up for more than half of the deadline.
     async fn bounded_attempt(&mut self) -> Result<Attempt, AttemptError> {
         let limit = self.timing.renew_deadline / 2;
-        tokio::time::timeout(limit, self.attempt()).await.map_err(|_| AttemptError::NoAnswer(limit))?
+        tokio::time::timeout(limit, self.attempt())
+            .await
+            .map_err(|_| AttemptError::NoAnswer(limit))?
     }
 
     /// Reads, decides, writes. A conflict is no error: it means that somebody else was faster, and is read again next time.
@@ -273,7 +281,10 @@ mod tests {
             assert_eq!(decide(Some(&lease(Some("other"), seconds)), after(15)), Step::Take);
         }
         // A clock that reads earlier than the sighting expires nothing.
-        assert_eq!(super::decide("me", Some(&lease(Some("other"), Some(1))), after(60), changed), Step::Follow);
+        assert_eq!(
+            super::decide("me", Some(&lease(Some("other"), Some(1))), after(60), changed),
+            Step::Follow
+        );
     }
 
     #[test]

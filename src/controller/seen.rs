@@ -18,8 +18,8 @@ use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 
-use crate::api::reasons::types;
 use crate::api::NatMapping;
+use crate::api::reasons::types;
 use crate::plan::MappingKey;
 
 /// What is remembered of every mapping.
@@ -127,7 +127,10 @@ mod tests {
     #[test]
     fn a_new_generation_and_a_new_object_of_the_same_name_move_it() {
         let key = key(&mapping("default", "vm03"));
-        assert_eq!(after(&[at("5", 1, None), at("8", 2, Some("True"))]).requirement(&key), Requirement::Version("8"));
+        assert_eq!(
+            after(&[at("5", 1, None), at("8", 2, Some("True"))]).requirement(&key),
+            Requirement::Version("8")
+        );
         let mut again = at("9", 1, None);
         again.metadata.uid = Some("another".into());
         assert_eq!(after(&[at("5", 1, None), again]).requirement(&key), Requirement::Version("9"));
@@ -138,7 +141,12 @@ mod tests {
         let key = key(&mapping("default", "vm03"));
         let refused = after(&[at("5", 1, None), at("6", 1, Some("False"))]);
         assert_eq!(refused.requirement(&key), Requirement::Rewritten);
-        let accepted = after(&[at("5", 1, None), at("6", 1, Some("False")), at("20", 1, Some("True")), at("21", 1, Some("True"))]);
+        let accepted = after(&[
+            at("5", 1, None),
+            at("6", 1, Some("False")),
+            at("20", 1, Some("True")),
+            at("21", 1, Some("True")),
+        ]);
         assert_eq!(accepted.requirement(&key), Requirement::Version("20"));
         // A restart in between forgets nothing that matters: the stored status says it.
         assert_eq!(after(&[at("6", 1, Some("False"))]).requirement(&key), Requirement::Rewritten);
@@ -149,6 +157,9 @@ mod tests {
         let mut seen = after(&[at("5", 1, None)]);
         seen.observe([]);
         assert_eq!(seen, Seen::default());
-        assert_eq!(after(&[at("", 1, None)]).requirement(&key(&mapping("default", "vm03"))), Requirement::None);
+        assert_eq!(
+            after(&[at("", 1, None)]).requirement(&key(&mapping("default", "vm03"))),
+            Requirement::None
+        );
     }
 }

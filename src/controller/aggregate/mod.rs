@@ -1,0 +1,78 @@
+//! From verdicts and gateways' reports to the status of every object. Pure: the time is an argument, nothing is read or written.
+//!
+//! The controller calls this with every gateway's report. The standalone agent calls it with its own alone: one [`Report`] that is
+//! [`Life::Alive`], and `Seen::default()`, because files have no resource versions:
+//!
+//! ```ignore
+//! let reports = BTreeMap::from([(node.to_owned(), Report { status: own_status, life: Life::Alive })]);
+//! let statuses = aggregate(&Inputs { world: &world, verdicts: &verdicts, reports: &reports, seen: &Seen::default(), now });
+//! ```
+//!
+//! A status that says what the stored one says is equal to it, transition times included, so "write if it differs" never loops.
+
+mod gateway;
+mod mapping;
+mod network;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+
+pub use super::gather::{Report, Reports};
+pub use super::heartbeat::Life;
+pub use super::seen::{Requirement, Seen, key};
+use crate::api::conditions::Finding;
+use crate::api::{NatMappingStatus, StagingNetworkStatus};
+use crate::plan::{MappingKey, Refusal, Verdicts, World};
+
+/// Everything that a status depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// The objects as stored, their present status included.
+    pub world: &'a World,
+    /// What [`crate::plan::judge`] says of them.
+    pub verdicts: &'a Verdicts,
+    /// What the gateways say.
+    pub reports: &'a Reports,
+    /// From which resource version on a report counts.
+    pub seen: &'a Seen,
+    /// Transition time of conditions that change.
+    pub now: Timestamp,
+}
+
+/// The status that every object should have. An object without verdict is absent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Statuses {
+    /// By name.
+    pub networks: BTreeMap<String, StagingNetworkStatus>,
+    /// By key.
+    pub mappings: BTreeMap<MappingKey, NatMappingStatus>,
+}
+
+/// Computes all of them. Networks first: which gateway serves a mapping is what was just decided, not what is stored.
+pub fn aggregate(inputs: &Inputs<'_>) -> Statuses {
+    let mut statuses = Statuses::default();
+    for object in &inputs.world.networks {
+        let name = object.name_any();
+        if let Some(verdict) = inputs.verdicts.networks.get(&name) {
+            let status = network::status(inputs, object, verdict);
+            statuses.networks.insert(name, status);
+        }
+    }
+    for object in &inputs.world.mappings {
+        let key = key(object);
+        if let Some(verdict) = inputs.verdicts.mappings.get(&key) {
+            let active = statuses.networks.get(&verdict.network).and_then(|s| s.active_gateway.as_ref());
+            let status = mapping::status(inputs, &key, object, verdict, active.map(|a| a.node.as_str()));
+            statuses.mappings.insert(key, status);
+        }
+    }
+    statuses
+}
+
+fn finding(refusal: &Refusal) -> Finding {
+    Finding::new(refusal.reason, refusal.message.as_str())
+}
