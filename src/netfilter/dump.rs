@@ -193,8 +193,8 @@ COMMIT
 # Table `security' is incompatible, use 'nft' tool.
 "#;
 
-    fn hash(digits: &str) -> Option<RuleHash> {
-        Some(RuleHash(digits.to_owned()))
+    fn hash(digits: &str) -> RuleHash {
+        RuleHash(digits.to_owned())
     }
 
     #[test]
@@ -210,7 +210,10 @@ COMMIT
             table.chains.keys().collect::<Vec<_>>(),
             ["SNET-FWD", "SNET-N-0123ABCD", "SNET-odd_one"]
         );
-        assert_eq!(table.chains["SNET-FWD"], [hash("0123456789ab"), hash("ffffffffffff"), None]);
+        assert_eq!(
+            table.chains["SNET-FWD"],
+            [Some(hash("0123456789ab")), Some(hash("ffffffffffff")), None]
+        );
         assert_eq!(table.referenced, BTreeSet::from(["SNET-odd_one".to_owned()]));
     }
 
@@ -220,7 +223,7 @@ COMMIT
                     -A FORWARD -m comment --comment stagenet -j SNET-FWD\n\
                     -A SNET-FWD -m comment --comment \"stagenet:0123456789ab\" -j DROP\n";
         let table = parse(list);
-        assert_eq!(table.chains["SNET-FWD"], [hash("0123456789ab")]);
+        assert_eq!(table.chains["SNET-FWD"], [Some(hash("0123456789ab"))]);
         assert_eq!(table.hooks[&Hook::Forward].jumps.last(), Some(&(2, ChainName::new("FWD").unwrap())));
     }
 

@@ -78,9 +78,11 @@ pub fn hash(rule: &Rule) -> Result<RuleHash, Problem> {
 
 fn digest(matches: &str, target: &str, owner: &Owner) -> RuleHash {
     let bytes = Sha256::digest(format!("{matches} {target} {}", owner_name(owner)));
-    let mut digits: String = bytes.iter().take(HASH_DIGITS.div_ceil(2)).map(|b| format!("{b:02x}")).collect();
-    digits.truncate(HASH_DIGITS);
-    RuleHash(digits)
+    let number = bytes
+        .iter()
+        .take(HASH_DIGITS / 2)
+        .fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+    RuleHash(format!("{number:0HASH_DIGITS$x}"))
 }
 
 fn owner_name(owner: &Owner) -> &str {
@@ -130,7 +132,8 @@ fn check_place(family: Family, table: Table, rule: &Rule) -> Result<(), Problem>
 
 /// Matches (each with a leading space), and the target with its `-j` or `-g`.
 fn body(rule: &Rule) -> Result<(String, String), Problem> {
-    let mut words: Vec<String> = Vec::new();
+    // Empty, so that joining puts a space before the first word too.
+    let mut words = vec![String::new()];
     let mut protocol = None;
     let mut connection = false;
     for (at, m) in rule.matches.iter().enumerate() {
@@ -152,7 +155,7 @@ fn body(rule: &Rule) -> Result<(String, String), Problem> {
             words.extend(rule.matches.iter().filter_map(connection_option));
         }
     }
-    Ok((words.iter().map(|word| format!(" {word}")).collect(), target(rule)?))
+    Ok((words.join(" "), target(rule)?))
 }
 
 fn protocol_of(m: &Match) -> Option<&'static str> {

@@ -6,8 +6,11 @@
 pub mod diff;
 pub mod dump;
 mod encode;
+pub mod path;
 pub mod render;
 pub mod rules;
+#[cfg(test)]
+mod sample;
 pub mod trace;
 pub mod tree;
 

@@ -215,6 +215,24 @@ mod tests {
         assert_eq!(out.owner_at(0), None);
     }
 
+    /// If this text changes on purpose, so do the rules on every node after an upgrade. Set `UPDATE_GOLDEN=1` to write the files anew.
+    #[test]
+    fn the_seed_experiment_as_restore_input() {
+        for ((family, name), rules) in &super::super::sample::seed().tables {
+            let text = table(*family, *name, rules).unwrap().text;
+            let file = format!(
+                "{}/tests/golden/seed-{family:?}-{}.restore",
+                env!("CARGO_MANIFEST_DIR"),
+                name.as_str()
+            )
+            .to_lowercase();
+            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+                std::fs::write(&file, &text).unwrap();
+            }
+            assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "{file}");
+        }
+    }
+
     #[test]
     fn a_way_to_a_chain_that_is_not_there_is_refused() {
         let mut broken = rules();

@@ -66,7 +66,7 @@ impl Hook {
 
 /// Prefix of all our chains.
 pub const CHAIN_PREFIX: &str = "SNET-";
-/// The longest chain name that both tools take (`XT_EXTENSION_MAXNAMELEN` in linux/netfilter/x_tables.h, less the end mark).
+/// The longest chain name that both tools take (`XT_EXTENSION_MAXNAMELEN` in `linux/netfilter/x_tables.h`, less the end mark).
 pub const CHAIN_NAME_MAX: usize = 28;
 
 /// Name of one of our chains: `SNET-`, then upper-case letters, digits and `-`, at most 28 characters in all.
