@@ -48,10 +48,10 @@ fmt-check:
 	cargo fmt --check
 
 .PHONY: lint
-lint: deps ## Runs clippy and cargo-deny, with warnings denied, and shellcheck where there is one
+lint: deps ## Runs clippy, cargo-deny and shellcheck, with warnings denied
 	cargo clippy --locked --all-targets -- -D warnings
 	$(deny) check bans licenses sources
-	if command -v shellcheck >/dev/null; then shellcheck -x hack/*.sh tests/testbed/*.sh demo/run demo/lib/*.sh .ci/run; fi
+	shellcheck -x hack/*.sh tests/testbed/*.sh demo/run .ci/run
 
 .PHONY: deps
 deps: ## Installs what is missing: Debian packages with apt, cargo-deny into the cache
