@@ -82,6 +82,15 @@ impl ChainName {
         valid.then(|| Self(format!("{CHAIN_PREFIX}{suffix}")))
     }
 
+    /// Like [`ChainName::new`] for suffixes that are fixed in the program: what no chain name may have is left out, so there is always a name.
+    pub fn lossy(suffix: &str) -> Self {
+        let kept = suffix
+            .chars()
+            .filter(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '-')
+            .take(CHAIN_NAME_MAX - CHAIN_PREFIX.len());
+        Self(CHAIN_PREFIX.chars().chain(kept).collect())
+    }
+
     /// The whole name.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -9,6 +9,9 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
+use super::sites::Site;
+use super::translation::egress_sources;
+use super::verdict::Claim;
 use crate::api::network::SourceTranslation;
 use crate::netfilter::PortRange;
 
@@ -61,9 +64,119 @@ pub struct FlowPolicy {
     pub raised: BTreeSet<Ipv4Net>,
 }
 
+/// What the plan says of one entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Opinion {
+    /// A mapping of the plan makes exactly this.
+    Made,
+    /// The plan has a say in it, and would not have made it.
+    Wrong,
+    /// The plan has no say in it.
+    Foreign,
+}
+
 impl FlowPolicy {
-    /// Whether the plan would have made this entry, or has no say in it.
-    pub fn agrees(&self, _flow: &FlowTuple) -> bool {
-        true
+    /// The policy of a node's networks.
+    pub(super) fn of(sites: &[Site<'_>]) -> Self {
+        let mut policy = Self::default();
+        for site in sites {
+            if let Some(network) = site.network {
+                policy.pools.extend(&network.pool);
+                policy.inside.extend(&network.inside);
+                policy.protected.extend(&network.protected);
+            }
+            for (_, claim) in &site.claims {
+                policy.mappings.entry(claim.virtual_address).or_default().extend(mapped(claim));
+            }
+            for (target, (_, address)) in egress_sources(site) {
+                policy.egress.entry(target).or_default().insert(address);
+            }
+        }
+        for flows in policy.mappings.values_mut() {
+            flows.sort_unstable();
+        }
+        policy
     }
+
+    /// This policy with a say also in what an `earlier` one had a say in: for the sweep after networks went, whose flows must not stay.
+    #[must_use]
+    pub fn covering(&self, earlier: &Self) -> Self {
+        let mut policy = self.clone();
+        policy.pools.extend(&earlier.pools);
+        policy.inside.extend(&earlier.inside);
+        policy
+    }
+
+    /// Whether the plan would have made this entry, or has no say in it.
+    ///
+    /// It has a say in: what dials a claimed address, what was translated from a pool to an inside prefix, what left an inside prefix under an address of
+    /// a pool, and everything that touches a prefix in [`Self::raised`]. The node's own connections and those of bystanders are none of these.
+    pub fn agrees(&self, flow: &FlowTuple) -> bool {
+        match self.opinion(flow) {
+            Opinion::Made => true,
+            Opinion::Wrong => false,
+            Opinion::Foreign => !self.older_than_fence(flow),
+        }
+    }
+
+    fn opinion(&self, flow: &FlowTuple) -> Opinion {
+        if let Some(mapped) = self.mappings.get(&flow.destination) {
+            let made = mapped.iter().any(|m| self.makes(m, flow));
+            return if made { Opinion::Made } else { Opinion::Wrong };
+        }
+        let translated = flow.destination != flow.reply_source;
+        if translated && any(&self.pools, flow.destination) && any(&self.inside, flow.reply_source) {
+            return Opinion::Wrong;
+        }
+        let renamed = flow.source != flow.reply_destination;
+        if renamed && any(&self.inside, flow.source) && any(&self.pools, flow.reply_destination) {
+            let allowed = self.egress.get(&flow.source).is_some_and(|a| a.contains(&flow.reply_destination));
+            let made = allowed && !any(&self.protected, flow.destination);
+            return if made { Opinion::Made } else { Opinion::Wrong };
+        }
+        Opinion::Foreign
+    }
+
+    fn makes(&self, mapped: &MappedFlow, flow: &FlowTuple) -> bool {
+        let port = match mapped.ports {
+            None => flow.destination_port,
+            Some((protocol, ports)) => {
+                if protocol != flow.protocol || !ports.contains(flow.destination_port) {
+                    return false;
+                }
+                let base = mapped.target_first.unwrap_or(ports.first());
+                base.saturating_add(flow.destination_port - ports.first())
+            }
+        };
+        // A VM that dials its own network is hidden whatever the mode.
+        let hidden = mapped.source_translation == SourceTranslation::Masquerade || any(&self.inside, flow.source);
+        flow.reply_source == mapped.target && flow.reply_source_port == port && (flow.source != flow.reply_destination) == hidden
+    }
+
+    fn older_than_fence(&self, flow: &FlowTuple) -> bool {
+        [flow.source, flow.destination, flow.reply_source, flow.reply_destination]
+            .into_iter()
+            .any(|address| any(&self.raised, address))
+    }
+}
+
+fn mapped(claim: &Claim) -> Vec<MappedFlow> {
+    let flow = |ports, target_first| MappedFlow {
+        ports,
+        target: claim.target,
+        target_first,
+        source_translation: claim.source_translation,
+    };
+    if claim.ports.is_empty() {
+        return vec![flow(None, None)];
+    }
+    claim
+        .ports
+        .iter()
+        .map(|p| flow(Some((p.transport.number(), p.ports)), Some(p.target_first)))
+        .collect()
+}
+
+fn any(prefixes: &BTreeSet<Ipv4Net>, address: Ipv4Addr) -> bool {
+    prefixes.iter().any(|prefix| prefix.contains(&address))
 }

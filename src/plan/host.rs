@@ -5,8 +5,11 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 
-use super::{FlowPolicy, HostOptions, MappingKey, Refusal, Verdicts, World};
+use super::sites::{self, Site};
+use super::verdict::Claim;
+use super::{FlowPolicy, HostOptions, MappingKey, NodeFacts, Refusal, Verdicts, World, links, rules};
 use crate::api::gatewaynode::Role;
+use crate::api::reasons;
 use crate::netfilter::{IfName, Ruleset};
 
 /// Everything that one node must hold, and for whom.
@@ -111,6 +114,110 @@ pub struct ProxyNeighbour {
 }
 
 /// See [`super::host_plan`].
-pub fn host_plan(_world: &World, _verdicts: &Verdicts, _node: &str, _options: &HostOptions) -> HostPlan {
-    HostPlan::default()
+pub(super) fn host_plan(world: &World, verdicts: &Verdicts, node: &str, options: &HostOptions) -> HostPlan {
+    let mut plan = HostPlan::default();
+    let Some(facts) = world.nodes.iter().find(|facts| facts.name == node) else {
+        return plan;
+    };
+    let mut sites = sites::sites(world, verdicts, facts);
+    plan.mappings = assign(&mut sites, verdicts, facts, options);
+    for site in &sites {
+        plan.networks.insert(
+            site.name.to_owned(),
+            NetworkPlan {
+                role: site.role,
+                generation: site.generation,
+                outside: site.outside.clone(),
+                inside: site.inside.clone(),
+                problem: site.problem.clone(),
+            },
+        );
+        links::program(&mut plan, site, facts);
+    }
+    links::route_clients(&mut plan, world, verdicts, facts);
+    plan.ruleset = rules::ruleset(&sites, &claimed_elsewhere(&sites, verdicts), options);
+    plan.flows = FlowPolicy::of(&sites);
+    plan
+}
+
+/// Gives every accepted claim to the site of its network, or says why this node does not program it.
+fn assign<'a>(
+    sites: &mut [Site<'a>],
+    verdicts: &'a Verdicts,
+    facts: &NodeFacts,
+    options: &HostOptions,
+) -> BTreeMap<MappingKey, MappingState> {
+    let positions: BTreeMap<&str, usize> = sites.iter().enumerate().map(|(n, site)| (site.name, n)).collect();
+    let own: BTreeMap<Ipv4Addr, &str> = facts
+        .interfaces
+        .iter()
+        .flat_map(|(name, interface)| interface.addresses.iter().map(move |a| (a.addr(), name.as_str())))
+        .collect();
+    let mut states = BTreeMap::new();
+    for (key, verdict) in &verdicts.mappings {
+        let (Ok(claim), Some(position)) = (&verdict.accepted, positions.get(verdict.network.as_str())) else {
+            continue;
+        };
+        let Some(site) = sites.get_mut(*position) else { continue };
+        let state = match obstacle(key, claim, site, &own, options) {
+            Some(refusal) => MappingState::Failed(refusal),
+            None => {
+                site.claims.push((key, claim));
+                MappingState::Planned {
+                    virtual_address: claim.virtual_address,
+                    resource_version: verdict.resource_version.clone(),
+                }
+            }
+        };
+        states.insert(key.clone(), state);
+    }
+    states
+}
+
+/// Why this node cannot program an accepted claim.
+fn obstacle(key: &MappingKey, claim: &Claim, site: &Site<'_>, own: &BTreeMap<Ipv4Addr, &str>, options: &HostOptions) -> Option<Refusal> {
+    if let Some(problem) = &site.problem {
+        return Some(problem.clone());
+    }
+    if let Some(said) = options.quarantined.get(key) {
+        return Some(Refusal {
+            reason: reasons::RESTORE_REJECTED,
+            message: format!("the kernel refused the rules of this mapping, so they are left out: {said}"),
+        });
+    }
+    if let Some(mac) = options.in_use.get(&claim.virtual_address) {
+        return Some(Refusal {
+            reason: reasons::ADDRESS_IN_USE,
+            message: format!(
+                "{mac} answers ARP for {} outside, so it is not taken: that host may be production; free the address or claim another",
+                claim.virtual_address
+            ),
+        });
+    }
+    own.get(&claim.target).map(|interface| Refusal {
+        reason: reasons::TARGET_IS_GATEWAY,
+        message: format!(
+            "{} is the address of {interface} on this gateway: spec.target.address must be a VM's address",
+            claim.target
+        ),
+    })
+}
+
+/// Virtual addresses that lead into closed networks by way of other nodes. What leaves a closed network here must not reach them: on their own gateway
+/// it would look like any client of the outside.
+fn claimed_elsewhere(sites: &[Site<'_>], verdicts: &Verdicts) -> BTreeSet<Ipv4Addr> {
+    if !sites.iter().any(|site| site.served().is_some_and(|s| s.network.egress_allowed)) {
+        return BTreeSet::new();
+    }
+    let here: BTreeSet<Ipv4Addr> = sites
+        .iter()
+        .flat_map(|site| site.claims.iter().map(|(_, claim)| claim.virtual_address))
+        .collect();
+    verdicts
+        .mappings
+        .values()
+        .filter_map(|verdict| verdict.accepted.as_ref().ok())
+        .map(|claim| claim.virtual_address)
+        .filter(|address| !here.contains(address))
+        .collect()
 }

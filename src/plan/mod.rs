@@ -3,9 +3,17 @@
 //! Pure and deterministic: the same objects and facts give the same answer whatever their order. No IO, no clock, no API client.
 //! Controller, agent, command line and standalone mode all call this, so they cannot disagree.
 
+mod fence;
 pub mod flows;
 pub mod host;
+mod interfaces;
+mod judge;
+mod links;
+mod prefixes;
 pub mod rules;
+mod selector;
+mod sites;
+mod translation;
 pub mod validate;
 pub mod verdict;
 
@@ -85,10 +93,17 @@ impl Default for HostOptions {
 
 /// Judges every object. The controller, the agents, the command line and the standalone mode call just this.
 pub fn judge(world: &World) -> Verdicts {
-    verdict::judge(world)
+    judge::judge(world)
 }
 
 /// What node `node` must hold in its kernel, given the verdicts. A node that is in no network's selector gets an empty plan.
 pub fn host_plan(world: &World, verdicts: &Verdicts, node: &str, options: &HostOptions) -> HostPlan {
     host::host_plan(world, verdicts, node, options)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod host_tests;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod testing;

@@ -1,1 +1,71 @@
-//! From networks and claims to typed netfilter rules.
+//! From networks and claims to typed netfilter rules: what all tables share.
+//!
+//! ```text
+//! mangle FORWARD → SNET-FWD → SNET-FO-H, SNET-FI-H, SNET-U-H   the fence (module fence)
+//! mangle INPUT   → SNET-IN  → SNET-N-H
+//! nat PREROUTING → SNET-DNAT,  POSTROUTING → SNET-SNAT          the translations (module translation)
+//! filter FORWARD → SNET-ACC                                     accepts what the fence admitted
+//! ```
+//! H is a hash of the network's name ([`network_hash`]).
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use sha2::{Digest, Sha256};
+
+use super::sites::Site;
+use super::{HostOptions, fence, translation};
+use crate::netfilter::{ChainName, Family, Hook, IfName, Match, Owner, Rule, Ruleset, Table, TableRules, Target};
+
+pub(super) const FORWARD: &str = "FWD";
+pub(super) const INPUT: &str = "IN";
+
+/// The part of a network's chain names that tells it from other networks: eight hexadecimal digits in them.
+pub fn network_hash(network: &str) -> u32 {
+    let digest = Sha256::digest(network.as_bytes());
+    digest.iter().take(4).fold(0, |hash, byte| hash << 8 | u32::from(*byte))
+}
+
+/// `SNET-KIND-HHHHHHHH`.
+pub(super) fn network_chain(kind: &str, hash: u32) -> ChainName {
+    ChainName::lossy(&format!("{kind}-{hash:08X}"))
+}
+
+/// All rules of the node. Empty if no network has a fence here: then no table is touched.
+pub(super) fn ruleset(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<Ipv4Addr>, options: &HostOptions) -> Ruleset {
+    let mut ruleset = Ruleset::default();
+    if sites.iter().any(|site| site.fence.is_some()) {
+        ruleset
+            .tables
+            .insert((Family::V4, Table::Mangle), fence::ipv4(sites, claimed_elsewhere, options));
+        ruleset.tables.insert((Family::V6, Table::Mangle), fence::ipv6(sites));
+    }
+    if sites.iter().any(|site| site.served().is_some()) {
+        ruleset.tables.insert((Family::V4, Table::Nat), translation::table(sites));
+        ruleset.tables.insert((Family::V4, Table::Filter), fence::accepts(options));
+    }
+    ruleset
+}
+
+/// Drops everything forwarded from and to `interfaces`, ahead of all else: for interfaces that are no longer ours while their settings are put back.
+pub fn close_interfaces(ruleset: &mut Ruleset, interfaces: &BTreeSet<IfName>) {
+    if interfaces.is_empty() {
+        return;
+    }
+    for family in [Family::V4, Family::V6] {
+        let table = ruleset.tables.entry((family, Table::Mangle)).or_default();
+        let forward = hook(table, Hook::Forward, FORWARD);
+        let drops = interfaces.iter().flat_map(|interface| {
+            [Match::In(interface.clone()), Match::Out(interface.clone())].map(|m| Rule::new(Owner::Base, [m], Target::Drop))
+        });
+        table.chains.entry(forward).or_default().splice(0..0, drops);
+    }
+}
+
+/// Makes `table` jump from `at` to our chain, which exists from then on.
+pub(super) fn hook(table: &mut TableRules, at: Hook, chain: &str) -> ChainName {
+    let name = ChainName::lossy(chain);
+    table.hooks.insert(at, name.clone());
+    table.chains.entry(name.clone()).or_default();
+    name
+}

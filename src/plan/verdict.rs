@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
 
-use super::World;
+use jiff::Timestamp;
+
+use super::NodeFacts;
+use super::interfaces::{self, Side};
+use super::validate::ValidNetwork;
 use crate::api::network::{ActiveGateway, SourceTranslation};
 use crate::netfilter::{PortRange, Transport};
 
@@ -33,7 +37,7 @@ pub struct Refusal {
 }
 
 /// Ports of a claim.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ClaimedPorts {
     /// Protocol.
     pub transport: Transport,
@@ -43,9 +47,21 @@ pub struct ClaimedPorts {
     pub target_first: u16,
 }
 
+impl fmt::Display for ClaimedPorts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.transport.as_str(), self.ports.first())?;
+        if self.ports.span() > 0 {
+            write!(f, "-{}", self.ports.last())?;
+        }
+        Ok(())
+    }
+}
+
 /// A validated claim: nobody looks at the raw spec again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
+    /// `metadata.creationTimestamp`; None sorts as oldest.
+    pub created: Option<Timestamp>,
     /// The network's name.
     pub network: String,
     /// The address outside.
@@ -81,7 +97,7 @@ pub struct NetworkVerdict {
     /// `metadata.generation` of the object judged.
     pub generation: i64,
     /// The validated network if it stands.
-    pub accepted: Result<super::validate::ValidNetwork, Refusal>,
+    pub accepted: Result<ValidNetwork, Refusal>,
     /// Nodes whose labels the selector matches, sorted. In standalone mode: the one node.
     pub gateways: Vec<String>,
     /// What the object's status says is active (kept as it is by the agent; chosen anew by the controller with [`elect`]).
@@ -97,16 +113,33 @@ pub struct Verdicts {
     pub mappings: BTreeMap<MappingKey, MappingVerdict>,
 }
 
-/// Judges every object of `world`.
-pub fn judge(_world: &World) -> Verdicts {
-    Verdicts::default()
-}
-
-/// Which node attracts a network's traffic: the present one while it is among the healthy `candidates`, else the first of them by name.
-pub fn elect(
-    _current: Option<&ActiveGateway>,
-    _candidates: &[super::NodeFacts],
-    _network: &super::validate::ValidNetwork,
-) -> Option<ActiveGateway> {
-    None
+/// Which node attracts a network's traffic: the present one while it is among the healthy `candidates`, else the first by name of those that have
+/// both interfaces. None if there is no such node.
+///
+/// Sticky, because a move breaks connections that hide the client's address: a gateway that comes back does not take over.
+pub fn elect(current: Option<&ActiveGateway>, candidates: &[NodeFacts], network: &ValidNetwork) -> Option<ActiveGateway> {
+    let staying = current.and_then(|c| candidates.iter().find(|facts| facts.name == c.node).map(|facts| (c, facts)));
+    if let Some((current, facts)) = staying {
+        let address = match interfaces::find(facts, network, Side::Outside) {
+            Ok(name) => interfaces::outside_address(facts, &name, network).map(|a| a.to_string()),
+            // Not to be seen just now: what was known of it stays.
+            Err(_) => current.address.clone(),
+        };
+        return Some(ActiveGateway {
+            node: facts.name.clone(),
+            address,
+        });
+    }
+    candidates
+        .iter()
+        .filter_map(|facts| {
+            let outside = interfaces::find(facts, network, Side::Outside).ok()?;
+            let inside = interfaces::find(facts, network, Side::Inside).ok()?;
+            (outside != inside).then_some((facts, outside))
+        })
+        .min_by(|(a, _), (b, _)| a.name.cmp(&b.name))
+        .map(|(facts, outside)| ActiveGateway {
+            node: facts.name.clone(),
+            address: interfaces::outside_address(facts, &outside, network).map(|a| a.to_string()),
+        })
 }

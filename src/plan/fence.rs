@@ -1,0 +1,256 @@
+//! The fence: what of a closed network may pass the node. In mangle, where no foreign ACCEPT can stand ahead of it.
+//!
+//! Every gated chain ends in DROP. Chains are entered by goto, so RETURN in them leaves for the built-in chain, where others' rules go on: it means
+//! "may pass". Falling off the end of a chain would mean the same, so none may.
+//!
+//! How a new packet is judged in `SNET-FWD`:
+//! 1. Part of a connection that was let in before: passes.
+//! 2. Connection mark set: passes. Only flows that the fence itself admitted carry it.
+//! 3. To a virtual address by way of lo: a port that no mapping has. Dropped, else it would go round in circles.
+//! 4. From inside: judged by its source's network, before anybody asks where it goes, so that one closed network cannot reach another's virtual addresses.
+//! 5. To inside: passes if a mapping translated it, and is marked; all else is dropped.
+//! 6. Translated by a mapping, yet not on its way inside (the interface is gone, the route leads elsewhere): dropped, since that way may lead to production.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::HostOptions;
+use super::rules::{FORWARD, INPUT, hook, network_chain};
+use super::sites::{Served, Site};
+use super::translation::egress_sources;
+use crate::netfilter::tree::{Key, dispatch};
+use crate::netfilter::{Chain, ChainName, ConnState, Hook, IfName, Match, Owner, Rule, TableRules, Target};
+
+/// Packets a second that are logged, and at once. They are counted always.
+const LOGGED_PER_SECOND: u32 = 5;
+/// Longest `--nflog-prefix` (`nflog` in iptables-extensions(8): 64 with the end mark).
+const NFLOG_PREFIX_MAX: usize = 63;
+
+/// What no closed network of the node may reach, whatever its egress.
+struct Beyond {
+    /// Production, as any of the node's networks declares it.
+    protected: BTreeSet<Ipv4Net>,
+    /// The chain that drops what goes to virtual addresses of other nodes, if there are any.
+    elsewhere: Option<ChainName>,
+}
+
+/// Table mangle of IPv4.
+pub(super) fn ipv4(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<Ipv4Addr>, options: &HostOptions) -> TableRules {
+    let mut table = TableRules::default();
+    let forward = hook(&mut table, Hook::Forward, FORWARD);
+    let input = hook(&mut table, Hook::Input, INPUT);
+    let fenced = || {
+        sites
+            .iter()
+            .filter_map(|site| site.fence.as_ref().map(|interface| (site, interface)))
+    };
+
+    let established = || Rule::new(Owner::Base, [Match::State(ConnState::EstablishedOrRelated)], Target::Return);
+    let admitted = Rule::new(Owner::Base, [Match::ConnMark(options.connmark)], Target::Return);
+    let mut chain = vec![established(), admitted];
+    chain.extend(unmapped(sites));
+    chain.extend(fenced().map(|(site, interface)| gate(site, Match::In(interface.clone()), "FO")));
+    chain.extend(fenced().map(|(site, interface)| gate(site, Match::Out(interface.clone()), "FI")));
+    chain.extend(sites.iter().flat_map(astray));
+    table.chains.insert(forward, chain);
+
+    let mut chain = vec![established()];
+    chain.extend(fenced().map(|(site, interface)| gate(site, Match::In(interface.clone()), "N")));
+    table.chains.insert(input, chain);
+
+    let beyond = Beyond {
+        protected: sites
+            .iter()
+            .filter_map(|site| site.network)
+            .flat_map(|n| n.protected.iter().copied())
+            .collect(),
+        elsewhere: claimed_by_others(&mut table.chains, claimed_elsewhere),
+    };
+    for (site, interface) in fenced() {
+        from_inside(&mut table.chains, site, interface, &beyond, options);
+        to_inside(&mut table.chains, site, options);
+        to_node(&mut table.chains, site, options);
+        let mut unmapped = Chain::new();
+        deny(&mut unmapped, site, "unmapped", options);
+        table.chains.insert(network_chain("U", site.hash), unmapped);
+    }
+    table
+}
+
+/// Table mangle of IPv6: what stays in the closed network is its own, nothing leaves or enters, and the node answers neighbour discovery only.
+pub(super) fn ipv6(sites: &[Site<'_>]) -> TableRules {
+    let mut table = TableRules::default();
+    let forward = hook(&mut table, Hook::Forward, FORWARD);
+    let input = hook(&mut table, Hook::Input, INPUT);
+    let mut through = Chain::new();
+    let mut to_node = Chain::new();
+    for site in sites {
+        let Some(inside) = &site.fence else { continue };
+        let (from, to) = (Match::In(inside.clone()), Match::Out(inside.clone()));
+        through.push(rule(site, [from.clone(), to.clone()], Target::Return));
+        through.push(rule(site, [from.clone()], Target::Drop));
+        through.push(rule(site, [to], Target::Drop));
+        for kind in [135, 136] {
+            to_node.push(rule(site, [from.clone(), Match::NeighbourDiscovery(kind)], Target::Return));
+        }
+        to_node.push(rule(site, [from], Target::Drop));
+    }
+    table.chains.insert(forward, through);
+    table.chains.insert(input, to_node);
+    table
+}
+
+/// Table filter: accepts what the fence admitted, ahead of a foreign DROP, both ways.
+pub(super) fn accepts(options: &HostOptions) -> TableRules {
+    let mut table = TableRules::default();
+    let chain = hook(&mut table, Hook::Forward, "ACC");
+    let accept = Rule::new(Owner::Base, [Match::ConnMark(options.connmark)], Target::Accept);
+    table.chains.insert(chain, vec![accept]);
+    table
+}
+
+fn owner(site: &Site<'_>) -> Owner {
+    Owner::Network(site.name.to_owned())
+}
+
+fn rule(site: &Site<'_>, matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
+    Rule::new(owner(site), matches, target)
+}
+
+fn gate(site: &Site<'_>, interface: Match, kind: &str) -> Rule {
+    rule(site, [interface], Target::Goto(network_chain(kind, site.hash)))
+}
+
+/// Step 3. Longer prefixes first, so that a drop counts for the network whose pool fits closest; of networks with the same prefix, for the oldest.
+fn unmapped(sites: &[Site<'_>]) -> Chain {
+    let lo = IfName::new("lo");
+    let mut first: BTreeMap<(u8, Ipv4Net), &Site<'_>> = BTreeMap::new();
+    for (site, served) in sites.iter().filter_map(|site| site.served().map(|s| (site, s))) {
+        for prefix in &served.network.pool {
+            first.entry((32 - prefix.prefix_len(), *prefix)).or_insert(site);
+        }
+    }
+    first
+        .into_iter()
+        .filter_map(|((_, prefix), site)| {
+            let matches = [Match::Destination(prefix), Match::Out(lo.clone()?)];
+            Some(rule(site, matches, Target::Goto(network_chain("U", site.hash))))
+        })
+        .collect()
+}
+
+/// Step 6.
+fn astray<'a>(site: &'a Site<'_>) -> impl Iterator<Item = Rule> + 'a {
+    site.served().into_iter().flat_map(move |Served { network, .. }| {
+        network.inside.iter().flat_map(move |inside| {
+            network.pool.iter().map(move |pool| {
+                let matches = [
+                    Match::Destination(*inside),
+                    Match::State(ConnState::Dnat),
+                    Match::OriginalDestination(*pool),
+                ];
+                rule(site, matches, Target::Goto(network_chain("U", site.hash)))
+            })
+        })
+    })
+}
+
+/// `SNET-V`: drops what goes to virtual addresses that other nodes serve. None if there are none.
+fn claimed_by_others(chains: &mut BTreeMap<ChainName, Chain>, addresses: &BTreeSet<Ipv4Addr>) -> Option<ChainName> {
+    if addresses.is_empty() {
+        return None;
+    }
+    let name = ChainName::lossy("V");
+    let entries = addresses
+        .iter()
+        .map(|address| {
+            let drop = Rule::new(Owner::Base, [Match::Destination(Ipv4Net::from(*address))], Target::Drop);
+            (*address, vec![drop])
+        })
+        .collect();
+    dispatch(chains, &name, Key::Destination, &entries);
+    Some(name)
+}
+
+/// Step 4, direction "out".
+fn from_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, inside: &IfName, beyond: &Beyond, options: &HostOptions) {
+    let mut chain = Chain::new();
+    let stays = Match::Out(inside.clone());
+    if let Some(served) = site.served() {
+        // By way of a virtual address to a VM of the same network: marked, so that a foreign DROP does not hit it.
+        chain.extend(served.network.pool.iter().map(|pool| {
+            let matches = [stays.clone(), Match::State(ConnState::Dnat), Match::OriginalDestination(*pool)];
+            rule(site, matches, Target::SetConnMark(options.connmark))
+        }));
+    }
+    chain.push(rule(site, [stays], Target::Return));
+    if let Some(served) = site.served().filter(|s| s.network.egress_allowed) {
+        let egress = network_chain("E", site.hash);
+        chain.push(rule(site, [Match::Out(served.outside.clone())], Target::Jump(egress.clone())));
+        chain.push(rule(site, [Match::ConnMark(options.connmark)], Target::Return));
+        leave(chains, &egress, site, beyond, options);
+    }
+    deny(&mut chain, site, "out", options);
+    chains.insert(network_chain("FO", site.hash), chain);
+}
+
+/// `SNET-E-H`, entered by jump: marks what may leave. RETURN here means "not decided", and the chain that called denies what has no mark.
+fn leave(chains: &mut BTreeMap<ChainName, Chain>, egress: &ChainName, site: &Site<'_>, beyond: &Beyond, options: &HostOptions) {
+    let mut chain: Chain = beyond
+        .protected
+        .iter()
+        .map(|prefix| rule(site, [Match::Destination(*prefix)], Target::Return))
+        .collect();
+    if let Some(elsewhere) = &beyond.elsewhere {
+        chain.push(rule(site, [], Target::Jump(elsewhere.clone())));
+    }
+    chains.insert(egress.clone(), chain);
+    let sources = egress_sources(site)
+        .into_iter()
+        .map(|(source, (key, _))| {
+            let matches = [Match::Source(Ipv4Net::from(source))];
+            let mark = Rule::new(Owner::Mapping(key.to_string()), matches, Target::SetConnMark(options.connmark));
+            (source, vec![mark])
+        })
+        .collect();
+    dispatch(chains, egress, Key::Source, &sources);
+}
+
+/// Step 5, direction "in".
+fn to_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, options: &HostOptions) {
+    let mut chain = Chain::new();
+    for pool in site.served().into_iter().flat_map(|s| &s.network.pool) {
+        let translated = [Match::State(ConnState::Dnat), Match::OriginalDestination(*pool)];
+        chain.push(rule(site, translated.clone(), Target::SetConnMark(options.connmark)));
+        chain.push(rule(site, translated, Target::Return));
+    }
+    deny(&mut chain, site, "in", options);
+    chains.insert(network_chain("FI", site.hash), chain);
+}
+
+/// What may reach the node itself from inside, direction "node".
+fn to_node(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, options: &HostOptions) {
+    let mut chain = vec![rule(site, [Match::IcmpEchoRequest], Target::Return)];
+    deny(&mut chain, site, "node", options);
+    chains.insert(network_chain("N", site.hash), chain);
+}
+
+/// The end of a gated chain: logs if asked to, and drops.
+fn deny(chain: &mut Chain, site: &Site<'_>, direction: &str, options: &HostOptions) {
+    if site.network.is_some_and(|network| network.log) {
+        let limit = Match::Limit {
+            per_second: LOGGED_PER_SECOND,
+            burst: LOGGED_PER_SECOND,
+        };
+        let mut prefix = format!("stagenet:{direction}:{}", site.name);
+        prefix.truncate(NFLOG_PREFIX_MAX);
+        let log = Target::Nflog {
+            group: options.nflog_group,
+            prefix,
+        };
+        chain.push(rule(site, [limit], log));
+    }
+    chain.push(rule(site, [], Target::Drop));
+}

@@ -1,0 +1,109 @@
+//! Which interface of a node serves a network: by name, or the one whose connected subnet covers the network's addresses.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+use super::validate::ValidNetwork;
+use super::{InterfaceFacts, NodeFacts, Refusal};
+use crate::api::reasons;
+use crate::netfilter::IfName;
+
+/// A side of a network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    /// Where the clients are.
+    Outside,
+    /// The closed network.
+    Inside,
+}
+
+impl Side {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Outside => "outside",
+            Self::Inside => "inside",
+        }
+    }
+
+    fn wanted(self, network: &ValidNetwork) -> (Option<&IfName>, &BTreeSet<Ipv4Net>) {
+        match self {
+            Self::Outside => (network.outside_interface.as_ref(), &network.pool),
+            Self::Inside => (network.inside_interface.as_ref(), &network.inside),
+        }
+    }
+}
+
+/// The interface of `node` on one side of `network`: exactly one, or why there is none.
+pub(super) fn find(node: &NodeFacts, network: &ValidNetwork, side: Side) -> Result<IfName, Refusal> {
+    let (named, prefixes) = side.wanted(network);
+    let word = side.word();
+    if let Some(name) = named {
+        if node.interfaces.contains_key(name.as_str()) {
+            return Ok(name.clone());
+        }
+        return Err(Refusal {
+            reason: reasons::INTERFACE_MISSING,
+            message: format!(
+                "node {} has no interface {name}: create it or correct spec.{word}.interface of network {}; it is taken into use when it appears",
+                node.name, network.name
+            ),
+        });
+    }
+    let found: Vec<IfName> = node
+        .interfaces
+        .iter()
+        .filter(|(name, facts)| name.as_str() != "lo" && prefixes.iter().all(|prefix| connects(facts, *prefix)))
+        .filter_map(|(name, _)| IfName::new(name))
+        .collect();
+    match found.as_slice() {
+        [one] => Ok(one.clone()),
+        [] => Err(Refusal {
+            reason: reasons::INTERFACE_MISSING,
+            message: format!(
+                "node {} has no interface whose subnet covers {}: give one such an address, or name it in spec.{word}.interface of network {}",
+                node.name,
+                list(prefixes),
+                network.name
+            ),
+        }),
+        several => Err(Refusal {
+            reason: reasons::INTERFACE_AMBIGUOUS,
+            message: format!(
+                "node {} has several interfaces whose subnet covers {}: {}; name one in spec.{word}.interface of network {}",
+                node.name,
+                list(prefixes),
+                list(several),
+                network.name
+            ),
+        }),
+    }
+}
+
+/// Whether all of `prefix` is in a connected subnet of the interface.
+pub(super) fn connects(facts: &InterfaceFacts, prefix: Ipv4Net) -> bool {
+    facts.addresses.iter().any(|address| address.contains(&prefix))
+}
+
+/// The node's own address outside: of the connected subnet that covers some of the pool, else the first.
+pub(super) fn outside_address(node: &NodeFacts, interface: &IfName, network: &ValidNetwork) -> Option<Ipv4Addr> {
+    let addresses = &node.interfaces.get(interface.as_str())?.addresses;
+    addresses
+        .iter()
+        .find(|address| network.pool.iter().any(|prefix| address.contains(prefix)))
+        .or_else(|| addresses.iter().next())
+        .map(Ipv4Net::addr)
+}
+
+/// At most four of `items`, for a message.
+fn list<'a, T: ToString + 'a>(items: impl IntoIterator<Item = &'a T>) -> String {
+    const SHOWN: usize = 4;
+    let mut items: Vec<String> = items.into_iter().map(ToString::to_string).collect();
+    if items.len() > SHOWN {
+        let more = items.len() - SHOWN;
+        items.truncate(SHOWN);
+        return format!("{} and {more} more", items.join(", "));
+    }
+    items.join(", ")
+}

@@ -1,0 +1,108 @@
+//! Which prefixes cover an address or overlap a prefix, without looking at all of them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::Ipv4Net;
+
+/// Prefixes with a value each. The first value entered for a prefix stays.
+///
+/// Two prefixes either nest or share nothing, so one lookup per prefix length in use answers every question.
+#[derive(Clone, Debug)]
+pub(super) struct PrefixIndex<T> {
+    by_prefix: BTreeMap<Ipv4Net, T>,
+    lengths: BTreeSet<u8>,
+}
+
+impl<T> Default for PrefixIndex<T> {
+    fn default() -> Self {
+        Self {
+            by_prefix: BTreeMap::new(),
+            lengths: BTreeSet::new(),
+        }
+    }
+}
+
+impl<T> PrefixIndex<T> {
+    /// Enters the network of `prefix` (host bits are ignored).
+    pub(super) fn insert(&mut self, prefix: Ipv4Net, value: T) {
+        self.lengths.insert(prefix.prefix_len());
+        self.by_prefix.entry(prefix.trunc()).or_insert(value);
+    }
+
+    /// The longest prefix that covers `address`.
+    pub(super) fn covering(&self, address: Ipv4Addr) -> Option<(Ipv4Net, &T)> {
+        self.covering_prefix(Ipv4Net::from(address))
+    }
+
+    /// The longest prefix that covers all of `prefix`.
+    fn covering_prefix(&self, prefix: Ipv4Net) -> Option<(Ipv4Net, &T)> {
+        self.lengths.range(..=prefix.prefix_len()).rev().find_map(|&length| {
+            let candidate = Ipv4Net::new(prefix.addr(), length).ok()?.trunc();
+            self.by_prefix.get(&candidate).map(|value| (candidate, value))
+        })
+    }
+
+    /// One prefix that shares an address with `prefix`: the longest around it, else the first in it.
+    pub(super) fn overlapping(&self, prefix: Ipv4Net) -> Option<(Ipv4Net, &T)> {
+        let prefix = prefix.trunc();
+        self.covering_prefix(prefix).or_else(|| {
+            // Ordered by address, then length: everything inside `prefix` follows it directly.
+            self.by_prefix
+                .range(prefix..)
+                .next()
+                .filter(|(inner, _)| prefix.contains(&inner.network()))
+                .map(|(inner, value)| (*inner, value))
+        })
+    }
+}
+
+/// Whether `address` is the network or the broadcast address of `subnet` (RFC 3021: /31 and /32 have neither).
+pub(super) fn is_edge(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
+    subnet.prefix_len() < 31 && (address == subnet.network() || address == subnet.broadcast())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn net(s: &str) -> Ipv4Net {
+        s.parse().unwrap()
+    }
+
+    fn index(prefixes: &[&str]) -> PrefixIndex<usize> {
+        let mut index = PrefixIndex::default();
+        for (n, p) in prefixes.iter().enumerate() {
+            index.insert(net(p), n);
+        }
+        index
+    }
+
+    #[test]
+    fn longest_cover_wins() {
+        let index = index(&["10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24"]);
+        assert_eq!(index.covering("10.1.2.3".parse().unwrap()).unwrap().0, net("10.1.2.0/24"));
+        assert_eq!(index.covering("10.2.2.3".parse().unwrap()).unwrap().0, net("10.0.0.0/8"));
+        assert!(index.covering("11.0.0.0".parse().unwrap()).is_none());
+    }
+
+    #[test]
+    fn overlap_is_found_from_both_sides() {
+        let index = index(&["10.1.2.0/24", "192.168.0.0/16"]);
+        assert_eq!(index.overlapping(net("10.0.0.0/8")).unwrap().0, net("10.1.2.0/24"));
+        assert_eq!(index.overlapping(net("192.168.7.0/24")).unwrap().0, net("192.168.0.0/16"));
+        assert_eq!(index.overlapping(net("10.1.2.0/24")).unwrap().0, net("10.1.2.0/24"));
+        assert!(index.overlapping(net("10.1.3.0/24")).is_none());
+        assert!(index.overlapping(net("10.1.0.0/23")).is_none());
+    }
+
+    #[test]
+    fn edges_of_subnets() {
+        let a = |s: &str| s.parse().unwrap();
+        assert!(is_edge(net("10.0.0.5/24"), a("10.0.0.0")));
+        assert!(is_edge(net("10.0.0.5/24"), a("10.0.0.255")));
+        assert!(!is_edge(net("10.0.0.5/24"), a("10.0.0.5")));
+        assert!(!is_edge(net("10.0.0.4/31"), a("10.0.0.4")));
+    }
+}

@@ -1,0 +1,267 @@
+//! What each network comes down to on one node: its interfaces, its role, and why it is not served here.
+//!
+//! Networks are looked at from the oldest to the youngest, each against what the older ones hold **on this node**. That is on purpose not part of
+//! [`super::judge`]: whether two networks meet on a node depends on labels that only this node's agent and the controller both know, and a
+//! network that is not served keeps its fence, which a refused one could not promise.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::Ipv4Net;
+
+use super::interfaces::{self, Side};
+use super::prefixes::PrefixIndex;
+use super::rules::network_hash;
+use super::validate::{self, ValidNetwork};
+use super::verdict::{Claim, NetworkVerdict};
+use super::{MappingKey, NodeFacts, Refusal, Verdicts, World};
+use crate::api::gatewaynode::Role;
+use crate::api::reasons;
+use crate::netfilter::IfName;
+
+/// One network on the node.
+#[derive(Debug)]
+pub(super) struct Site<'a> {
+    /// The network's name.
+    pub(super) name: &'a str,
+    /// Generation of the network.
+    pub(super) generation: i64,
+    /// Part of its chains' names.
+    pub(super) hash: u32,
+    /// The network, unless it was refused: then there is nothing but its fence.
+    pub(super) network: Option<&'a ValidNetwork>,
+    /// Active or standby.
+    pub(super) role: Role,
+    /// The outside interface, once found.
+    pub(super) outside: Option<IfName>,
+    /// The inside interface, once found.
+    pub(super) inside: Option<IfName>,
+    /// The interface that this network's fence stands around. A named one is fenced before it exists, so that it never appears without.
+    pub(super) fence: Option<IfName>,
+    /// Why the network is not served here.
+    pub(super) problem: Option<Refusal>,
+    /// The claims that are programmed here.
+    pub(super) claims: Vec<(&'a MappingKey, &'a Claim)>,
+}
+
+/// A network that is served: nothing is missing.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Served<'a> {
+    /// The network.
+    pub(super) network: &'a ValidNetwork,
+    /// Its outside interface.
+    pub(super) outside: &'a IfName,
+    /// Its inside interface.
+    pub(super) inside: &'a IfName,
+}
+
+impl Site<'_> {
+    /// What is needed to serve the network, if it is served.
+    pub(super) fn served(&self) -> Option<Served<'_>> {
+        match (&self.problem, self.network, &self.outside, &self.inside) {
+            (None, Some(network), Some(outside), Some(inside)) => Some(Served { network, outside, inside }),
+            _ => None,
+        }
+    }
+}
+
+/// What older networks hold on the node.
+#[derive(Default)]
+struct Held<'a> {
+    inside: BTreeMap<IfName, &'a str>,
+    outside: BTreeMap<IfName, &'a str>,
+    prefixes: PrefixIndex<&'a str>,
+    hashes: BTreeMap<u32, &'a str>,
+}
+
+/// The networks that `node` is a gateway of, by age, then those refused ones whose fence must stand.
+pub(super) fn sites<'a>(world: &'a World, verdicts: &'a Verdicts, node: &NodeFacts) -> Vec<Site<'a>> {
+    let mut accepted = Vec::new();
+    let mut refused = Vec::new();
+    for (name, verdict) in &verdicts.networks {
+        if !verdict.gateways.contains(&node.name) {
+            continue;
+        }
+        match &verdict.accepted {
+            Ok(network) => accepted.push((network.created, name.as_str(), verdict, network)),
+            Err(refusal) => refused.push((name.as_str(), verdict, refusal)),
+        }
+    }
+    accepted.sort_unstable_by_key(|(created, name, ..)| (*created, *name));
+    let mut held = Held::default();
+    let mut sites: Vec<Site<'a>> = accepted
+        .into_iter()
+        .map(|(_, name, verdict, network)| site(name, verdict, network, node, &mut held))
+        .collect();
+    let named = named_insides(world, &refused);
+    for (name, verdict, refusal) in refused {
+        let fence = named
+            .get(name)
+            .filter(|i| !held.inside.contains_key(*i) && !held.outside.contains_key(*i));
+        let Some(fence) = fence else { continue };
+        let hash = network_hash(name);
+        if held.hashes.insert(hash, name).is_some() {
+            continue;
+        }
+        held.inside.insert(fence.clone(), name);
+        sites.push(Site {
+            name,
+            generation: verdict.generation,
+            hash,
+            network: None,
+            role: role(verdict, node),
+            outside: None,
+            inside: node.interfaces.contains_key(fence.as_str()).then(|| fence.clone()),
+            fence: Some(fence.clone()),
+            problem: Some(refusal.clone()),
+            claims: Vec::new(),
+        });
+    }
+    sites
+}
+
+fn named_insides<'a>(world: &'a World, refused: &[(&str, &NetworkVerdict, &Refusal)]) -> BTreeMap<&'a str, IfName> {
+    let refused: BTreeSet<&str> = refused.iter().map(|(name, ..)| *name).collect();
+    let mut found: BTreeMap<&str, IfName> = BTreeMap::new();
+    for raw in &world.networks {
+        let name = raw.metadata.name.as_deref().unwrap_or_default();
+        let Some(interface) = validate::named_inside(raw).filter(|_| refused.contains(name)) else {
+            continue;
+        };
+        // Several objects of one name: the first interface by name, whatever the order of the objects.
+        let first = found.get(name).is_none_or(|present| interface < *present);
+        if first {
+            found.insert(name, interface);
+        }
+    }
+    found
+}
+
+fn role(verdict: &NetworkVerdict, node: &NodeFacts) -> Role {
+    let active = node.labels.is_none() || verdict.active.as_ref().is_some_and(|active| active.node == node.name);
+    if active { Role::Active } else { Role::Standby }
+}
+
+fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwork, node: &NodeFacts, held: &mut Held<'a>) -> Site<'a> {
+    let inside = interfaces::find(node, network, Side::Inside);
+    let outside = interfaces::find(node, network, Side::Outside);
+    let hash = network_hash(name);
+    let wanted = inside.as_ref().ok().or(network.inside_interface.as_ref()).cloned();
+
+    // Without a fence of its own: the interface is fenced by an older network, or a fence would cut off somebody's clients.
+    let unfenced = match (&wanted, held.hashes.get(&hash)) {
+        (_, Some(other)) => Some(refusal(
+            reasons::INVALID,
+            format!("metadata.name must have another hash than network {other}: name the network differently"),
+        )),
+        (Some(w), None) => shared(w, outside.as_ref().ok(), network, node, held),
+        (None, None) => None,
+    };
+    let fence = wanted.filter(|_| unfenced.is_none());
+    let structural = unfenced.or_else(|| {
+        let outside = outside.as_ref().ok()?;
+        let older = held.inside.get(outside)?;
+        Some(refusal(
+            reasons::INTERFACE_SHARED,
+            format!(
+                "the outside interface {outside} on node {} is the inside interface of network {older}: give network {name} another outside interface",
+                node.name
+            ),
+        ))
+    });
+    let structural = structural.or_else(|| overlap(network, inside.as_ref().ok()?, node, held));
+
+    if let Some(fence) = &fence {
+        held.inside.insert(fence.clone(), name);
+        held.hashes.insert(hash, name);
+    }
+    if structural.is_none() && inside.is_ok() {
+        for prefix in &network.inside {
+            held.prefixes.insert(*prefix, name);
+        }
+    }
+    let problem = structural
+        .or_else(|| inside.as_ref().err().cloned())
+        .or_else(|| outside.as_ref().err().cloned());
+    if let (None, Ok(outside)) = (&problem, &outside) {
+        held.outside.entry(outside.clone()).or_insert(name);
+    }
+    Site {
+        name,
+        generation: verdict.generation,
+        hash,
+        network: Some(network),
+        role: role(verdict, node),
+        outside: outside.ok(),
+        inside: inside.ok(),
+        fence,
+        problem,
+        claims: Vec::new(),
+    }
+}
+
+fn refusal(reason: &'static str, message: String) -> Refusal {
+    Refusal { reason, message }
+}
+
+/// Why no fence of this network may stand around `wanted`.
+fn shared(wanted: &IfName, outside: Option<&IfName>, network: &ValidNetwork, node: &NodeFacts, held: &Held<'_>) -> Option<Refusal> {
+    let (name, node) = (&network.name, &node.name);
+    if outside == Some(wanted) {
+        return Some(refusal(
+            reasons::SAME_INTERFACE,
+            format!(
+                "outside and inside of network {name} are both {wanted} on node {node}: give the closed network an interface of its own"
+            ),
+        ));
+    }
+    if let Some(older) = held.inside.get(wanted) {
+        return Some(refusal(
+            reasons::INTERFACE_SHARED,
+            format!(
+                "the inside interface {wanted} on node {node} serves network {older} already: the two would not be closed to each other; give network {name} its own"
+            ),
+        ));
+    }
+    held.outside.get(wanted).map(|older| {
+        refusal(
+            reasons::INTERFACE_SHARED,
+            format!("the inside interface {wanted} on node {node} is the outside interface of network {older}, which a fence would cut off; give network {name} its own"),
+        )
+    })
+}
+
+/// Whether packets for this network's VMs could be delivered elsewhere: to an older network with the same addresses, or, worst of all, to production.
+fn overlap(network: &ValidNetwork, inside: &IfName, node: &NodeFacts, held: &Held<'_>) -> Option<Refusal> {
+    let name = &network.name;
+    for prefix in &network.inside {
+        if let Some((other, older)) = held.prefixes.overlapping(*prefix) {
+            return Some(refusal(
+                reasons::PREFIX_OVERLAP,
+                format!(
+                    "the inside prefix {prefix} of network {name} shares addresses with {other} of network {older}, which node {} serves already: use other gateway nodes for one of the two",
+                    node.name
+                ),
+            ));
+        }
+        let elsewhere = node
+            .interfaces
+            .iter()
+            .filter(|(interface, _)| interface.as_str() != inside.as_str())
+            .flat_map(|(interface, facts)| facts.addresses.iter().map(move |address| (interface, address.trunc())))
+            .find(|(_, subnet)| subnet.prefix_len() < 32 && meet(*subnet, *prefix));
+        if let Some((interface, subnet)) = elsewhere {
+            return Some(refusal(
+                reasons::PREFIX_OVERLAP,
+                format!(
+                    "the inside prefix {prefix} of network {name} shares addresses with {subnet}, which is connected to {interface} on node {}: packets for VMs could be delivered there; use a gateway node that is not in that subnet",
+                    node.name
+                ),
+            ));
+        }
+    }
+    None
+}
+
+fn meet(a: Ipv4Net, b: Ipv4Net) -> bool {
+    a.contains(&b) || b.contains(&a)
+}
