@@ -30,6 +30,7 @@ struct Scene {
 
 fn valid() -> ValidNetwork {
     ValidNetwork {
+        created: None,
         name: "segment-b".into(),
         outside_interface: IfName::new("eth0"),
         pool: BTreeSet::from(["192.168.100.0/24".parse().unwrap()]),
@@ -92,6 +93,7 @@ impl Scene {
                 resource_version: "5".into(),
                 network: "segment-b".into(),
                 accepted: Ok(Claim {
+                    created: None,
                     network: "segment-b".into(),
                     virtual_address: "192.168.100.3".parse().unwrap(),
                     target: "192.168.200.3".parse().unwrap(),
