@@ -1,10 +1,182 @@
-//! Writes the status of networks and mappings, and nothing else.
+//! Writes the status of networks and mappings, and nothing else: no spec, no finalizer, no object of its own but the leader Lease and Events.
+//!
+//! ```text
+//! watches → stores ─┐
+//! agents' Leases ───┴→ gather → judge → aggregate → write what differs → events
+//! ```
+//!
+//! | module | does | pure |
+//! |---|---|---|
+//! | [`leader`] | one leader among the replicas | the decision |
+//! | [`watch`] | stores, fed by watches; the bell | |
+//! | [`heartbeat`] | which agents are silent | yes |
+//! | [`seen`] | from which resource version on a report counts | yes |
+//! | [`gather`] | the world, from stored objects | yes |
+//! | [`aggregate`] | the status of every object; the standalone agent calls it too | yes |
+//! | [`ledger`] | what was written and what failed | yes |
+//! | [`write`](mod@write) | one patch | |
+//! | [`reconcile`] | the pass that ties these together | |
+//! | [`events`] | what a person should see | what to say |
+//!
+//! Every replica watches; only the leader writes. A replica that stops leading exits, and agents go on without it: nothing in a kernel depends on
+//! this program, except which gateway is active when one falls silent.
 
 pub mod aggregate;
+pub mod events;
 pub mod gather;
 pub mod heartbeat;
 pub mod leader;
+pub mod ledger;
+pub mod reconcile;
 pub mod seen;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod version;
+pub mod watch;
+pub mod write;
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::Client;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::{JoinError, JoinSet};
+use tracing::info;
+
+use self::events::Announcer;
+use self::leader::{Elector, Lost, Timing};
+use self::reconcile::Reconciler;
+use self::watch::{Stores, chain};
+use crate::telemetry::{Health, Metrics, ServeError, serve};
+
+/// How long the worker may be silent before `/livez` fails: a pass writes 256 objects a kind, and a write that gets no answer gives up after 10 s.
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// How to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControllerOptions {
+    /// The operator's namespace: the leader Lease and the agents' Leases are there.
+    pub namespace: String,
+    /// Name of this replica, different from all others: the pod's name.
+    pub identity: String,
+    /// Where probes and metrics are served; None: nowhere.
+    pub listen: Option<SocketAddr>,
+    /// Times of the election.
+    pub timing: Timing,
+}
+
+/// Why the controller ended.
+#[derive(Debug, thiserror::Error)]
+pub enum ControllerError {
+    /// There is no way to the API server.
+    #[error("finding the API server: {0}")]
+    Connect(String),
+    /// Another replica may lead now. The process exits, so that nothing of the old leader lives on; it is started again and follows.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+    /// Probes and metrics cannot be served.
+    #[error(transparent)]
+    Serve(#[from] ServeError),
+    /// Signals cannot be received.
+    #[error("waiting for signals: {0}")]
+    Signal(std::io::Error),
+    /// A task that must not end has ended.
+    #[error("a background task ended: {0}")]
+    Ended(String),
+}
+
+/// Runs until SIGTERM or SIGINT. Everything else that ends it is an error.
+pub async fn run(options: ControllerOptions) -> Result<(), ControllerError> {
+    let client = Client::try_default()
+        .await
+        .map_err(|error| ControllerError::Connect(chain(&error)))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(ControllerError::Signal)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(ControllerError::Signal)?;
+    let shutdown = async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    };
+    run_until(client, options, shutdown).await
+}
+
+/// Runs until `shutdown`, then gives the leader Lease away.
+pub async fn run_until(client: Client, options: ControllerOptions, shutdown: impl Future<Output = ()>) -> Result<(), ControllerError> {
+    let metrics = Arc::new(Metrics::new());
+    let health = Arc::new(Health::new("starting", PATIENCE));
+    let (stores, writers) = Stores::new();
+    let mut watches = JoinSet::new();
+    stores.follow(writers, &client, &options.namespace, &mut watches);
+    let (announcer, publishing) = Announcer::new(client.clone(), &options.identity);
+    watches.spawn(publishing);
+    let mut servers = JoinSet::new();
+    if let Some(address) = options.listen {
+        servers.spawn(serve(address, health.clone(), metrics.clone()));
+    }
+    let mut elector = Elector::new(client.clone(), &options.namespace, &options.identity, options.timing);
+    let reconciler = Reconciler::new(client, stores.clone(), announcer, metrics.clone());
+    let end = tokio::select! {
+        () = shutdown => Ok(()),
+        Some(ended) = watches.join_next() => Err(ControllerError::Ended(describe(ended.err()))),
+        Some(ended) = servers.join_next() => Err(match ended {
+            Ok(Err(error)) => error.into(),
+            Ok(Ok(())) => ControllerError::Ended(describe(None)),
+            Err(error) => ControllerError::Ended(describe(Some(error))),
+        }),
+        error = lead(&mut elector, reconciler, &stores, &health, &metrics) => Err(error),
+    };
+    info!(lease = leader::LEASE, "stopping");
+    // Lost means that it is not ours to give away.
+    if !matches!(end, Err(ControllerError::Lost(_))) {
+        elector.release().await;
+    }
+    end
+}
+
+/// Follows, then leads, until leadership is lost. The work runs in a task of its own, so that a long pass never delays a renewal, and ends with
+/// this future.
+async fn lead(elector: &mut Elector, reconciler: Reconciler, stores: &Stores, health: &Arc<Health>, metrics: &Metrics) -> ControllerError {
+    let acquired = tokio::select! {
+        acquired = elector.acquire() => acquired,
+        never = follow(stores, health) => match never {},
+    };
+    metrics.leader.set(1);
+    let mut work = JoinSet::new();
+    let (stores, health) = (stores.clone(), health.clone());
+    work.spawn(async move {
+        synced(&stores, &health).await;
+        reconciler.run(&health).await;
+    });
+    tokio::select! {
+        lost = elector.hold(acquired) => lost.into(),
+        ended = work.join_next() => ControllerError::Ended(describe(ended.and_then(Result::err))),
+    }
+}
+
+/// A follower is ready as soon as it could take over.
+async fn follow(stores: &Stores, health: &Health) -> Infallible {
+    synced(stores, health).await;
+    loop {
+        health.beat();
+        tokio::time::sleep(PATIENCE / 4).await;
+    }
+}
+
+/// Waits for the first lists. However long that takes, it is no reason to be restarted.
+async fn synced(stores: &Stores, health: &Health) {
+    let mut ready = std::pin::pin!(stores.ready(health));
+    loop {
+        health.beat();
+        tokio::select! {
+            () = &mut ready => return,
+            () = tokio::time::sleep(PATIENCE / 4) => {}
+        }
+    }
+}
+
+fn describe(error: Option<JoinError>) -> String {
+    error.map_or_else(|| "it returned".to_owned(), |error| error.to_string())
+}

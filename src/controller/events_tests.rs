@@ -1,0 +1,100 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use crate::api::network::ActiveGateway;
+use crate::controller::testing::condition;
+
+fn mapping(gateway: Option<&str>, conditions: &[(&str, &str, &str)]) -> NatMappingStatus {
+    NatMappingStatus {
+        gateway: gateway.map(Into::into),
+        conditions: conditions
+            .iter()
+            .map(|(kind, status, reason)| condition(kind, status, reason))
+            .collect(),
+        ..NatMappingStatus::default()
+    }
+}
+
+fn network(gateway: Option<&str>, conditions: &[(&str, &str, &str)]) -> StagingNetworkStatus {
+    StagingNetworkStatus {
+        active_gateway: gateway.map(|node| ActiveGateway {
+            node: node.into(),
+            address: None,
+        }),
+        conditions: conditions
+            .iter()
+            .map(|(kind, status, reason)| condition(kind, status, reason))
+            .collect(),
+        ..StagingNetworkStatus::default()
+    }
+}
+
+fn said(notices: &[Notice]) -> Vec<String> {
+    let word = |n: &Notice| format!("{}{}", if n.warning { "!" } else { "" }, n.reason);
+    notices.iter().map(word).collect()
+}
+
+const ACCEPTED: (&str, &str, &str) = (types::ACCEPTED, "True", reasons::ACCEPTED);
+const PROGRAMMED: (&str, &str, &str) = (types::PROGRAMMED, "True", reasons::PROGRAMMED);
+
+#[test]
+fn a_mapping_says_what_happened_to_it_once() {
+    let pending = mapping(Some("a"), &[ACCEPTED, (types::PROGRAMMED, "False", reasons::PENDING)]);
+    let ready = mapping(Some("a"), &[ACCEPTED, PROGRAMMED]);
+    let refused = mapping(
+        None,
+        &[
+            (types::ACCEPTED, "False", reasons::CONFLICT),
+            (types::PROGRAMMED, "False", reasons::NOT_ACCEPTED),
+        ],
+    );
+    let in_use = mapping(Some("a"), &[ACCEPTED, (types::PROGRAMMED, "False", reasons::ADDRESS_IN_USE)]);
+    let none = Vec::<String>::new();
+    assert_eq!(said(&of_mapping(None, &pending)), none);
+    assert_eq!(said(&of_mapping(Some(&pending), &ready)), ["Programmed"]);
+    assert_eq!(said(&of_mapping(Some(&ready), &ready)), none);
+    assert_eq!(said(&of_mapping(None, &refused)), ["!Conflict"]);
+    assert_eq!(said(&of_mapping(Some(&refused), &refused)), none);
+    assert_eq!(said(&of_mapping(Some(&pending), &in_use)), ["!AddressInUse"]);
+    assert_eq!(said(&of_mapping(Some(&in_use), &ready)), ["Programmed"]);
+}
+
+#[test]
+fn what_concerns_all_mappings_is_not_said_of_each() {
+    let ready = mapping(Some("a"), &[ACCEPTED, PROGRAMMED]);
+    let silent = mapping(Some("a"), &[ACCEPTED, (types::PROGRAMMED, "Unknown", reasons::GATEWAY_SILENT)]);
+    let nobody = mapping(None, &[ACCEPTED, (types::PROGRAMMED, "False", reasons::NO_GATEWAY)]);
+    let moving = mapping(Some("a"), &[ACCEPTED, (types::PROGRAMMED, "False", reasons::PENDING)]);
+    let moved = mapping(Some("b"), &[ACCEPTED, PROGRAMMED]);
+    for (before, after) in [
+        (&ready, &silent),
+        (&silent, &ready),
+        (&ready, &nobody),
+        (&nobody, &ready),
+        (&moving, &moved),
+    ] {
+        assert_eq!(of_mapping(Some(before), after), []);
+    }
+}
+
+#[test]
+fn a_network_says_who_serves_it_and_what_it_lacks() {
+    let fresh = network(Some("a"), &[ACCEPTED, (types::PROGRAMMED, "False", reasons::PENDING)]);
+    let ready = network(Some("a"), &[ACCEPTED, PROGRAMMED]);
+    let silent = network(Some("a"), &[ACCEPTED, (types::PROGRAMMED, "Unknown", reasons::GATEWAY_SILENT)]);
+    let moved = network(Some("b"), &[ACCEPTED, PROGRAMMED]);
+    let nobody = network(None, &[ACCEPTED, (types::PROGRAMMED, "False", reasons::NO_GATEWAY)]);
+    assert_eq!(said(&of_network(None, &fresh)), ["GatewayElected"]);
+    assert_eq!(said(&of_network(Some(&fresh), &ready)), ["Programmed"]);
+    assert_eq!(said(&of_network(Some(&ready), &silent)), ["!GatewaySilent"]);
+    assert_eq!(said(&of_network(Some(&silent), &moved)), ["GatewayMoved", "Programmed"]);
+    assert_eq!(said(&of_network(Some(&ready), &nobody)), ["!NoGateway", "!NoGateway"]);
+    assert_eq!(of_network(Some(&ready), &ready), []);
+}
+
+#[test]
+fn notes_are_cut_between_characters() {
+    assert_eq!(cut("short".into()), "short");
+    let long = cut("ä".repeat(600));
+    assert_eq!(long.len(), NOTE_MAX);
+    assert_eq!(cut(format!("x{}", "ä".repeat(600))).len(), NOTE_MAX - 1);
+}

@@ -1,0 +1,251 @@
+//! The one piece of work: from everything that is known to the status of every object.
+//!
+//! All objects are judged together, because claims are judged against each other. One pass does for any number of changes: the first change
+//! after a quiet time is worked on at once, further ones wait until the worker has rested at least as long as it has worked.
+//! A pass writes a bounded number of objects and then looks again, so that a change made during a big job is not at its end.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use k8s_openapi::jiff::Timestamp;
+use kube::{Client, ResourceExt};
+use tracing::{debug, warn};
+
+use super::aggregate::{Inputs, Reports, Seen, Statuses, aggregate};
+use super::events::Announcer;
+use super::gather;
+use super::heartbeat::Life;
+use super::ledger::{self, Failure, Ledger};
+use super::watch::{Stores, decoded};
+use super::write::{Outcome, Reported, write};
+use crate::api::{NatMapping, StagingNetwork};
+use crate::plan::{World, judge};
+use crate::telemetry::metrics::ReconcileLabels;
+use crate::telemetry::{Health, Metrics};
+
+/// Shortest time between the beginnings of two passes.
+const REST: Duration = Duration::from_millis(20);
+/// Objects of one kind that a pass writes.
+const BATCH: usize = 256;
+/// Writes under way at a time.
+const CONCURRENCY: usize = 16;
+/// How often an idle worker shows that it is alive.
+const BEAT: Duration = Duration::from_secs(5);
+
+/// Judges and writes.
+pub struct Reconciler {
+    client: Client,
+    stores: Stores,
+    seen: Seen,
+    networks: Ledger<StagingNetwork>,
+    mappings: Ledger<NatMapping>,
+    announcer: Announcer,
+    metrics: Arc<Metrics>,
+    outages: u32,
+}
+
+impl Reconciler {
+    /// Knows nothing yet.
+    pub fn new(client: Client, stores: Stores, announcer: Announcer, metrics: Arc<Metrics>) -> Self {
+        Self {
+            client,
+            stores,
+            seen: Seen::default(),
+            networks: Ledger::default(),
+            mappings: Ledger::default(),
+            announcer,
+            metrics,
+            outages: 0,
+        }
+    }
+
+    /// Works until the task is dropped.
+    pub async fn run(mut self, health: &Health) {
+        loop {
+            health.beat();
+            let begun = Instant::now();
+            let next = self.reconcile().await;
+            let rest = begun + REST.max(begun.elapsed().min(Duration::from_secs(1)));
+            self.wait(next, health).await;
+            tokio::time::sleep_until(rest.into()).await;
+        }
+    }
+
+    /// One pass: gather → judge → aggregate → write. Returns when there is more to do even if nothing changes until then.
+    pub async fn reconcile(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let (world, reports) = self.gather(now);
+        let verdicts = judge(&world);
+        self.seen.observe(&world.mappings);
+        let statuses = aggregate(&Inputs {
+            world: &world,
+            verdicts: &verdicts,
+            reports: &reports,
+            seen: &self.seen,
+            now: Timestamp::now(),
+        });
+        let (networks, mappings) = pair(world, statuses);
+        // Networks first: which gateway is active is what agents wait for before anything else.
+        let mut pass = Pass::new(&self.client, &self.announcer, &self.metrics);
+        let mut next = pass.write(networks, &mut self.networks).await;
+        next = earliest(next, pass.write(mappings, &mut self.mappings).await);
+        let outage = pass.outage;
+        earliest(next, self.after_outage(outage))
+    }
+
+    /// What the stores hold, with own writes that they have not caught up with.
+    fn gather(&mut self, now: Instant) -> (World, Reports) {
+        let (mut networks, mut mappings) = (decoded(&self.stores.networks), decoded(&self.stores.mappings));
+        self.networks.overlay(&mut networks);
+        self.mappings.overlay(&mut mappings);
+        let gateways = decoded(&self.stores.gateways);
+        let labels = self.stores.labels();
+        let mut heartbeats = self.stores.heartbeats();
+        heartbeats.retain(|node| labels.contains_key(node));
+        for gateway in &gateways {
+            heartbeats.expect(&gateway.name_any(), now);
+        }
+        let reports = gather::reports(&gateways, |node| heartbeats.life(node, now));
+        drop(heartbeats);
+        (gather::world(networks, mappings, &gateways, labels), reports)
+    }
+
+    /// How long to leave the API server alone.
+    fn after_outage(&mut self, error: Option<String>) -> Option<Instant> {
+        let Some(error) = error else {
+            self.outages = 0;
+            return None;
+        };
+        let pause = ledger::backoff(self.outages);
+        warn!(error, ?pause, "could not write status; trying again");
+        self.outages = self.outages.saturating_add(1);
+        Some(Instant::now() + pause)
+    }
+
+    /// Until something changes, `next` has come, or an agent has fallen silent. During an outage only the time counts: hammering helps nobody.
+    async fn wait(&self, next: Option<Instant>, health: &Health) {
+        let lives = self.lives();
+        loop {
+            let now = Instant::now();
+            let silence = self.stores.heartbeats().next_silence(now);
+            let until = earliest(next, silence).unwrap_or(now + BEAT).min(now + BEAT);
+            tokio::select! {
+                () = self.stores.bell.notified(), if self.outages == 0 => return,
+                () = tokio::time::sleep_until(until.into()) => {}
+            }
+            health.beat();
+            if next.is_some_and(|next| next <= Instant::now()) || self.lives() != lives {
+                return;
+            }
+        }
+    }
+
+    fn lives(&self) -> Vec<Life> {
+        let now = Instant::now();
+        let heartbeats = self.stores.heartbeats();
+        self.stores
+            .gateways
+            .state()
+            .iter()
+            .map(|gateway| heartbeats.life(&gateway.name_any(), now))
+            .collect()
+    }
+}
+
+/// Each object with the status that it should have.
+type Wanted<K> = Vec<(K, <K as Reported>::Status)>;
+
+fn pair(world: World, mut statuses: Statuses) -> (Wanted<StagingNetwork>, Wanted<NatMapping>) {
+    let networks = world.networks.into_iter().filter_map(|object| {
+        let status = statuses.networks.remove(&object.name_any())?;
+        Some((object, status))
+    });
+    let networks = networks.collect();
+    let mappings = world.mappings.into_iter().filter_map(|object| {
+        let status = statuses.mappings.remove(&super::seen::key(&object))?;
+        Some((object, status))
+    });
+    (networks, mappings.collect())
+}
+
+fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
+    [a, b].into_iter().flatten().min()
+}
+
+/// The writes of one pass.
+struct Pass<'a> {
+    client: &'a Client,
+    announcer: &'a Announcer,
+    metrics: &'a Metrics,
+    unavailable: AtomicBool,
+    outage: Option<String>,
+}
+
+impl<'a> Pass<'a> {
+    fn new(client: &'a Client, announcer: &'a Announcer, metrics: &'a Metrics) -> Self {
+        Self {
+            client,
+            announcer,
+            metrics,
+            unavailable: AtomicBool::new(false),
+            outage: None,
+        }
+    }
+
+    /// Writes what differs, and takes note of what came of it.
+    async fn write<K: Reported>(&mut self, wanted: Wanted<K>, ledger: &mut Ledger<K>) -> Option<Instant> {
+        let todo = ledger.changes(wanted, BATCH, Instant::now());
+        let mut next = todo.next;
+        let (mut written, mut failed) = (0, 0);
+        let (client, unavailable) = (self.client, &self.unavailable);
+        let mut outcomes = futures::stream::iter(todo.changes)
+            .map(|change| async move {
+                let outcome = write(client, &change, unavailable).await;
+                (change, outcome)
+            })
+            .buffer_unordered(CONCURRENCY);
+        while let Some((change, outcome)) = outcomes.next().await {
+            let (object, now) = (&change.object, Instant::now());
+            match outcome {
+                Outcome::Written(answer) => {
+                    written += 1;
+                    self.announcer
+                        .say(K::notices(object.status(), &change.status), &object.object_ref(&()));
+                    ledger.wrote(*answer);
+                    continue;
+                }
+                Outcome::Gone => ledger.forget(object),
+                Outcome::Conflict => {
+                    debug!(
+                        kind = K::KIND,
+                        name = object.name_any(),
+                        "object changed meanwhile; judging it anew"
+                    );
+                    next = earliest(next, Some(ledger.failed(object, Failure::Conflict, now)));
+                }
+                Outcome::Refused(error) => {
+                    warn!(
+                        kind = K::KIND,
+                        namespace = object.namespace(),
+                        name = object.name_any(),
+                        error,
+                        "the API server refused a status"
+                    );
+                    next = earliest(next, Some(ledger.failed(object, Failure::Refused, now)));
+                }
+                Outcome::Unavailable(error) => self.outage = Some(error),
+                Outcome::Skipped => {}
+            }
+            failed += 1;
+        }
+        for (result, count) in [("unchanged", todo.unchanged), ("written", written), ("failed", failed)] {
+            self.metrics
+                .reconciles
+                .get_or_create(&ReconcileLabels { kind: K::KIND, result })
+                .inc_by(count);
+        }
+        next
+    }
+}

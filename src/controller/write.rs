@@ -1,0 +1,160 @@
+//! Writes one status: the patch, and what its answer means. Thin; what to write is decided elsewhere.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, ResourceExt};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value, json};
+
+use super::events::{self, Notice, REPORTER};
+use super::watch::chain;
+use crate::api::{NatMapping, NatMappingStatus, StagingNetwork, StagingNetworkStatus};
+
+/// How long a write may take. A connection without answer must not hold up all other work.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An object whose status the controller writes.
+pub trait Reported: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned + Send + Sync + 'static {
+    /// Its status.
+    type Status: Clone + std::fmt::Debug + PartialEq + Serialize + Send + Sync;
+    /// Its kind, for metrics and logs.
+    const KIND: &'static str;
+    /// The stored status.
+    fn status(&self) -> Option<&Self::Status>;
+    /// The generation that a status is about.
+    fn observed(status: &Self::Status) -> Option<i64>;
+    /// What a change of status says to a person.
+    fn notices(before: Option<&Self::Status>, after: &Self::Status) -> Vec<Notice>;
+    /// Where such objects are.
+    fn api(client: &Client, namespace: Option<&str>) -> Api<Self>;
+}
+
+impl Reported for NatMapping {
+    type Status = NatMappingStatus;
+    const KIND: &'static str = "NatMapping";
+    fn status(&self) -> Option<&Self::Status> {
+        self.status.as_ref()
+    }
+    fn observed(status: &Self::Status) -> Option<i64> {
+        status.observed_generation
+    }
+    fn notices(before: Option<&Self::Status>, after: &Self::Status) -> Vec<Notice> {
+        events::of_mapping(before, after)
+    }
+    fn api(client: &Client, namespace: Option<&str>) -> Api<Self> {
+        Api::namespaced(client.clone(), namespace.unwrap_or_default())
+    }
+}
+
+impl Reported for StagingNetwork {
+    type Status = StagingNetworkStatus;
+    const KIND: &'static str = "StagingNetwork";
+    fn status(&self) -> Option<&Self::Status> {
+        self.status.as_ref()
+    }
+    fn observed(status: &Self::Status) -> Option<i64> {
+        status.observed_generation
+    }
+    fn notices(before: Option<&Self::Status>, after: &Self::Status) -> Vec<Notice> {
+        events::of_network(before, after)
+    }
+    fn api(client: &Client, _: Option<&str>) -> Api<Self> {
+        Api::all(client.clone())
+    }
+}
+
+/// A status to be written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change<K: Reported> {
+    /// The object as last known: what the write is conditional on.
+    pub object: K,
+    /// What its status is to be.
+    pub status: K::Status,
+}
+
+/// What came of a write.
+#[derive(Debug)]
+pub enum Outcome<K> {
+    /// Written; the object as it is now.
+    Written(Box<K>),
+    /// The object is gone.
+    Gone,
+    /// It has changed meanwhile; what was judged is out of date.
+    Conflict,
+    /// The API server does not want it: the right is missing, or the definitions are of another version.
+    Refused(String),
+    /// The API server cannot be reached or has too much to do.
+    Unavailable(String),
+    /// Not tried, because an earlier write found the API server unavailable.
+    Skipped,
+}
+
+/// Writes one status. Sets `unavailable` when there is no point in trying others, and does nothing if it is set.
+pub async fn write<K: Reported>(client: &Client, change: &Change<K>, unavailable: &AtomicBool) -> Outcome<K> {
+    if unavailable.load(Ordering::Relaxed) {
+        return Outcome::Skipped;
+    }
+    let patch = match merge_patch(change) {
+        Ok(patch) => Patch::Merge(patch),
+        Err(error) => return Outcome::Refused(error.to_string()),
+    };
+    let params = PatchParams {
+        field_manager: Some(REPORTER.to_owned()),
+        ..PatchParams::default()
+    };
+    let api = K::api(client, change.object.namespace().as_deref());
+    let name = change.object.name_any();
+    let outcome = match tokio::time::timeout(TIMEOUT, api.patch_status(&name, &params, &patch)).await {
+        Ok(Ok(object)) => Outcome::Written(Box::new(object)),
+        Ok(Err(error)) => classify(&error),
+        Err(_) => Outcome::Unavailable(format!("no answer within {TIMEOUT:?}")),
+    };
+    if matches!(outcome, Outcome::Unavailable(_)) {
+        unavailable.store(true, Ordering::Relaxed);
+    }
+    outcome
+}
+
+fn classify<K>(error: &kube::Error) -> Outcome<K> {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            404 => Outcome::Gone,
+            409 => Outcome::Conflict,
+            429 | 500.. => Outcome::Unavailable(status.to_string()),
+            _ => Outcome::Refused(status.to_string()),
+        },
+        kube::Error::SerdeError(_) | kube::Error::BuildRequest(_) => Outcome::Refused(chain(error)),
+        _ => Outcome::Unavailable(chain(error)),
+    }
+}
+
+/// The merge patch (RFC 7386) that makes the status what it should be: conditional on the version that was judged, and with an explicit null for
+/// what is there no more, because a merge patch leaves alone what it does not name.
+pub fn merge_patch<K: Reported>(change: &Change<K>) -> serde_json::Result<Value> {
+    let mut status = serde_json::to_value(&change.status)?;
+    if let Some(stored) = change.object.status() {
+        null_what_is_gone(&serde_json::to_value(stored)?, &mut status);
+    }
+    let mut metadata = Map::new();
+    if let Some(version) = change.object.resource_version() {
+        metadata.insert("resourceVersion".into(), Value::String(version));
+    }
+    Ok(json!({ "metadata": metadata, "status": status }))
+}
+
+fn null_what_is_gone(old: &Value, new: &mut Value) {
+    let (Value::Object(old), Value::Object(new)) = (old, new) else {
+        return;
+    };
+    for (field, value) in old {
+        match new.get_mut(field) {
+            Some(kept) => null_what_is_gone(value, kept),
+            None => {
+                new.insert(field.clone(), Value::Null);
+            }
+        }
+    }
+}
