@@ -18,4 +18,4 @@ unwatch() {
   done
 }
 
-seen() { sed "/^$/d" "$dir/$1.pcap.txt"; }
+seen() { cat "$dir/$1.pcap.txt"; }

@@ -169,7 +169,7 @@ impl Seed {
     }
 
     /// Rules of somebody else in every table of the gateway, as a node in use has them.
-    pub fn add_foreign_rules(&self) {
+    pub fn with_foreign_rules(self) -> Self {
         let tool = self.backend.iptables();
         for (table, rule) in [
             ("raw", "PREROUTING -p udp --dport 4789 -j NOTRACK"),
@@ -194,6 +194,7 @@ impl Seed {
             "ip6tables-{} -w -t mangle -A FORWARD -s 2001:db8::/32 -j DROP",
             self.backend.name()
         ));
+        self
     }
 
     /// Starts the agent on the gateway, with `more` arguments.

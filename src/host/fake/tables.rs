@@ -7,9 +7,9 @@
 use std::collections::BTreeMap;
 
 use crate::host::HostError;
-use crate::netfilter::dump::{ObservedHook, ObservedTable, RuleHash};
+use crate::netfilter::dump::{self, ObservedTable};
 use crate::netfilter::rules::CHAIN_PREFIX;
-use crate::netfilter::{ChainName, Family, Hook, Table};
+use crate::netfilter::{Family, Table};
 
 /// Chains by name, rule texts in order (without `-A CHAIN `). Built-in chains are always there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,14 +40,6 @@ fn leads_to(rule: &str) -> Option<&str> {
         .filter(|c| c.starts_with(CHAIN_PREFIX))
 }
 
-/// The hash that a rule's comment carries: `stagenet:HASH12[:OWNER]`.
-fn hash(rule: &str) -> Option<RuleHash> {
-    let mut parts = value(rule, "--comment")?.split(':');
-    (parts.next() == Some("stagenet")).then_some(())?;
-    let hash = parts.next()?;
-    (hash.len() == 12 && hash.bytes().all(|b| b.is_ascii_hexdigit())).then(|| RuleHash(hash.to_owned()))
-}
-
 impl FakeTable {
     pub(super) fn new(table: Table) -> Self {
         Self {
@@ -55,23 +47,14 @@ impl FakeTable {
         }
     }
 
-    /// What of ours is in here.
+    /// What of ours is in here, read by the same parser as a kernel's.
     pub(super) fn observe(&self) -> ObservedTable {
-        let mut seen = ObservedTable::default();
-        for hook in [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Postrouting] {
-            let jumps: Vec<_> = (1..)
-                .zip(self.chains.get(hook.as_str()).into_iter().flatten())
-                .filter(|(_, rule)| value(rule, "--comment") == Some("stagenet"))
-                .filter_map(|(position, rule)| Some((position, ChainName::new(leads_to(rule)?.strip_prefix(CHAIN_PREFIX)?)?)))
-                .collect();
-            if !jumps.is_empty() {
-                seen.hooks.insert(hook, ObservedHook { jumps });
-            }
+        let mut text = String::new();
+        for (chain, rules) in &self.chains {
+            text.push_str(&format!(":{chain} - [0:0]\n"));
+            rules.iter().for_each(|rule| text.push_str(&format!("-A {chain} {rule}\n")));
         }
-        for (name, rules) in self.chains.iter().filter(|(name, _)| name.starts_with(CHAIN_PREFIX)) {
-            seen.chains.insert(name.clone(), rules.iter().map(|r| hash(r)).collect());
-        }
-        seen
+        dump::parse(&text)
     }
 
     fn referenced(&self, chain: &str) -> bool {

@@ -1,0 +1,108 @@
+//! The connection table over ctnetlink: one walk, one batch of deletions.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use netlink_packet_core::DefaultNla;
+use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage};
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProtoFamily};
+use nix::libc;
+
+use super::netlink::{Answer, Netlink, attributes};
+use crate::plan::{FlowPolicy, FlowTuple};
+
+// linux/netfilter/nfnetlink_conntrack.h
+const NFGENMSG: usize = 4;
+const CTA_TUPLE_ORIG: u16 = 1;
+const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_ID: u16 = 12;
+const CTA_ZONE: u16 = 18;
+const CTA_TUPLE_IP: u16 = 1;
+const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_IP_V4_SRC: u16 = 1;
+const CTA_IP_V4_DST: u16 = 2;
+const CTA_PROTO_NUM: u16 = 1;
+const CTA_PROTO_SRC_PORT: u16 = 2;
+const CTA_PROTO_DST_PORT: u16 = 3;
+
+fn message(inner: ConntrackMessage) -> NetfilterMessage {
+    NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0), inner)
+}
+
+#[derive(Default)]
+struct Tuple {
+    source: Option<Ipv4Addr>,
+    destination: Option<Ipv4Addr>,
+    protocol: u8,
+    source_port: u16,
+    destination_port: u16,
+}
+
+fn tuple(bytes: &[u8]) -> Tuple {
+    let ipv4 = |value: &[u8]| <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from);
+    let port = |value: &[u8]| <[u8; 2]>::try_from(value).map_or(0, u16::from_be_bytes);
+    let mut tuple = Tuple::default();
+    for (group, nested) in attributes(bytes) {
+        for (kind, value) in attributes(nested) {
+            match (group, kind) {
+                (CTA_TUPLE_IP, CTA_IP_V4_SRC) => tuple.source = ipv4(value),
+                (CTA_TUPLE_IP, CTA_IP_V4_DST) => tuple.destination = ipv4(value),
+                (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => tuple.protocol = value.first().copied().unwrap_or_default(),
+                (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => tuple.source_port = port(value),
+                (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT) => tuple.destination_port = port(value),
+                _ => {}
+            }
+        }
+    }
+    tuple
+}
+
+/// The flow of one entry. None for what is not IPv4.
+fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
+    let (mut original, mut reply) = (Tuple::default(), Tuple::default());
+    for (kind, value) in answer.attributes(NFGENMSG) {
+        match kind {
+            CTA_TUPLE_ORIG => original = tuple(value),
+            CTA_TUPLE_REPLY => reply = tuple(value),
+            _ => {}
+        }
+    }
+    Some(FlowTuple {
+        protocol: original.protocol,
+        source: original.source?,
+        destination: original.destination?,
+        destination_port: original.destination_port,
+        reply_source: reply.source?,
+        reply_source_port: reply.source_port,
+        reply_destination: reply.destination?,
+    })
+}
+
+/// The request that deletes this very entry: tuple and zone find it, and the id keeps a successor with the same tuple alive.
+fn deletion(answer: &Answer<'_>) -> NetfilterMessage {
+    let keys = answer
+        .attributes(NFGENMSG)
+        .filter(|(kind, _)| [CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE].contains(kind));
+    let keys = keys.map(|(kind, value)| ConntrackAttribute::Other(DefaultNla::new(kind, value.to_vec())));
+    message(ConntrackMessage::Delete(keys.collect()))
+}
+
+/// Deletes the IPv4 entries that `policy` does not agree with. Returns how many went.
+pub(super) fn sweep(netlink: &mut Netlink, policy: &FlowPolicy) -> io::Result<u64> {
+    let mut doomed = Vec::new();
+    // A walk that a change disturbed may have missed entries that were moved; such a table is walked again by the next sweep.
+    netlink.walk(message(ConntrackMessage::Get(Vec::new())), |answer| {
+        if flow(answer).is_some_and(|flow| !policy.agrees(&flow)) {
+            doomed.push((0, deletion(answer)));
+        }
+    })?;
+    let mut gone = 0;
+    for outcome in netlink.batch(doomed)? {
+        match outcome {
+            Ok(()) => gone += 1,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(gone)
+}

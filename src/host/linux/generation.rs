@@ -1,0 +1,82 @@
+//! Which generations of the nftables rule set are our own doing.
+//!
+//! The kernel counts generations, one a transaction, and tells each with the process that made it; but it tells the process id of
+//! the initial namespace, which a container cannot compare with its own. So the counter is read before and after each restore of ours,
+//! and if it moved by exactly the number of our transactions, those generations are ours. If somebody else came in between, none is taken
+//! for ours and the agent checks once too often, which is the safe side.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::RangeInclusive;
+
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem};
+
+use super::netlink::{Answer, Netlink};
+
+/// `NFT_MSG_NEWGEN` and `NFT_MSG_GETGEN` (linux/netfilter/nf_tables.h).
+pub(super) const NFT_MSG_NEWGEN: u8 = 15;
+const NFT_MSG_GETGEN: u8 = 16;
+/// `NFTA_GEN_ID`
+pub(super) const NFTA_GEN_ID: u16 = 1;
+/// `sizeof(struct nfgenmsg)`
+pub(super) const NFGENMSG: usize = 4;
+/// Restores whose generations are remembered: events arrive in order and at once.
+const REMEMBERED: usize = 64;
+
+/// The present generation.
+pub(super) fn read(netlink: &mut Netlink) -> io::Result<u32> {
+    let inner = NetfilterMessageInner::Other {
+        subsys: NetfilterSubsystem::NfTables,
+        message_type: NFT_MSG_GETGEN,
+        attributes: Vec::new(),
+    };
+    let header = NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, 0);
+    netlink.ask(NetfilterMessage::new(header, inner), id)
+}
+
+/// The generation that a `NFT_MSG_NEWGEN` tells.
+pub(super) fn id(answer: &Answer<'_>) -> Option<u32> {
+    let (_, value) = answer.attributes(NFGENMSG).find(|(kind, _)| *kind == NFTA_GEN_ID)?;
+    value.try_into().ok().map(u32::from_be_bytes)
+}
+
+/// Generations that we made.
+#[derive(Debug, Default)]
+pub(super) struct Own {
+    ranges: VecDeque<RangeInclusive<u32>>,
+}
+
+impl Own {
+    /// Notes a restore of `commits` transactions that took the counter from `before` to `after`.
+    pub(super) fn note(&mut self, before: u32, after: u32, commits: u32) {
+        if commits == 0 || after.wrapping_sub(before) != commits {
+            return;
+        }
+        if self.ranges.len() == REMEMBERED {
+            self.ranges.pop_front();
+        }
+        self.ranges.push_back(before.wrapping_add(1)..=after);
+    }
+
+    /// Whether a generation is ours.
+    pub(super) fn made(&self, generation: u32) -> bool {
+        self.ranges.iter().any(|range| range.contains(&generation))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_undisturbed_restore_counts_as_ours() {
+        let mut own = Own::default();
+        own.note(10, 12, 2);
+        own.note(20, 22, 1);
+        own.note(30, 30, 1);
+        let made: Vec<_> = (9..32).filter(|g| own.made(*g)).collect();
+        assert_eq!(made, [11, 12]);
+        (0..100).for_each(|n| own.note(1000 + n, 1001 + n, 1));
+        assert!(!own.made(11) && own.made(1100) && own.ranges.len() == REMEMBERED);
+    }
+}

@@ -1,0 +1,276 @@
+//! Changes over rtnetlink: routes, proxy neighbours, addresses, interface settings; all of one call in one pipeline.
+//!
+//! Never replaces or removes what does not bear our protocol number: adding uses `NLM_F_EXCL`, and what is to be removed is looked up
+//! first. A wish that is already fulfilled is no error.
+
+use std::io;
+
+use ipnet::Ipv4Net;
+use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
+use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, LinkAttribute, LinkMessage};
+use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
+use netlink_packet_route::neighbour_table::{NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter};
+use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::libc;
+
+use super::netlink::Netlink;
+use super::observe::{LOOPBACK, Snapshot, devconf};
+use super::state::Found;
+use crate::host::{HostError, LinkChange, ObservedLinks, PROTOCOL};
+use crate::netfilter::IfName;
+use crate::plan::{GatewayAddress, LinkSettings, ProxyNeighbour, Route, Via};
+
+/// `IFLA_INET_CONF` in linux/if_link.h.
+const IFLA_INET_CONF: u16 = 1;
+
+type Request = (u16, RouteNetlinkMessage);
+
+/// An error of the kernel as one of ours.
+pub(super) fn failed(action: String, error: &io::Error) -> HostError {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => HostError::Denied { action },
+        _ => HostError::Netlink {
+            action,
+            said: error.to_string(),
+        },
+    }
+}
+
+/// What of ours there is.
+pub(super) fn read(netlink: &mut Netlink, found: &Found) -> io::Result<ObservedLinks> {
+    let now = Snapshot::take(netlink)?;
+    let touched = now.names.iter().filter(|(index, name)| found.get(name, **index).is_some());
+    Ok(ObservedLinks {
+        touched: touched.map(|(_, name)| name.clone()).collect(),
+        routes: now.routes.clone(),
+        proxies: super::observe::ours(&now.proxies),
+        addresses: now.our_addresses(),
+        links: now.settings(),
+    })
+}
+
+/// Makes the changes in order. Tries all, reports all errors.
+pub(super) fn change(netlink: &mut Netlink, found: &mut Found, changes: &[LinkChange]) -> Vec<HostError> {
+    let now = match Snapshot::take(netlink) {
+        Ok(now) => now,
+        Err(error) => return vec![failed("reading interfaces, routes and neighbours".to_owned(), &error)],
+    };
+    let mut errors = Vec::new();
+    if let Err(error) = record(found, &now, changes) {
+        return vec![error];
+    }
+    let (mut requests, mut of) = (Vec::new(), Vec::new());
+    for (at, change) in changes.iter().enumerate() {
+        match plan(&now, found, change) {
+            Ok(wanted) => {
+                of.extend(wanted.iter().map(|_| at));
+                requests.extend(wanted);
+            }
+            Err(error) => errors.push(error),
+        }
+    }
+    let outcomes = match netlink.batch(requests) {
+        Ok(outcomes) => outcomes,
+        Err(error) => return vec![failed("changing routes, neighbours and interfaces".to_owned(), &error)],
+    };
+    let mut broken = vec![false; changes.len()];
+    for (at, outcome) in of.into_iter().zip(outcomes) {
+        if let Some(error) = outcome.err().and_then(|error| judge(&changes[at], &error)) {
+            broken[at] = true;
+            errors.push(error);
+        }
+    }
+    let put_back = changes.iter().zip(&broken).filter_map(|(change, broken)| match change {
+        LinkChange::PutBack(name) if !broken => Some(name),
+        _ => None,
+    });
+    errors.extend(found.forget(put_back).err());
+    errors
+}
+
+/// Records what is found on every interface that is about to be changed.
+fn record(found: &mut Found, now: &Snapshot, changes: &[LinkChange]) -> Result<(), HostError> {
+    let about = changes.iter().filter_map(|change| match change {
+        LinkChange::Set(name, _) => now.links.get(name.as_str()).map(|link| (name, link.index, &link.settings)),
+        _ => None,
+    });
+    found.record(about)
+}
+
+/// The requests that make a change come true: none if it already is.
+fn plan(now: &Snapshot, found: &Found, change: &LinkChange) -> Result<Vec<Request>, HostError> {
+    let index = |name: &IfName| {
+        now.links
+            .get(name.as_str())
+            .map(|link| link.index)
+            .ok_or_else(|| HostError::Netlink {
+                action: describe(change),
+                said: "there is no such interface".to_owned(),
+            })
+    };
+    let foreign = || HostError::Netlink {
+        action: describe(change),
+        said: "another program has the same; it was left alone".to_owned(),
+    };
+    const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+    Ok(match change {
+        LinkChange::AddRoute(wanted) | LinkChange::RemoveRoute(wanted) => {
+            let out = match &wanted.via {
+                Via::Loopback => Some(LOOPBACK),
+                Via::Link(name) => Some(index(name)?),
+                Via::Gateway(_) => None,
+            };
+            let add = matches!(change, LinkChange::AddRoute(_));
+            match (add, now.routes.contains(wanted)) {
+                (true, false) => vec![(NEW, RouteNetlinkMessage::NewRoute(route(wanted, out)))],
+                (false, true) => vec![(0, RouteNetlinkMessage::DelRoute(route(wanted, out)))],
+                _ => Vec::new(),
+            }
+        }
+        LinkChange::AddProxy(wanted) => match now.proxies.get(wanted) {
+            Some(true) => Vec::new(),
+            Some(false) => return Err(foreign()),
+            None => vec![(NEW, RouteNetlinkMessage::NewNeighbour(proxy(wanted, index(&wanted.interface)?)))],
+        },
+        LinkChange::RemoveProxy(wanted) if now.proxies.get(wanted) == Some(&true) => {
+            vec![(0, RouteNetlinkMessage::DelNeighbour(proxy(wanted, index(&wanted.interface)?)))]
+        }
+        LinkChange::AddAddress(wanted) => match now.addresses.get(&host(wanted)) {
+            Some(true) => Vec::new(),
+            Some(false) => return Err(foreign()),
+            None => vec![(NEW, RouteNetlinkMessage::NewAddress(address(wanted, index(&wanted.interface)?)))],
+        },
+        LinkChange::RemoveAddress(wanted) if now.addresses.get(&host(wanted)) == Some(&true) => {
+            vec![(0, RouteNetlinkMessage::DelAddress(address(wanted, index(&wanted.interface)?)))]
+        }
+        LinkChange::RemoveProxy(_) | LinkChange::RemoveAddress(_) => Vec::new(),
+        LinkChange::Set(name, wanted) => settings(index(name)?, wanted),
+        // An interface that is gone took its settings along. Without a record the safe default is: no forwarding.
+        LinkChange::PutBack(name) => index(name).map_or_else(
+            |_| Vec::new(),
+            |index| {
+                let safe = LinkSettings {
+                    forwarding: Some(false),
+                    ..LinkSettings::default()
+                };
+                settings(index, &found.get(name, index).unwrap_or(safe))
+            },
+        ),
+    })
+}
+
+/// What an error means: None if the wish is fulfilled all the same.
+fn judge(change: &LinkChange, error: &io::Error) -> Option<HostError> {
+    let removal = matches!(
+        change,
+        LinkChange::RemoveRoute(_) | LinkChange::RemoveProxy(_) | LinkChange::RemoveAddress(_)
+    );
+    match error.raw_os_error() {
+        Some(libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL) if removal => None,
+        Some(libc::ENODEV) if removal || matches!(change, LinkChange::PutBack(_)) => None,
+        Some(libc::EEXIST) => Some(HostError::Netlink {
+            action: describe(change),
+            said: "another one to the same destination is there; it was left alone".to_owned(),
+        }),
+        _ => Some(failed(describe(change), error)),
+    }
+}
+
+fn describe(change: &LinkChange) -> String {
+    match change {
+        LinkChange::RemoveProxy(p) => format!("removing proxy neighbour {} on {}", p.address, p.interface),
+        LinkChange::AddProxy(p) => format!("adding proxy neighbour {} on {}", p.address, p.interface),
+        LinkChange::RemoveRoute(r) => format!("removing the route to {}", r.destination),
+        LinkChange::AddRoute(r) => format!("adding the route to {}", r.destination),
+        LinkChange::RemoveAddress(a) => format!("removing address {} from {}", a.address, a.interface),
+        LinkChange::AddAddress(a) => format!("adding address {} to {}", a.address, a.interface),
+        LinkChange::Set(name, _) => format!("changing settings of {name}"),
+        LinkChange::PutBack(name) => format!("putting back settings of {name}"),
+    }
+}
+
+fn host(address: &GatewayAddress) -> (IfName, Ipv4Net) {
+    (address.interface.clone(), Ipv4Net::from(address.address))
+}
+
+fn route(wanted: &Route, out: Option<u32>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = AddressFamily::Inet;
+    message.header.destination_prefix_length = wanted.destination.prefix_len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Other(PROTOCOL);
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = if out.is_some() { RouteScope::Link } else { RouteScope::Universe };
+    message
+        .attributes
+        .push(RouteAttribute::Destination(RouteAddress::Inet(wanted.destination.network())));
+    message.attributes.extend(out.map(RouteAttribute::Oif));
+    if let Via::Gateway(gateway) = wanted.via {
+        message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+    }
+    message
+}
+
+fn proxy(wanted: &ProxyNeighbour, index: u32) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = index;
+    message.header.flags = NeighbourFlags::Proxy;
+    message.header.state = NeighbourState::Permanent;
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(wanted.address)));
+    message
+        .attributes
+        .push(NeighbourAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));
+    message
+}
+
+fn address(wanted: &GatewayAddress, index: u32) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.prefix_len = 32;
+    message.header.index = index;
+    message.attributes.push(AddressAttribute::Local(wanted.address.into()));
+    message.attributes.push(AddressAttribute::Address(wanted.address.into()));
+    message
+        .attributes
+        .push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
+    message
+}
+
+/// `RTM_SETLINK` for what lives in `in_device`, `RTM_SETNEIGHTBL` for what lives in the neighbour table. Neither needs a writable /proc/sys.
+fn settings(index: u32, wanted: &LinkSettings) -> Vec<Request> {
+    let values: Vec<_> = [
+        (devconf::FORWARDING, wanted.forwarding.map(u32::from)),
+        (devconf::SEND_REDIRECTS, wanted.send_redirects.map(u32::from)),
+        (devconf::RP_FILTER, wanted.rp_filter.map(u32::from)),
+    ]
+    .into_iter()
+    .filter_map(|(number, value)| Some(DefaultNla::new(number, value?.to_ne_bytes().to_vec())))
+    .collect();
+    let mut requests = Vec::new();
+    if !values.is_empty() {
+        let mut nested = vec![0; values.as_slice().buffer_len()];
+        values.as_slice().emit(&mut nested);
+        // The crate's own type leaves out zeros, so switching something off takes the raw attribute.
+        let conf = AfSpecInet::Other(DefaultNla::new(IFLA_INET_CONF | NLA_F_NESTED, nested));
+        let mut message = LinkMessage::default();
+        message.header.index = index;
+        message
+            .attributes
+            .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![conf])]));
+        requests.push((0, RouteNetlinkMessage::SetLink(message)));
+    }
+    if let Some(delay) = wanted.proxy_delay {
+        let mut message = NeighbourTableMessage::default();
+        message.header.family = AddressFamily::Inet;
+        message.attributes.push(NeighbourTableAttribute::Name("arp_cache".to_owned()));
+        let parameters = vec![NeighbourTableParameter::Ifindex(index), NeighbourTableParameter::ProxyDelay(delay)];
+        message.attributes.push(NeighbourTableAttribute::Parms(parameters));
+        requests.push((0, RouteNetlinkMessage::SetNeighbourTable(message)));
+    }
+    requests
+}

@@ -1,0 +1,277 @@
+//! The real host: processes and kernel sockets of the network namespace that the agent runs in.
+//!
+//! Needs `NET_ADMIN` and `NET_RAW` there, and nothing else: no writable /proc/sys, no other namespace. Blocking work (netlink, packet
+//! sockets) runs off the async threads. Nothing here decides what should be; it does what it is told, and says what is.
+
+mod arp;
+mod conntrack;
+mod events;
+mod generation;
+mod links;
+mod netlink;
+mod observe;
+mod preflight;
+mod privileges;
+mod state;
+mod tables;
+mod tools;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex as Lock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use pnet_datalink::MacAddr;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::{AbortHandle, spawn_blocking};
+use tokio::time::sleep;
+
+use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, ObservedLinks};
+use crate::netfilter::dump::ObservedTable;
+use crate::netfilter::{ChainName, Family, IfName, Table};
+use crate::plan::{FlowPolicy, InterfaceFacts};
+use arp::Port;
+use generation::Own;
+use netlink::Netlink;
+use state::Found;
+use tools::Tools;
+
+/// Events that wait for the agent; what does not fit waits in the kernel.
+const EVENT_ROOM: usize = 256;
+/// When an announcement is repeated: a host that was busy or asleep gets another chance (RFC 5227 announces twice, two seconds apart).
+const REPEATS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
+
+/// Which iptables tools to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendChoice {
+    /// What stagenet or kubelet uses already; else what the node's rules are in; else nft.
+    #[default]
+    Auto,
+    /// `iptables-nft`
+    Nft,
+    /// `iptables-legacy`
+    Legacy,
+}
+
+/// How the host is used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinuxOptions {
+    /// Which iptables tools to use.
+    pub backend: BackendChoice,
+    /// Directory of what was found before settings were changed; made when needed. It should not outlive a boot.
+    pub state_dir: PathBuf,
+}
+
+/// The host that this process runs on.
+pub struct LinuxHost {
+    options: LinuxOptions,
+    tools: Option<Tools>,
+    found: Arc<Lock<Found>>,
+    own: Arc<Mutex<Own>>,
+    announcer: Option<AbortHandle>,
+}
+
+impl Drop for LinuxHost {
+    fn drop(&mut self) {
+        if let Some(announcer) = self.announcer.take() {
+            announcer.abort();
+        }
+    }
+}
+
+/// Runs blocking kernel work off the async threads.
+async fn kernel<T: Send + 'static>(action: &str, work: impl FnOnce() -> io::Result<T> + Send + 'static) -> Result<T, HostError> {
+    let outcome = spawn_blocking(work).await.map_err(io::Error::other).flatten();
+    outcome.map_err(|error| links::failed(action.to_owned(), &error))
+}
+
+impl LinuxHost {
+    /// Reads the state directory, and touches nothing.
+    pub fn new(options: LinuxOptions) -> Self {
+        Self {
+            found: Arc::new(Lock::new(Found::load(&options.state_dir))),
+            options,
+            tools: None,
+            own: Arc::default(),
+            announcer: None,
+        }
+    }
+
+    /// The tools in use; chosen now if there were none.
+    async fn tools(&mut self) -> Result<Tools, HostError> {
+        if let Some(tools) = self.tools {
+            return Ok(tools);
+        }
+        let (tools, why) = tools::choose(self.options.backend).await?;
+        tracing::info!(backend = ?tools.backend, "using {why}");
+        self.tools = Some(tools);
+        Ok(tools)
+    }
+
+    /// A tool that has gone is looked for anew by the next call.
+    fn gone<T>(&mut self, outcome: Result<T, HostError>) -> Result<T, HostError> {
+        if matches!(outcome, Err(HostError::ToolMissing { .. })) {
+            self.tools = None;
+        }
+        outcome
+    }
+
+    /// Interfaces that can speak ARP, by name.
+    async fn ports(&self) -> Result<BTreeMap<String, Port>, HostError> {
+        let links = kernel("reading interfaces", || observe::links(&mut Netlink::open(NETLINK_ROUTE)?)).await?;
+        let port = |link: observe::Link| {
+            let mac = <[u8; 6]>::try_from(link.mac.as_slice()).ok()?;
+            Some(Port {
+                index: link.index,
+                mac: MacAddr::from(mac),
+            })
+        };
+        Ok(links.into_iter().filter_map(|(name, link)| Some((name, port(link)?))).collect())
+    }
+}
+
+fn port_of(ports: &BTreeMap<String, Port>, name: &IfName, action: &str) -> Result<Port, HostError> {
+    ports.get(name.as_str()).copied().ok_or_else(|| HostError::Netlink {
+        action: format!("{action} on {name}"),
+        said: "there is no such Ethernet interface".to_owned(),
+    })
+}
+
+#[async_trait]
+impl Host for LinuxHost {
+    fn backend(&self) -> Option<Backend> {
+        self.tools.map(|tools| tools.backend)
+    }
+
+    async fn interfaces(&mut self) -> Result<BTreeMap<String, InterfaceFacts>, HostError> {
+        kernel("reading interfaces", || observe::interfaces(&mut Netlink::open(NETLINK_ROUTE)?)).await
+    }
+
+    async fn preflight(&mut self, outside: &BTreeSet<IfName>, inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError> {
+        let interfaces = self.interfaces().await?;
+        let tools = tools::choose(self.options.backend).await;
+        self.tools = tools.as_ref().ok().map(|(tools, _)| *tools);
+        let look = preflight::Look {
+            tools: &tools,
+            interfaces: &interfaces,
+            outside,
+            inside,
+        };
+        Ok(preflight::findings(look).await)
+    }
+
+    async fn read_table(&mut self, family: Family, table: Table, chains: Option<&BTreeSet<ChainName>>) -> Result<ObservedTable, HostError> {
+        let tools = self.tools().await?;
+        let seen = tables::read_table(tools, family, table, chains).await;
+        self.gone(seen)
+    }
+
+    async fn restore(&mut self, family: Family, text: &str) -> Result<(), HostError> {
+        let tools = self.tools().await?;
+        if tools.backend == Backend::Legacy {
+            let outcome = tables::restore(tools, family, text).await;
+            return self.gone(outcome);
+        }
+        // Held until it is known which generations were ours; the listener asks after that.
+        let own = self.own.clone();
+        let mut own = own.lock().await;
+        let generation = || {
+            kernel("reading the nftables generation", || {
+                generation::read(&mut Netlink::open(NETLINK_NETFILTER)?)
+            })
+        };
+        let before = generation().await;
+        let outcome = tables::restore(tools, family, text).await;
+        if let (Ok(before), Ok(after)) = (before, generation().await) {
+            let commits = text.lines().filter(|line| *line == "COMMIT").count();
+            own.note(before, after, u32::try_from(commits).unwrap_or_default());
+        }
+        self.gone(outcome)
+    }
+
+    async fn read_links(&mut self) -> Result<ObservedLinks, HostError> {
+        let found = self.found.clone();
+        let read = move || {
+            let found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            links::read(&mut Netlink::open(NETLINK_ROUTE)?, &found)
+        };
+        kernel("reading routes, neighbours and interfaces", read).await
+    }
+
+    async fn change_links(&mut self, changes: &[LinkChange]) -> Result<(), Vec<HostError>> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let (found, changes) = (self.found.clone(), changes.to_vec());
+        let work = move || {
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(links::change(&mut Netlink::open(NETLINK_ROUTE)?, &mut found, &changes))
+        };
+        match kernel("changing routes, neighbours and interfaces", work).await {
+            Ok(errors) if errors.is_empty() => Ok(()),
+            Ok(errors) => Err(errors),
+            Err(error) => Err(vec![error]),
+        }
+    }
+
+    async fn sweep_flows(&mut self, policy: &FlowPolicy) -> Result<u64, HostError> {
+        let policy = policy.clone();
+        let work = move || conntrack::sweep(&mut Netlink::open(NETLINK_NETFILTER)?, &policy);
+        kernel("deleting entries of the connection table", work).await
+    }
+
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<BTreeMap<Ipv4Addr, String>, HostError> {
+        let ports = self.ports().await?;
+        let own: BTreeSet<_> = ports.values().map(|port| port.mac).collect();
+        let mut probes = Vec::new();
+        for (name, addresses) in addresses.iter().filter(|(_, addresses)| !addresses.is_empty()) {
+            let (port, addresses, own) = (port_of(&ports, name, "asking for addresses")?, addresses.clone(), own.clone());
+            let action = format!("asking for addresses on {name}");
+            probes.push(async move { kernel(&action, move || arp::probe(port, &addresses, &own)).await });
+        }
+        let found = futures::future::try_join_all(probes).await?;
+        Ok(found
+            .into_iter()
+            .flatten()
+            .map(|(address, mac)| (address, mac.to_string()))
+            .collect())
+    }
+
+    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<(), HostError> {
+        let ports = self.ports().await?;
+        let mut bursts = Vec::new();
+        for (name, addresses) in addresses.iter().filter(|(_, addresses)| !addresses.is_empty()) {
+            bursts.push((port_of(&ports, name, "announcing addresses")?, addresses.clone()));
+        }
+        let burst = move || bursts.iter().try_for_each(|(port, addresses)| arp::announce(*port, addresses));
+        let first = burst.clone();
+        kernel("announcing addresses", first).await?;
+        let repeat = async move {
+            for pause in REPEATS {
+                sleep(pause).await;
+                if let Err(error) = kernel("announcing addresses again", burst.clone()).await {
+                    tracing::debug!(%error, "an announcement was not repeated");
+                }
+            }
+        };
+        if let Some(before) = self.announcer.replace(tokio::spawn(repeat).abort_handle()) {
+            before.abort();
+        }
+        Ok(())
+    }
+
+    async fn denied(&mut self) -> Result<BTreeMap<(String, String), u64>, HostError> {
+        let tools = self.tools().await?;
+        Ok(tables::denied(&tables::save(tools, Family::V4, Table::Mangle, true).await?))
+    }
+
+    fn events(&mut self) -> mpsc::Receiver<HostEvent> {
+        let (sender, receiver) = mpsc::channel(EVENT_ROOM);
+        events::start(&sender, &self.own);
+        receiver
+    }
+}

@@ -1,0 +1,188 @@
+//! What was found before settings of an interface were changed, kept in the state directory.
+//!
+//! One small file, `found.json`, written before the change it is about, under a temporary name and renamed: a crash leaves the old
+//! record or the new one. An entry belongs to an interface by name *and* index; an interface that was made anew starts with the
+//! kernel's defaults, so an old entry says nothing about it. The directory should not outlive a boot (`/run`), as the settings do not.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::HostError;
+use crate::netfilter::IfName;
+use crate::plan::LinkSettings;
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Entry {
+    index: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    forwarding: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    send_redirects: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    rp_filter: Option<u8>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    proxy_delay: Option<u64>,
+}
+
+impl Entry {
+    fn new(index: u32, found: &LinkSettings) -> Self {
+        let LinkSettings {
+            forwarding,
+            send_redirects,
+            rp_filter,
+            proxy_delay,
+        } = found.clone();
+        Self {
+            index,
+            forwarding,
+            send_redirects,
+            rp_filter,
+            proxy_delay,
+        }
+    }
+
+    fn settings(&self) -> LinkSettings {
+        LinkSettings {
+            forwarding: self.forwarding,
+            send_redirects: self.send_redirects,
+            rp_filter: self.rp_filter,
+            proxy_delay: self.proxy_delay,
+        }
+    }
+}
+
+/// The record.
+#[derive(Debug)]
+pub(super) struct Found {
+    directory: PathBuf,
+    entries: BTreeMap<String, Entry>,
+}
+
+impl Found {
+    /// Reads the record. One that cannot be read counts as lost: it is said in the log, and putting back then means the safe default.
+    pub(super) fn load(directory: &Path) -> Self {
+        let path = directory.join("found.json");
+        let entries = match fs::read(&path).map(|bytes| serde_json::from_slice(&bytes)) {
+            Ok(Ok(entries)) => entries,
+            Ok(Err(error)) => {
+                tracing::warn!(path = %path.display(), %error, "the record of interface settings is damaged and counts as lost");
+                BTreeMap::new()
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => BTreeMap::new(),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "the record of interface settings cannot be read and counts as lost");
+                BTreeMap::new()
+            }
+        };
+        Self {
+            directory: directory.to_owned(),
+            entries,
+        }
+    }
+
+    /// What was found on the interface before it was first changed.
+    pub(super) fn get(&self, name: &IfName, index: u32) -> Option<LinkSettings> {
+        self.entries.get(name.as_str()).filter(|e| e.index == index).map(Entry::settings)
+    }
+
+    /// Records what is found on interfaces that have no record yet. On disk when this returns.
+    pub(super) fn record<'a>(&mut self, found: impl Iterator<Item = (&'a IfName, u32, &'a LinkSettings)>) -> Result<(), HostError> {
+        let mut entries = self.entries.clone();
+        for (name, index, settings) in found {
+            if self.get(name, index).is_none() {
+                entries.insert(name.to_string(), Entry::new(index, settings));
+            }
+        }
+        self.write(entries)
+    }
+
+    /// Forgets interfaces.
+    pub(super) fn forget<'a>(&mut self, names: impl Iterator<Item = &'a IfName>) -> Result<(), HostError> {
+        let mut entries = self.entries.clone();
+        for name in names {
+            entries.remove(name.as_str());
+        }
+        self.write(entries)
+    }
+
+    fn write(&mut self, entries: BTreeMap<String, Entry>) -> Result<(), HostError> {
+        if entries == self.entries {
+            return Ok(());
+        }
+        self.replace(&entries).map_err(|error| HostError::Failed {
+            action: format!("recording interface settings in {}", self.directory.display()),
+            said: error.to_string(),
+        })?;
+        self.entries = entries;
+        Ok(())
+    }
+
+    fn replace(&self, entries: &BTreeMap<String, Entry>) -> io::Result<()> {
+        let (path, new) = (self.directory.join("found.json"), self.directory.join("found.json.new"));
+        fs::create_dir_all(&self.directory)?;
+        if entries.is_empty() {
+            return match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+                _ => Ok(()),
+            };
+        }
+        let mut file = File::create(&new)?;
+        file.write_all(&serde_json::to_vec_pretty(entries)?)?;
+        file.sync_all()?;
+        fs::rename(&new, &path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn name(name: &str) -> IfName {
+        IfName::new(name).unwrap()
+    }
+
+    fn forwarding(on: bool) -> LinkSettings {
+        LinkSettings {
+            forwarding: Some(on),
+            ..LinkSettings::default()
+        }
+    }
+
+    #[test]
+    fn the_first_finding_is_kept_across_restarts_and_belongs_to_one_interface() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("made/when/needed");
+        let mut found = Found::load(&path);
+        found.record([(&name("eth1"), 3, &forwarding(false))].into_iter()).unwrap();
+        found.record([(&name("eth1"), 3, &forwarding(true))].into_iter()).unwrap();
+        let mut again = Found::load(&path);
+        assert_eq!(again.get(&name("eth1"), 3), Some(forwarding(false)));
+        assert_eq!(again.get(&name("eth1"), 4), None, "made anew under the same name");
+        again.record([(&name("eth1"), 4, &forwarding(true))].into_iter()).unwrap();
+        assert_eq!(Found::load(&path).get(&name("eth1"), 4), Some(forwarding(true)));
+        again.forget([&name("eth1")].into_iter()).unwrap();
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "an empty record is no file");
+    }
+
+    #[test]
+    fn a_damaged_record_counts_as_lost() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("found.json"), b"{\"eth1\": {\"ind").unwrap();
+        assert_eq!(Found::load(dir.path()).get(&name("eth1"), 3), None);
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_is_an_error_and_nothing_is_remembered() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), b"").unwrap();
+        let mut found = Found::load(&dir.path().join("file/state"));
+        assert!(found.record([(&name("eth1"), 3, &forwarding(false))].into_iter()).is_err());
+        assert_eq!(found.get(&name("eth1"), 3), None);
+    }
+}
