@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::{Ns, Ran, wait_for, wait_until};
 
-const BINARY: &str = env!("CARGO_BIN_EXE_stagenet");
+pub const BINARY: &str = env!("CARGO_BIN_EXE_stagenet");
 static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Runs `stagenet` to its end, which must come within 30 s.

@@ -16,7 +16,7 @@ mod snapshot;
 mod talk;
 mod world;
 
-pub use agent::{Agent, stagenet};
+pub use agent::{Agent, BINARY, stagenet};
 pub use net::{Ns, Ran, bridge, veth};
 pub use seed::{Backend, Manifests, Seed};
 pub use snapshot::Snapshot;

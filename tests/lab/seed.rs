@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::net::plug;
 use super::{Agent, Ns, Ran, Server, bridge, seconds, stagenet};
 
 /// Which iptables tool a lab is about.
@@ -195,6 +196,19 @@ impl Seed {
             self.backend.name()
         ));
         self
+    }
+
+    /// Gives the gateway a new inside interface in place of one that was deleted.
+    pub fn replug_inside(&self) {
+        plug(&self.segment_b, "new", &self.vm02, "eth1");
+        self.vm02.sh("ip addr add 192.168.200.2/24 dev eth1");
+    }
+
+    /// Gives the gateway a new outside interface in place of one that was deleted.
+    pub fn replug_outside(&self) {
+        plug(&self.segment_a, "new", &self.vm02, "eth0");
+        self.vm02.sh("ip addr add 192.168.100.2/24 dev eth0");
+        self.vm01.sh("ip neigh flush dev eth0");
     }
 
     /// Starts the agent on the gateway, with `more` arguments.
