@@ -1,22 +1,347 @@
-//! The seed experiment with traffic: what a mapping lets through, and that nothing else passes.
+//! The seed experiment with traffic, standalone: what a mapping lets through, that nothing else passes, and that it ends without a trace.
 
+#[macro_use]
 mod lab;
 
-use lab::{Backend, Seed, Snapshot, isolated};
+use lab::{Manifests, Snapshot, VIP, VIP_80, seconds, stagenet, wait_until};
 
-/// What the experiment began with: nobody answers for the address, and the segments do not reach each other.
-#[test]
-fn before_anything_the_virtual_address_is_silent() {
-    isolated("before_anything_the_virtual_address_is_silent", || {
-        let seed = Seed::new(Backend::Nft).with_foreign_rules();
+labs! {
+    /// What the experiment began with: nobody answers for the address, and the segments do not reach each other.
+    fn before_anything_the_virtual_address_is_silent(seed) {
         assert!(seed.vm01.ping("192.168.100.2"), "neighbours in segment A");
-        assert!(seed.vm03.ping("192.168.200.2"), "neighbours in segment B");
         assert_eq!(seed.vm02.tcp("192.168.200.3:80").unwrap().server, "vm03");
-        assert!(!seed.vm01.ping("192.168.100.3"));
+        assert!(!seed.vm01.ping(VIP));
         assert!(!seed.vm01.ping("192.168.200.3"));
+        seed.add_foreign_rules();
         let before = Snapshot::of(&seed.vm02);
         before.assert_same(&Snapshot::of(&seed.vm02));
         seed.vm02.sh("ip route add 203.0.113.0/24 dev eth0");
-        assert_ne!(before, Snapshot::of(&seed.vm02));
-    });
+        assert_ne!(before, Snapshot::of(&seed.vm02), "snapshots can differ");
+    }
+
+    /// The experiment itself, on a node that has rules of its own, and what is left of it after `cleanup`: nothing.
+    fn a_mapping_lets_every_protocol_through_and_goes_without_a_trace(seed) {
+        seed.add_foreign_rules();
+        let before = Snapshot::of(&seed.vm02);
+        seed.converge(&Manifests::seed());
+
+        assert!(seed.vm01.ping(VIP));
+        let mut open = seed.vm01.tcp(VIP_80).expect("tcp through the virtual address");
+        assert_eq!((open.server.as_str(), open.seen_as.ip().to_string().as_str()), ("vm03", "192.168.200.2"));
+        assert_eq!(seed.vm01.udp(VIP_80).expect("udp through the virtual address").0, "vm03");
+        assert!(seed.gw_a.ping(VIP), "any host of the segment is a client");
+        assert!(!seed.vm02.sh("ip -4 -o addr").contains(VIP), "no host owns the address");
+
+        seed.cleanup();
+        before.assert_same(&Snapshot::of(&seed.vm02));
+        assert!(open.is_cut(), "an open connection does not outlive the mapping");
+        assert!(seed.vm01.tcp_is_dropped(VIP_80) || seed.vm01.tcp(VIP_80).is_none());
+        assert_eq!(seed.vm02.flows(VIP), Vec::<String>::new());
+    }
+
+    /// The same on a node whose tables nobody ever used.
+    fn cleanup_of_a_fresh_node_leaves_nothing(seed) {
+        let before = Snapshot::of(&seed.vm02);
+        seed.converge(&Manifests::seed());
+        assert!(seed.vm01.ping(VIP));
+        seed.cleanup();
+        before.assert_same(&Snapshot::of(&seed.vm02));
+        let ran = stagenet(&seed.vm02, &["cleanup"]);
+        assert_eq!(ran.code, 0, "cleanup of a clean node succeeds: {}", ran.said());
+    }
+
+    /// What is not mapped does not pass, in any direction, although every route for it exists.
+    fn the_fence_drops_and_counts_what_is_not_mapped(seed) {
+        seed.converge(&Manifests::seed());
+        seed.vm01.sh("ip route add 192.168.200.0/24 via 192.168.100.2");
+
+        let counted = seed.dropped("SNET-FI-");
+        assert!(seed.vm01.tcp_is_dropped("192.168.200.3:80"), "the target's own address, directly");
+        assert!(seed.vm01.tcp_is_dropped("192.168.200.4:80"), "a VM that has no mapping");
+        assert!(!seed.vm01.ping("192.168.200.3"));
+        assert!(seed.dropped("SNET-FI-") >= counted + 3, "each was counted");
+
+        let counted = seed.dropped("SNET-FO-");
+        assert!(seed.vm03.tcp_is_dropped("192.168.100.1:80"), "a mapped VM calling out");
+        assert!(seed.vm04.tcp_is_dropped("192.168.100.1:80"), "an unmapped VM calling out");
+        assert!(!seed.vm03.ping("192.168.100.1"));
+        assert_eq!(seed.vm03.udp("192.168.100.1:80"), None);
+        assert!(seed.dropped("SNET-FO-") >= counted + 5, "each was counted");
+
+        let _ssh = seed.vm02.serve(22);
+        let counted = seed.dropped("SNET-N-");
+        assert!(seed.vm03.tcp_is_dropped("192.168.200.2:22"), "the gateway's own services, from inside");
+        assert!(seed.vm03.tcp_is_dropped("192.168.100.2:22"), "under its other address too");
+        assert!(seed.dropped("SNET-N-") >= counted + 2, "each was counted");
+        assert!(seed.vm03.ping("192.168.200.2"), "echo is what the gateway offers inside");
+        assert_eq!(seed.vm01.tcp("192.168.100.2:22").unwrap().server, "vm02", "outside, the gateway's services are its own affair");
+
+        assert!(seed.vm03.tcp("192.168.200.4:80").is_some(), "inside, VMs talk as ever");
+    }
+
+    /// A foreign ACCEPT ahead of everything, and the flush of the usual tables, do not open the fence.
+    fn the_fence_holds_against_foreign_accepts(seed) {
+        seed.converge(&Manifests::seed());
+        seed.iptables("-I FORWARD -j ACCEPT");
+        seed.iptables("-I INPUT -j ACCEPT");
+        assert!(seed.vm03.tcp_is_dropped("192.168.100.1:80"));
+        seed.iptables("-F");
+        seed.iptables("-t nat -F");
+        assert!(seed.vm03.tcp_is_dropped("192.168.100.1:80"));
+        seed.vm01.sh("ip route add 192.168.200.0/24 via 192.168.100.2");
+        assert!(seed.vm01.tcp_is_dropped("192.168.200.3:80"));
+    }
+
+    /// Nothing of a closed network leaves by IPv6 either.
+    fn ipv6_of_a_closed_network_stays_inside(seed) {
+        seed.vm01.sh("ip addr add 2001:db8:a::1/64 dev eth0 nodad && ip route add 2001:db8:b::/64 via 2001:db8:a::2");
+        seed.vm02.sh("ip addr add 2001:db8:a::2/64 dev eth0 nodad && ip addr add 2001:db8:b::2/64 dev eth1 nodad");
+        seed.vm03.sh("ip addr add 2001:db8:b::3/64 dev eth0 nodad && ip route add 2001:db8:a::/64 via 2001:db8:b::2");
+        seed.vm02.set("ipv6/conf/all/forwarding", "1");
+        wait_until(seconds(10), "IPv6 routing", || seed.vm03.ping("2001:db8:a::1"));
+        seed.converge(&Manifests::seed());
+        assert!(!seed.vm03.ping("2001:db8:a::1"), "from inside");
+        assert!(!seed.vm01.ping("2001:db8:b::3"), "to inside");
+        seed.cleanup();
+        assert!(seed.vm03.ping("2001:db8:a::1"), "after cleanup");
+    }
+
+    /// Only the mapped ports lead to the target; the rest of the address is silent.
+    fn ports_lead_where_they_are_mapped(seed) {
+        let manifests = Manifests::empty("ports");
+        manifests.network("");
+        manifests.mapping(
+            "web",
+            VIP,
+            "192.168.200.3",
+            "ports:\n- {protocol: TCP, port: 443, targetPort: 80}\n- {protocol: UDP, port: 80}\n- {protocol: TCP, port: 8000, endPort: 8002, targetPort: 9000}",
+        );
+        manifests.mapping("other", VIP, "192.168.200.4", "ports:\n- {protocol: TCP, port: 80}");
+        seed.converge(&manifests);
+        let _shifted = [9000, 9001, 9002, 9003].map(|port| seed.vm03.serve(port));
+
+        assert_eq!(seed.vm01.tcp("192.168.100.3:443").expect("a port of its own").server, "vm03");
+        assert_eq!(seed.vm01.tcp("192.168.100.3:80").expect("the other mapping of the address").server, "vm04");
+        assert_eq!(seed.vm01.udp("192.168.100.3:80").expect("udp").0, "vm03");
+        for port in 8000..=8002 {
+            assert_eq!(seed.vm01.tcp(&format!("192.168.100.3:{port}")).expect("a port of the range").server, "vm03");
+        }
+        let counted = seed.dropped("SNET-U-");
+        assert!(seed.vm01.tcp_is_dropped("192.168.100.3:8003"), "beyond the range");
+        assert!(seed.vm01.tcp_is_dropped("192.168.100.3:22"), "a port that nobody mapped");
+        assert_eq!(seed.vm01.udp("192.168.100.3:443"), None, "the other protocol");
+        assert!(!seed.vm01.ping(VIP), "ping has no port");
+        assert!(seed.dropped("SNET-U-") >= counted + 4, "each was counted");
+    }
+
+    /// Editing a file moves the traffic, stops what went to the old target, and leaves other mappings alone.
+    fn editing_the_target_moves_traffic_and_stops_old_flows(seed) {
+        let manifests = Manifests::seed();
+        manifests.mapping("steady", "192.168.100.4", "192.168.200.4", "");
+        let _agent = seed.agent(&manifests, &[]);
+        seed.wait_serves("vm03");
+        let mut old = seed.vm01.tcp(VIP_80).unwrap();
+        let mut steady = seed.vm01.tcp("192.168.100.4:80").expect("the other mapping");
+        assert!(old.works() && steady.works());
+
+        edit_mapping(&manifests, "192.168.200.3", "192.168.200.4");
+        seed.wait_serves("vm04");
+        assert!(old.is_cut(), "a connection to the old target has ended");
+        assert!(steady.works(), "another mapping's connection has not");
+
+        edit_mapping(&manifests, "192.168.200.4", "192.168.200.3");
+        seed.wait_serves("vm03");
+        assert!(steady.works());
+    }
+
+    /// Deleting a file stops new and open flows at once and leaves no rule, neighbour, route or conntrack entry.
+    fn deleting_a_mapping_leaves_nothing_of_it(seed) {
+        let manifests = Manifests::empty("deleted");
+        manifests.network("");
+        manifests.mapping("steady", "192.168.100.4", "192.168.200.4", "");
+        let mut agent = seed.agent(&manifests, &[]);
+        wait_until(seconds(20), "the first mapping", || seed.vm01.tcp("192.168.100.4:80").is_some());
+        let before = Snapshot::of(&seed.vm02);
+
+        manifests.mapping("gone", VIP, "192.168.200.3", "");
+        seed.wait_serves("vm03");
+        let mut open = seed.vm01.tcp(VIP_80).unwrap();
+        let mut steady = seed.vm01.tcp("192.168.100.4:80").unwrap();
+        manifests.remove("gone.yaml");
+        wait_until(seconds(20), "the mapping to go", || !seed.vm02.sh("ip -4 neigh show proxy").contains("192.168.100.3 "));
+        wait_until(seconds(20), "its flows to go", || seed.vm02.flows(VIP).is_empty());
+        assert!(open.is_cut());
+        assert!(seed.vm01.tcp(VIP_80).is_none());
+        assert!(steady.works(), "the other mapping's connection goes on");
+        before.assert_same(&Snapshot::of(&seed.vm02));
+        agent.assert_alive();
+    }
+
+    /// Exit status of `--once`: 0 if every claim is Ready, 2 if one is not; a line a claim either way.
+    fn once_tells_by_its_exit_status(seed) {
+        let manifests = Manifests::seed();
+        let ran = seed.once(&manifests);
+        assert_eq!(ran.code, 0, "{}", ran.said());
+        for word in ["segment-b", VIP, "192.168.200.3"] {
+            assert!(ran.stdout.contains(word), "{word} in {}", ran.stdout);
+        }
+        manifests.mapping("zz-rival", VIP, "192.168.200.4", "");
+        let ran = seed.once(&manifests);
+        assert_eq!(ran.code, 2, "{}", ran.said());
+        assert!(ran.stdout.contains("zz-rival") && ran.stdout.contains("192.168.200.4"), "{}", ran.stdout);
+        assert_eq!(seed.vm01.tcp(VIP_80).expect("the first claim still stands").server, "vm03");
+    }
+
+    /// An agent that stops, however it stops, leaves its rules; one that starts again writes nothing.
+    fn rules_outlive_the_agent_and_a_restart_writes_nothing(seed) {
+        let manifests = Manifests::seed();
+        let agent = seed.agent(&manifests, &[]);
+        seed.wait_serves("vm03");
+        let mut open = seed.vm01.tcp(VIP_80).unwrap();
+        let standing = Snapshot::of(&seed.vm02);
+
+        assert_eq!(agent.stop("TERM"), Some(0), "SIGTERM is a clean end");
+        assert!(open.works());
+        standing.assert_same(&Snapshot::of(&seed.vm02));
+        assert!(seed.vm03.tcp_is_dropped("192.168.100.1:80"), "the fence stands without an agent");
+
+        let counted = seed.dropped("SNET-FO-");
+        assert!(counted > 0);
+        let mut agent = seed.agent(&manifests, &[]);
+        agent.wait_status(seconds(20), &[VIP]);
+        std::thread::sleep(seconds(1));
+        assert!(seed.dropped("SNET-FO-") >= counted, "rewriting a chain would reset its counters");
+        standing.assert_same(&Snapshot::of(&seed.vm02));
+        assert!(open.works(), "nor is a flow lost");
+
+        agent.stop("KILL");
+        assert!(open.works());
+        standing.assert_same(&Snapshot::of(&seed.vm02));
+        let _agent = seed.agent(&manifests, &[]);
+        std::thread::sleep(seconds(1));
+        assert!(open.works());
+        assert_eq!(seed.vm01.tcp(VIP_80).unwrap().server, "vm03");
+        standing.assert_same(&Snapshot::of(&seed.vm02));
+        assert!(seed.dropped("SNET-FO-") >= counted);
+    }
+
+    /// With Preserve the VM sees the client's own address; production's gateway address, answered by the gateway, is its way back.
+    fn preserve_shows_the_client_and_gateway_addresses_bring_answers_home(seed) {
+        seed.gw_b.sh("ip link set eth0 down");
+        let manifests = Manifests::empty("preserve");
+        manifests.write(
+            "network.yaml",
+            &lab::network("segment-b", "192.168.100.0/24", "192.168.200.0/24", "sourceTranslation: Preserve")
+                .replace("    interface: eth1\n", "    interface: eth1\n    gatewayAddresses: [192.168.200.254]\n"),
+        );
+        manifests.mapping("vm03", VIP, "192.168.200.3", "");
+        manifests.mapping("vm04", "192.168.100.4", "192.168.200.4", "sourceTranslation: Masquerade");
+        let before = Snapshot::of(&seed.vm02);
+        seed.converge(&manifests);
+        let seen = seed.vm01.tcp(VIP_80).expect("tcp with the client's own address").seen_as.ip().to_string();
+        assert_eq!(seen, "192.168.100.1");
+        let seen = seed.vm01.tcp("192.168.100.4:80").expect("the mapping with its own setting").seen_as.ip().to_string();
+        assert!(seen == "192.168.200.2" || seen == "192.168.200.254", "{seen} is the gateway's");
+        assert_eq!(seed.vm01.udp(VIP_80).unwrap().1.ip().to_string(), "192.168.100.1");
+        assert!(seed.vm03.ping("192.168.200.254"));
+        seed.cleanup();
+        before.assert_same(&Snapshot::of(&seed.vm02));
+    }
+
+    /// With egress Allow a mapped VM leaves under its virtual address; protected prefixes and unmapped VMs stay where they are.
+    fn egress_allow_lets_mapped_vms_out_under_their_virtual_address(seed) {
+        let manifests = Manifests::empty("egress");
+        manifests.network("egress: {default: Allow}\nprotected: [192.168.100.254/32]");
+        manifests.mapping("vm03", VIP, "192.168.200.3", "");
+        seed.converge(&manifests);
+        let _production = seed.gw_a.serve(80);
+        let call = seed.vm03.tcp("192.168.100.1:80").expect("a mapped VM may call out");
+        assert_eq!((call.server.as_str(), call.seen_as.ip().to_string().as_str()), ("vm01", VIP));
+        assert_eq!(seed.vm03.udp("192.168.100.1:80").unwrap().1.ip().to_string(), VIP);
+        assert!(seed.vm03.tcp_is_dropped("192.168.100.254:80"), "protected");
+        assert!(seed.vm04.tcp_is_dropped("192.168.100.1:80"), "no mapping, no address outside");
+
+        // Taken away again, the open call ends.
+        let mut call = call;
+        manifests.network("egress: {default: Deny}");
+        seed.converge(&manifests);
+        assert!(call.is_cut());
+        assert!(seed.vm03.tcp_is_dropped("192.168.100.1:80"));
+    }
+
+    /// VMs inside may use each other's virtual addresses, and their own.
+    fn hairpin_works(seed) {
+        seed.converge(&Manifests::seed());
+        assert_eq!(seed.vm04.tcp(VIP_80).expect("another VM").server, "vm03");
+        assert_eq!(seed.vm03.tcp(VIP_80).expect("itself").server, "vm03");
+    }
+
+    /// A host with FORWARD policy DROP, as container runtimes leave it, forwards what is mapped all the same.
+    fn a_foreign_forward_policy_of_drop_does_not_stop_mapped_traffic(seed) {
+        seed.iptables("-P FORWARD DROP");
+        seed.iptables("-A FORWARD -j DROP");
+        seed.converge(&Manifests::seed());
+        assert!(seed.vm01.tcp(VIP_80).expect("through a closed FORWARD").works());
+        assert!(seed.vm03.tcp_is_dropped("192.168.100.1:80"));
+    }
+
+    /// An interface that is not there yet is named; once it appears, everything works without a restart.
+    fn an_interface_may_appear_later(seed) {
+        seed.vm02.sh("ip link set eth1 name later0");
+        let manifests = Manifests::seed();
+        let mut agent = seed.agent(&manifests, &[]);
+        agent.wait_status(seconds(20), &["InterfaceMissing", "eth1"]);
+        assert!(seed.vm01.tcp(VIP_80).is_none());
+        seed.vm02.sh("ip link set later0 down && ip link set later0 name eth1 && ip link set eth1 up");
+        seed.wait_serves("vm03");
+    }
+
+    /// An address that somebody outside already answers for is not taken: that somebody may be production.
+    fn an_address_in_use_is_not_taken(seed) {
+        seed.gw_a.sh("ip addr add 192.168.100.3/32 dev eth0");
+        let _owner = seed.gw_a.serve(80);
+        let mac = seed.gw_a.sh("cat /sys/class/net/eth0/address 2>/dev/null || ip -o link show eth0");
+        let manifests = Manifests::seed();
+        manifests.mapping("free", "192.168.100.4", "192.168.200.4", "");
+        let ran = seed.once(&manifests);
+        assert_eq!(ran.code, 2, "{}", ran.said());
+        assert!(ran.stdout.contains("AddressInUse"), "{}", ran.stdout);
+        drop(mac);
+        assert_eq!(seed.vm01.tcp(VIP_80).unwrap().server, "gw-a", "its owner still has it");
+        assert_eq!(seed.vm01.tcp("192.168.100.4:80").expect("the other mapping works").server, "vm04");
+    }
+
+    /// Without announcing, the gateway answers no ARP, and clients that have a route get through.
+    fn announce_false_needs_a_route_and_nothing_else(seed) {
+        let manifests = Manifests::empty("silent");
+        manifests.write(
+            "network.yaml",
+            &lab::network("segment-b", "192.168.150.0/24", "192.168.200.0/24", "").replace("    interface: eth0\n", "    interface: eth0\n    announce: false\n"),
+        );
+        manifests.mapping("vm03", "192.168.150.3", "192.168.200.3", "");
+        seed.converge(&manifests);
+        assert_eq!(seed.vm02.sh("ip -4 neigh show proxy"), "");
+        seed.vm01.sh("ip route add 192.168.150.0/24 via 192.168.100.2");
+        assert_eq!(seed.vm01.tcp("192.168.150.3:80").expect("by the route").server, "vm03");
+        seed.vm01.sh("ip route replace 192.168.150.0/24 dev eth0");
+        assert!(seed.vm01.tcp("192.168.150.3:80").is_none(), "nobody answers ARP for it");
+    }
+
+    /// Clients that know another place for the address learn the new one from the announcement.
+    fn taking_an_address_corrects_stale_neighbour_caches(seed) {
+        seed.vm01.sh("ip neigh replace 192.168.100.3 lladdr 02:00:00:00:00:99 dev eth0 nud stale");
+        seed.converge(&Manifests::seed());
+        let mac = seed.vm02.sh("ip -o link show eth0");
+        let mac = mac.split("link/ether ").nth(1).unwrap().split(' ').next().unwrap().to_owned();
+        let known = seed.vm01.sh("ip neigh show 192.168.100.3");
+        assert!(known.contains(&mac), "{known} does not name {mac}");
+    }
+}
+
+/// Replaces an address in the seed's mapping file.
+fn edit_mapping(manifests: &Manifests, old: &str, new: &str) {
+    let file = format!("{}/mapping.yaml", manifests.path());
+    let text = std::fs::read_to_string(file).unwrap();
+    assert!(text.contains(old));
+    manifests.write("mapping.yaml", &text.replace(old, new));
 }

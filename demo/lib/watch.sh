@@ -18,4 +18,4 @@ unwatch() {
   done
 }
 
-seen() { cat "$dir/$1.pcap.txt"; }
+seen() { sed "/^$/d" "$dir/$1.pcap.txt"; }

@@ -9,6 +9,28 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a lab that cannot be built has to end there, saying so
 #![allow(missing_docs)]
 
+/// A test `NAME::nft` and a test `NAME::legacy` out of a function that is given the seed's hosts.
+macro_rules! labs {
+    ($($(#[$about:meta])* fn $name:ident($seed:ident) $body:block)*) => {$(
+        mod $name {
+            use crate::lab::{Backend, Seed, isolated};
+
+            #[test]
+            fn nft() {
+                isolated(concat!(stringify!($name), "::nft"), || super::$name(&Seed::new(Backend::Nft)));
+            }
+
+            #[test]
+            fn legacy() {
+                isolated(concat!(stringify!($name), "::legacy"), || super::$name(&Seed::new(Backend::Legacy)));
+            }
+        }
+
+        $(#[$about])*
+        fn $name($seed: &crate::lab::Seed) $body
+    )*};
+}
+
 mod agent;
 mod net;
 mod seed;
@@ -18,7 +40,7 @@ mod world;
 
 pub use agent::{Agent, BINARY, stagenet};
 pub use net::{Ns, Ran, bridge, veth};
-pub use seed::{Backend, Manifests, Seed};
+pub use seed::{Backend, Manifests, Seed, VIP, VIP_80, mapping, network};
 pub use snapshot::Snapshot;
 pub use talk::{Conversation, Server};
 pub use world::isolated;

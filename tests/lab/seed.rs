@@ -170,7 +170,7 @@ impl Seed {
     }
 
     /// Rules of somebody else in every table of the gateway, as a node in use has them.
-    pub fn with_foreign_rules(self) -> Self {
+    pub fn add_foreign_rules(&self) {
         let tool = self.backend.iptables();
         for (table, rule) in [
             ("raw", "PREROUTING -p udp --dport 4789 -j NOTRACK"),
@@ -195,7 +195,6 @@ impl Seed {
             "ip6tables-{} -w -t mangle -A FORWARD -s 2001:db8::/32 -j DROP",
             self.backend.name()
         ));
-        self
     }
 
     /// Gives the gateway a new inside interface in place of one that was deleted.
