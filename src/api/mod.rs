@@ -4,11 +4,13 @@
 //! [`crate::plan::validate`]. No IO here.
 
 pub mod conditions;
+pub mod decode;
 pub mod gatewaynode;
 pub mod mapping;
 pub mod network;
 pub mod reasons;
 pub mod schema;
+pub mod strict;
 
 pub use gatewaynode::{GatewayNode, GatewayNodeSpec, GatewayNodeStatus};
 pub use mapping::{NatMapping, NatMappingSpec, NatMappingStatus};

@@ -156,8 +156,7 @@ fn prefix_schema(more: &[(&str, &str)]) -> Schema {
         }),
         serde_json::json!({
             "rule": "!isCIDR(self) || string(cidr(self).masked()) == self",
-            "message": "must have no host bits set",
-            "messageExpression": "'must have no host bits set: write ' + string(cidr(self).masked())",
+            "message": "must have no host bits set: the address must be the first one of the prefix, without leading zeros in the length",
         }),
     ];
     rules.extend(
