@@ -131,6 +131,7 @@ impl Reader {
             // Not ours to read: the API server drops it from what people apply, too.
             object.remove("status");
         }
+        as_the_server_reads(&mut value);
         let decoded = if kind == KINDS[0] {
             decode_one::<StagingNetwork>(&strict::NETWORK, &value).map(Decoded::Network)
         } else {
@@ -242,7 +243,11 @@ fn identify(value: &Value) -> Result<(&'static str, String), (String, FieldProbl
 
 fn decode_one<T: DeserializeOwned>(checker: &Checker, value: &Value) -> Result<T, Vec<FieldProblem>> {
     let mut problems = metadata_problems(value.get("metadata").unwrap_or(&Value::Null));
-    problems.extend(checker.check(value));
+    problems.extend(checker.structure(value));
+    if problems.is_empty() {
+        // Rules take a right structure for granted.
+        problems.extend(checker.rules(value));
+    }
     if !problems.is_empty() {
         return Err(problems);
     }
@@ -306,6 +311,25 @@ const METADATA: [&str; 15] = [
     "selfLink",
     "uid",
 ];
+
+/// What kubectl and the API server read in a value: `field: null` is a field left out wherever the schema does not say `nullable`, as none of ours does,
+/// and 443.0 is 443.
+fn as_the_server_reads(value: &mut Value) {
+    match value {
+        Value::Object(fields) => {
+            fields.retain(|_, child| !child.is_null());
+            fields.values_mut().for_each(as_the_server_reads);
+        }
+        Value::Array(items) => items.iter_mut().for_each(as_the_server_reads),
+        Value::Number(number) if number.is_f64() => {
+            // As in JSON itself, a double that has no fraction and no rounding is printed as a whole number.
+            if let Some(whole) = number.as_f64().filter(|n| n.fract() == 0.0 && n.abs() < 9e15) {
+                *value = format!("{whole:.0}").parse::<i64>().map_or(Value::Null, Value::from);
+            }
+        }
+        _ => {}
+    }
+}
 
 fn short(text: &str) -> String {
     let clean = text.chars().map(|c| if c.is_control() { '?' } else { c });

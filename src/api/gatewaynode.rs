@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
     doc = "What the agent of one node found, did and failed to do, named as the node. Written by that agent only; nothing here is for people to set. \
            It can be deleted at any time: an agent that runs writes it anew, and the rules in the kernel do not depend on it.",
     printcolumn(name = "Backend", type_ = "string", json_path = ".status.backend"),
-    printcolumn(name = "Networks", type_ = "string", json_path = ".status.networks[*].name"),
+    printcolumn(name = "Failures", type_ = "integer", json_path = ".status.failureCount"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(
         name = "Reason",
@@ -32,6 +32,7 @@ use serde::{Deserialize, Serialize};
         json_path = ".status.conditions[?(@.type==\"Ready\")].reason",
         priority = 1
     ),
+    printcolumn(name = "Agent", type_ = "string", json_path = ".status.agentVersion", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 pub struct GatewayNodeSpec {}
@@ -69,8 +70,8 @@ pub struct GatewayNodeStatus {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["namespace".into(), "name".into()]))]
     pub failures: Vec<FailureReport>,
-    /// How many mappings could not be programmed. 0 when absent.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    /// How many mappings could not be programmed.
+    #[serde(default)]
     #[schemars(schema_with = "count")]
     pub failure_count: u32,
 }

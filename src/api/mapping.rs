@@ -63,8 +63,8 @@ pub struct NatMappingSpec {
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["protocol".into(), "port".into()]),
         validation = Rule::new(
-            "self.all(p, self.exists_one(q, q.protocol == p.protocol && q.port <= (has(p.endPort) ? p.endPort : p.port) \
-             && p.port <= (has(q.endPort) ? q.endPort : q.port)))"
+            "self.all(p, size(self.filter(q, q.protocol == p.protocol && q.port <= (has(p.endPort) ? p.endPort : p.port) \
+             && p.port <= (has(q.endPort) ? q.endPort : q.port))) <= 1)"
         ).message("must not overlap: each port of a protocol can lead to one place only")
     )]
     pub ports: Vec<PortMapping>,

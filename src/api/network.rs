@@ -26,8 +26,8 @@ use super::schema;
            Nothing leaves or enters the network but what a NatMapping or `egress` lets through: as soon as the network exists, a fence stands around \
            it on every gateway node, and what the fence drops is counted. Deleting the network takes its mappings out of service and its fence down.",
     validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters long"),
-    printcolumn(name = "Pool", type_ = "string", json_path = ".spec.outside.addresses[*]"),
-    printcolumn(name = "Inside", type_ = "string", json_path = ".spec.inside.addresses[*]"),
+    printcolumn(name = "Pool", type_ = "string", json_path = ".spec.outside.addresses"),
+    printcolumn(name = "Inside", type_ = "string", json_path = ".spec.inside.addresses"),
     printcolumn(name = "Gateway", type_ = "string", json_path = ".status.activeGateway.node"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(
@@ -124,7 +124,7 @@ pub struct ClientRoutes {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new(
-        "!has(self.gatewayAddresses) || self.gatewayAddresses.all(a, !isIP(a) || self.addresses.exists(p, isCIDR(p) && cidr(p).containsIP(a)))"
+        "!has(self.gatewayAddresses) || self.gatewayAddresses.all(a, !isIP(a) || ip(a).family() != 4 || self.addresses.exists(p, isCIDR(p) && cidr(p).containsIP(a)))"
     ).message("gatewayAddresses must lie in inside.addresses")
 )]
 pub struct Inside {

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use kube::CustomResourceExt;
-use kube::core::cel::{CompiledSchema, ErrorKind, compile_schema};
+use kube::core::cel::{CompiledSchema, ErrorKind, Validator, compile_schema};
 use serde_json::Value;
 
 use super::{NatMapping, StagingNetwork};
@@ -41,6 +41,8 @@ pub(super) struct Checker {
     rules: CompiledSchema,
 }
 
+/// Evaluates rules. Making one registers some hundred functions, so there is one for all objects.
+static VALIDATOR: LazyLock<Validator> = LazyLock::new(Validator::new);
 /// For [`StagingNetwork`].
 pub(super) static NETWORK: LazyLock<Checker> = LazyLock::new(Checker::of::<StagingNetwork>);
 /// For [`NatMapping`].
@@ -57,36 +59,36 @@ impl Checker {
         }
     }
 
-    /// All problems of an object, sorted by field, at most [`PROBLEMS_MAX`]. Rules are looked at only if the structure is right, because they take it for granted.
-    pub(super) fn check(&self, object: &Value) -> Vec<FieldProblem> {
+    /// What is wrong with an object's structure, sorted by field, at most [`PROBLEMS_MAX`] problems.
+    pub(super) fn structure(&self, object: &Value) -> Vec<FieldProblem> {
         let mut problems = Vec::new();
         walk(&self.schema, object, "", &mut problems);
         match &self.structure {
             Some(structure) => problems.extend(structure.iter_errors(object).take(PROBLEMS_MAX).map(|error| explain(&error))),
             None => problems.push(FieldProblem::new("", "cannot be checked: the schema of this kind does not compile")),
         }
-        if problems.is_empty() {
-            problems.extend(self.broken_rules(object));
-        }
-        problems.sort();
-        problems.dedup();
-        problems.truncate(PROBLEMS_MAX);
-        problems
+        bounded(problems)
     }
 
-    fn broken_rules(&self, object: &Value) -> Vec<FieldProblem> {
-        let Err(errors) = kube::core::cel::validate_compiled(&self.rules, object, None) else {
+    /// Which rules an object breaks whose structure and name are right, sorted by field, at most [`PROBLEMS_MAX`] problems.
+    pub(super) fn rules(&self, object: &Value) -> Vec<FieldProblem> {
+        let Err(errors) = VALIDATOR.validate_compiled(&self.rules, object, None) else {
             return Vec::new();
         };
-        errors
-            .into_iter()
-            .map(|error| match error.kind {
-                ErrorKind::ValidationFailure => FieldProblem::new(error.field_path, error.message),
-                // A rule that cannot be evaluated says nothing about the object: refused all the same, as the API server does it.
-                _ => FieldProblem::new(error.field_path, format!("cannot be checked: {}", error.message)),
-            })
-            .collect()
+        let problems = errors.into_iter().map(|error| match error.kind {
+            ErrorKind::ValidationFailure => FieldProblem::new(error.field_path, error.message),
+            // A rule that cannot be evaluated says nothing about the object: refused all the same, as the API server does it.
+            _ => FieldProblem::new(error.field_path, format!("cannot be checked: {}", error.message)),
+        });
+        bounded(problems.collect())
     }
+}
+
+fn bounded(mut problems: Vec<FieldProblem>) -> Vec<FieldProblem> {
+    problems.sort();
+    problems.dedup();
+    problems.truncate(PROBLEMS_MAX);
+    problems
 }
 
 /// What the schema dialect of Kubernetes adds to JSON Schema: unknown fields, and lists whose entries have a key.
