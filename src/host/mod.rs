@@ -1,6 +1,22 @@
 //! The only module that spawns processes or opens kernel sockets.
 //!
 //! [`Host`] is everything that the agent may do to a node. [`linux`] does it; [`fake`] remembers it, for tests, and can be told to fail.
+//!
+//! # How a freshly started agent knows what is its own
+//!
+//! It has no memory but the kernel's and one small file. Whatever bears none of these marks is never changed, removed or depended on.
+//!
+//! | state | mark | lost or forged mark |
+//! |---|---|---|
+//! | chains | name starts with `SNET-` | a foreign chain of that name counts as ours |
+//! | rules in our chains | comment `stagenet:HASH…` | a rule without it is foreign, and the chain is rewritten as a whole |
+//! | jumps in built-in chains | comment `stagenet`, no condition, to an `SNET-` chain | a jump without it stays, and is reported |
+//! | routes | `rtm_protocol` 211, table main, IPv4 unicast | not ours: a wanted route to the same destination is refused, the present one left alone |
+//! | proxy neighbours | `NDA_PROTOCOL` 211, `NTF_PROXY` | not ours: adding the same is refused, as the kernel would overwrite the mark |
+//! | addresses | `IFA_PROTO` 211 (Linux 5.18 and later; older kernels drop the mark, and the address is then read back as foreign) | not ours: adding the same is refused |
+//! | interface settings | entry in `found.json` of the state directory, by name and index | the setting stays as it is; putting back then means `forwarding=0` on that interface |
+//! | connection table | none: entries are judged by the plan ([`crate::plan::FlowPolicy`]) | |
+//! | announcements | none: they leave no state on this node | |
 
 pub mod error;
 pub mod event;
