@@ -1,1 +1,27 @@
-fn main() {}
+//! Wiring only: parses the command line, runs the command, prints an error as one sentence with its causes.
+
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+use stagenet::cli::{Cli, CliError, EXIT_FAILED};
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(error.downcast_ref::<CliError>().map_or(EXIT_FAILED, CliError::exit_code))
+        }
+    }
+}
+
+fn start() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("starting the runtime")?;
+    Ok(runtime.block_on(stagenet::cli::run(cli))?)
+}

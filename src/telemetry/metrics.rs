@@ -203,16 +203,16 @@ mod tests {
     fn every_descriptor_is_registered_with_its_kind() {
         let metrics = Metrics::new();
         // A family without a series is left out of the page.
-        metrics.applies.get_or_create(&ResultLabel { result: "changed" });
-        metrics.reports.get_or_create(&ResultLabel { result: "written" });
-        metrics.drift_repairs.get_or_create(&TableLabel { table: "nat".into() });
-        metrics.mappings.get_or_create(&StateLabel { state: "failed" });
-        metrics.networks.get_or_create(&RoleLabel { role: "active" });
+        drop(metrics.applies.get_or_create(&ResultLabel { result: "changed" }));
+        drop(metrics.reports.get_or_create(&ResultLabel { result: "written" }));
+        drop(metrics.drift_repairs.get_or_create(&TableLabel { table: "nat".into() }));
+        drop(metrics.mappings.get_or_create(&StateLabel { state: "failed" }));
+        drop(metrics.networks.get_or_create(&RoleLabel { role: "active" }));
         metrics.set_denied(&BTreeMap::from([(("b".to_owned(), "out".to_owned()), 1)]));
-        metrics.reconciles.get_or_create(&ReconcileLabels {
+        drop(metrics.reconciles.get_or_create(&ReconcileLabels {
             kind: "NatMapping",
             result: "written",
-        });
+        }));
         let page = metrics.page().unwrap();
         for d in describe::ALL {
             let kind = match d.kind {

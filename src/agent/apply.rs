@@ -1,0 +1,201 @@
+//! The effects of a pass: restores with their reading back, link changes, the sweep, announcements.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use super::kept::chain_name;
+use super::outcome::Trouble;
+use super::pass::{Step, Tables, Work};
+use super::staging;
+use crate::api::reasons;
+use crate::host::{HostError, LinkChange, ObservedLinks};
+use crate::netfilter::diff::TableChange;
+use crate::netfilter::{ChainName, Family, Hook, Table, TableRules, render};
+use crate::plan::HostPlan;
+
+/// Above this many changed chains the whole table is read back at once.
+const READ_BACK_CHAINS: usize = 64;
+
+impl Work<'_> {
+    /// Brings tables of one family to what is desired, in one restore, and reads back what was written.
+    pub(super) async fn restore(&mut self, family: Family, names: &[Table], tables: &Tables) -> Step {
+        let nothing = Arc::new(TableRules::default());
+        let desired = |table: Table| tables.get(&(family, table)).unwrap_or(&nothing);
+        let mut changes: BTreeMap<Table, TableChange> = BTreeMap::new();
+        for table in names {
+            let change = self.kept.change((family, *table), desired(*table));
+            if change.is_empty() {
+                self.kept.confirm((family, *table), desired(*table));
+            } else {
+                changes.insert(*table, change);
+            }
+        }
+        if changes.is_empty() {
+            return Step::Done;
+        }
+        let text = match render::changes(family, &changes) {
+            Ok(text) => text,
+            Err(error) => {
+                let said = error.to_string();
+                let trouble = Trouble {
+                    reason: reasons::APPLY_FAILED,
+                    message: said.clone(),
+                };
+                return self.reject(Some(&error.owner), &said, trouble);
+            }
+        };
+        if let Err(error) = self.host.restore(family, &text.text).await {
+            // An earlier table of the same text may be in the kernel.
+            self.doubt(family, changes.keys());
+            let owner = match &error {
+                HostError::RestoreRejected { line, .. } => text.owner_at(*line),
+                _ => None,
+            };
+            return self.reject(owner, &error.to_string(), Trouble::from(&error));
+        }
+        self.outcome.writes += 1;
+        for (table, change) in &changes {
+            let chains: BTreeSet<ChainName> = change.touched().iter().filter_map(|name| chain_name(name)).collect();
+            let part = (chains.len() <= READ_BACK_CHAINS).then_some(&chains);
+            let now = match self.host.read_table(family, *table, part).await {
+                Ok(now) => now,
+                Err(error) => {
+                    self.doubt(family, changes.keys());
+                    self.trouble(&error);
+                    return Step::Stop;
+                }
+            };
+            if !self.kept.take_back((family, *table), desired(*table), change, now) {
+                self.outcome.troubles.push(Trouble {
+                    reason: reasons::APPLY_FAILED,
+                    message: format!(
+                        "reading back table {}: it is not as it was written a moment ago; another program changed it, it is done again",
+                        table.as_str()
+                    ),
+                });
+                return Step::Stop;
+            }
+        }
+        Step::Done
+    }
+
+    fn doubt<'t>(&mut self, family: Family, tables: impl Iterator<Item = &'t Table>) {
+        for table in tables {
+            self.kept.tables.entry((family, *table)).or_default().doubted = true;
+        }
+    }
+
+    /// Makes link changes. False: not all of them.
+    pub(super) async fn change_links(&mut self, changes: &[LinkChange]) -> bool {
+        if changes.is_empty() {
+            return true;
+        }
+        self.outcome.writes += changes.len();
+        let Err(errors) = self.host.change_links(changes).await else {
+            if let Some(seen) = &mut self.kept.links {
+                staging::acknowledged(seen, changes);
+            }
+            return true;
+        };
+        for error in &errors {
+            self.trouble(error);
+        }
+        // Which of them failed is asked of the kernel, at once for the report and again before the next pass.
+        if let Ok(seen) = self.host.read_links().await {
+            self.kept.links = Some(seen);
+        }
+        self.kept.links_doubted = true;
+        false
+    }
+
+    /// Notes whose fence goes up in this pass: what flowed there before must end.
+    pub(super) fn note_raised(&mut self, plan: &HostPlan, tables: &Tables) {
+        let at = (Family::V4, Table::Mangle);
+        let Some(desired) = tables.get(&at) else { return };
+        let standing = self.kept.tables.get(&at).map(|t| &t.seen);
+        let hooked = standing.is_some_and(|seen| desired.hooks.contains_key(&Hook::Forward) == seen.hooks.contains_key(&Hook::Forward));
+        let missing = staging::unfenced(desired, |name| {
+            hooked && standing.is_some_and(|seen| seen.chains.contains_key(name.as_str()))
+        });
+        let touched = self.kept.links.as_ref().map(|l| &l.touched);
+        for (name, network) in &plan.networks {
+            // Forwarding is switched on after the flows were swept: an interface not touched yet tells of a crash in between.
+            let fresh = network
+                .inside
+                .as_ref()
+                .is_some_and(|i| plan.links.contains_key(i) && touched.is_some_and(|t| !t.contains(i)));
+            if (missing.contains(name.as_str()) || fresh)
+                && let Some(Ok(valid)) = self.verdicts.networks.get(name).map(|v| &v.accepted)
+            {
+                self.kept.raised.extend(valid.inside.iter().copied());
+            }
+        }
+    }
+
+    /// Deletes flows that the plan does not agree with, if the plan's opinion has changed. False: older flows might pass the fence.
+    pub(super) async fn sweep(&mut self, plan: &HostPlan) -> bool {
+        if self.kept.raised.is_empty() && self.kept.swept.as_ref() == Some(&plan.flows) {
+            return true;
+        }
+        let mut policy = plan.flows.clone();
+        policy.raised.extend(self.kept.raised.iter().copied());
+        if let Some(before) = &self.kept.swept {
+            // A network that is gone has no mapping left, and its flows must end all the same.
+            policy.pools.extend(before.pools.iter().copied());
+            policy.inside.extend(before.inside.iter().copied());
+        }
+        match self.host.sweep_flows(&policy).await {
+            Ok(deleted) => {
+                self.outcome.flows_deleted += deleted;
+                self.kept.swept = Some(plan.flows.clone());
+                self.kept.raised.clear();
+                true
+            }
+            Err(error) => {
+                self.trouble(&error);
+                self.kept.raised.is_empty()
+            }
+        }
+    }
+
+    /// Announces what begins to attract traffic. Clients whose caches are old find out by themselves if this fails.
+    pub(super) async fn announce(&mut self, made: &[LinkChange]) {
+        let empty = ObservedLinks::default();
+        let seen = self.kept.links.as_ref().unwrap_or(&empty);
+        let there = |change: &&LinkChange| match change {
+            LinkChange::AddProxy(p) => seen.proxies.contains(p),
+            LinkChange::AddAddress(a) => seen.addresses.contains(a),
+            _ => false,
+        };
+        let made: Vec<LinkChange> = made.iter().filter(there).cloned().collect();
+        let addresses = staging::announcements(&made);
+        if addresses.is_empty() {
+            return;
+        }
+        if let Err(error) = self.host.announce(&addresses).await {
+            tracing::warn!(%error, "announcing addresses failed; clients find out when their caches expire");
+        }
+    }
+}
+
+/// Addresses for which the plan has a route or a proxy that is not in the kernel.
+pub(super) fn missing_addresses(plan: &HostPlan, seen: Option<&ObservedLinks>) -> BTreeSet<Ipv4Addr> {
+    let nothing = ObservedLinks::default();
+    let seen = seen.unwrap_or(&nothing);
+    let routes = plan
+        .routes
+        .difference(&seen.routes)
+        .filter(|r| r.destination.prefix_len() == 32)
+        .map(|r| r.destination.addr());
+    routes.chain(plan.proxies.difference(&seen.proxies).map(|p| p.address)).collect()
+}
+
+/// What went wrong, for a mapping's message.
+pub(super) fn link_errors(troubles: &[Trouble]) -> String {
+    match troubles {
+        [] => "it has just been removed".to_owned(),
+        [first] => first.message.clone(),
+        [first, rest @ ..] => format!("{} (and {} more)", first.message, rest.len()),
+    }
+}

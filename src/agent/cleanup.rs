@@ -1,0 +1,125 @@
+//! Takes everything of ours away from a node, in the reverse order of putting it there. Needs no API server and no memory: our marks tell what is ours.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use super::kept::TABLES;
+use crate::host::{Host, HostError, LinkChange, ObservedLinks};
+use crate::netfilter::diff::{self, TableChange};
+use crate::netfilter::{Family, Table, TableRules, render};
+
+/// What was there and is gone now, and what could not be removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Cleaned {
+    /// What was removed, in order.
+    pub removed: Vec<String>,
+    /// What went wrong. Everything else was done all the same.
+    pub errors: Vec<String>,
+}
+
+impl fmt::Display for Cleaned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.removed.is_empty() && self.errors.is_empty() {
+            return f.write_str("nothing of stagenet found\n");
+        }
+        self.removed.iter().try_for_each(|what| writeln!(f, "removed {what}"))
+    }
+}
+
+/// Cleans up one host, with the backend that it was made for. `lenient`: a missing tool is no error, because nobody can have made rules with it.
+pub async fn run(host: &mut dyn Host, lenient: bool) -> Cleaned {
+    let mut cleaned = Cleaned::default();
+    let links = host.read_links().await.unwrap_or_else(|error| {
+        cleaned.errors.push(error.to_string());
+        ObservedLinks::default()
+    });
+    attracting(host, &links, &mut cleaned).await;
+    // The translations go while the fence stands; then the settings; the fence comes down last.
+    tables(host, &[Table::Nat, Table::Filter], lenient, &mut cleaned).await;
+    put_back(host, &links, &mut cleaned).await;
+    tables(host, &[Table::Mangle], lenient, &mut cleaned).await;
+    cleaned
+}
+
+async fn attracting(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned) {
+    let mut changes: Vec<LinkChange> = links.proxies.iter().cloned().map(LinkChange::RemoveProxy).collect();
+    changes.extend(links.routes.iter().cloned().map(LinkChange::RemoveRoute));
+    changes.extend(links.addresses.iter().cloned().map(LinkChange::RemoveAddress));
+    change(host, &changes, cleaned).await;
+}
+
+/// Puts back what was found. What is put back may switch forwarding on, so until then the interfaces are closed by the fence that still stands,
+/// and from then on the node is as it was before us.
+async fn put_back(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned) {
+    let changes: Vec<LinkChange> = links.touched.iter().cloned().map(LinkChange::PutBack).collect();
+    change(host, &changes, cleaned).await;
+}
+
+async fn change(host: &mut dyn Host, changes: &[LinkChange], cleaned: &mut Cleaned) {
+    if changes.is_empty() {
+        return;
+    }
+    let errors = host.change_links(changes).await.err().unwrap_or_default();
+    if errors.len() < changes.len() {
+        cleaned.removed.extend(changes.iter().map(describe));
+    }
+    cleaned.errors.extend(errors.iter().map(HostError::to_string));
+}
+
+fn describe(change: &LinkChange) -> String {
+    match change {
+        LinkChange::RemoveProxy(p) | LinkChange::AddProxy(p) => format!("proxy neighbour {} on {}", p.address, p.interface),
+        LinkChange::RemoveRoute(r) | LinkChange::AddRoute(r) => format!("route to {}", r.destination),
+        LinkChange::RemoveAddress(a) | LinkChange::AddAddress(a) => format!("address {} on {}", a.address, a.interface),
+        LinkChange::Set(i, _) | LinkChange::PutBack(i) => format!("settings of {i} (what was found is put back)"),
+    }
+}
+
+async fn tables(host: &mut dyn Host, names: &[Table], lenient: bool, cleaned: &mut Cleaned) {
+    for (family, table) in TABLES.into_iter().filter(|(_, table)| names.contains(table)) {
+        let seen = match host.read_table(family, table, None).await {
+            Ok(seen) => seen,
+            Err(HostError::ToolMissing { .. }) if lenient => continue,
+            Err(error) => {
+                cleaned.errors.push(error.to_string());
+                continue;
+            }
+        };
+        let change = diff::diff(&TableRules::default(), &seen);
+        if change.is_empty() {
+            continue;
+        }
+        let what = summary(family, table, &change);
+        let left: Vec<&str> = change.empty.iter().map(String::as_str).collect();
+        if !left.is_empty() {
+            let left = left.join(", ");
+            cleaned.errors.push(format!(
+                "table {}: a rule that is not ours leads to {left}: emptied, but it can go only after that rule",
+                table.as_str()
+            ));
+        }
+        let text = match render::changes(family, &BTreeMap::from([(table, change)])) {
+            Ok(text) => text.text,
+            Err(error) => {
+                cleaned.errors.push(error.to_string());
+                continue;
+            }
+        };
+        match host.restore(family, &text).await {
+            Ok(()) => cleaned.removed.push(what),
+            Err(error) => cleaned.errors.push(error.to_string()),
+        }
+    }
+}
+
+fn summary(family: Family, table: Table, change: &TableChange) -> String {
+    let tool = if family == Family::V6 { "ip6tables" } else { "iptables" };
+    let names: BTreeSet<&str> = change.delete.iter().map(String::as_str).collect();
+    let chains = names.into_iter().collect::<Vec<_>>().join(" ");
+    format!(
+        "{tool} table {}: {} jumps and {} chains ({chains})",
+        table.as_str(),
+        change.unhook.len(),
+        change.delete.len()
+    )
+}

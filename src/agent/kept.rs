@@ -1,0 +1,188 @@
+//! What the agent remembers of the kernel between passes, and what of it is in doubt.
+//!
+//! After a verified pass nothing is read until an event, a change or the slow timer gives reason to: reading a table of 10 000 rules takes longer
+//! than changing it. The memory holds nothing that the kernel does not say again after a restart.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use ipnet::Ipv4Net;
+
+use super::outcome::Drift;
+use crate::host::{Finding, ObservedLinks};
+use crate::netfilter::diff::{self, TableChange};
+use crate::netfilter::dump::ObservedTable;
+use crate::netfilter::rules::CHAIN_PREFIX;
+use crate::netfilter::{ChainName, Family, IfName, Table, TableRules};
+use crate::plan::{Claim, FlowPolicy, InterfaceFacts, MappingKey};
+
+/// Where we may have rules. IPv6 has the fence only.
+pub(super) const TABLES: [(Family, Table); 4] = [
+    (Family::V4, Table::Mangle),
+    (Family::V6, Table::Mangle),
+    (Family::V4, Table::Nat),
+    (Family::V4, Table::Filter),
+];
+
+/// One table.
+#[derive(Debug, Default)]
+pub(super) struct KeptTable {
+    /// As last read, brought up to date with what was read back since.
+    pub(super) seen: ObservedTable,
+    /// What was last found to be in it, rule by rule. None: never compared.
+    pub(super) verified: Option<Arc<TableRules>>,
+    /// Whether `seen` may be out of date.
+    pub(super) doubted: bool,
+}
+
+/// A mapping that the kernel refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Quarantine {
+    /// The kernel's words.
+    pub(super) said: String,
+    /// The claim that was refused: another one is tried.
+    pub(super) claim: Option<Claim>,
+}
+
+/// The memory.
+#[derive(Debug, Default)]
+pub struct Kept {
+    pub(super) tables: BTreeMap<(Family, Table), KeptTable>,
+    pub(super) links: Option<ObservedLinks>,
+    pub(super) links_doubted: bool,
+    pub(super) interfaces: Option<BTreeMap<String, InterfaceFacts>>,
+    pub(super) findings: Option<Vec<Finding>>,
+    /// Interfaces that the findings are about.
+    pub(super) preflighted: (BTreeSet<IfName>, BTreeSet<IfName>),
+    pub(super) in_use: BTreeMap<Ipv4Addr, String>,
+    /// Addresses that nobody answered for when asked, until they are ours.
+    pub(super) asked: BTreeSet<(IfName, Ipv4Addr)>,
+    pub(super) quarantined: BTreeMap<MappingKey, Quarantine>,
+    /// The policy that the connection table was last swept by.
+    pub(super) swept: Option<FlowPolicy>,
+    /// Inside prefixes whose fence went up and whose older flows have not been deleted yet.
+    pub(super) raised: BTreeSet<Ipv4Net>,
+    /// Whether there was a complete pass: before it, what differs is no drift.
+    pub(super) settled: bool,
+}
+
+impl Kept {
+    /// Somebody touched chains of `table`.
+    pub fn doubt_table(&mut self, table: Table) {
+        for ((_, name), kept) in &mut self.tables {
+            kept.doubted |= *name == table;
+        }
+    }
+
+    /// Routes, neighbours, addresses or settings of ours may have changed.
+    pub fn doubt_links(&mut self) {
+        self.links_doubted = true;
+    }
+
+    /// Interfaces may have come, gone or changed.
+    pub fn doubt_interfaces(&mut self) {
+        self.interfaces = None;
+        self.links_doubted = true;
+    }
+
+    /// All of it, also whether somebody else still has the addresses that somebody else had, and whether the kernel still refuses what it refused.
+    pub fn doubt_all(&mut self) {
+        self.tables.values_mut().for_each(|t| t.doubted = true);
+        self.doubt_interfaces();
+        self.findings = None;
+        self.asked.clear();
+        self.in_use.clear();
+        self.quarantined.clear();
+    }
+
+    /// Whether a route to `destination` is thought to be in the kernel.
+    pub fn has_route(&self, destination: &Ipv4Net) -> bool {
+        let Some(links) = &self.links else { return true };
+        links.routes.iter().any(|r| r.destination == *destination)
+    }
+
+    /// Whether a proxy neighbour `address` is thought to be in the kernel.
+    pub fn has_proxy(&self, address: Ipv4Addr) -> bool {
+        let Some(links) = &self.links else { return true };
+        links.proxies.iter().any(|p| p.address == address)
+    }
+
+    /// Takes in a whole table as read now. What changed since it was last verified is drift.
+    pub(super) fn take_table(&mut self, at: (Family, Table), now: ObservedTable) -> Vec<Drift> {
+        let kept = self.tables.entry(at).or_default();
+        let mut drift = Vec::new();
+        if kept.seen != now
+            && let Some(verified) = kept.verified.take()
+        {
+            let family = if at.0 == Family::V6 { "IPv6 " } else { "" };
+            let sentences = diff::diff(&verified, &now).drift;
+            drift.extend(sentences.into_iter().map(|what| Drift {
+                place: at.1.as_str(),
+                what: format!("{family}table {}, {what}", at.1.as_str()),
+            }));
+        }
+        kept.seen = now;
+        kept.doubted = false;
+        drift
+    }
+
+    /// What must change in a table. Chains that are just as they were verified are not compared again.
+    pub(super) fn change(&self, at: (Family, Table), desired: &TableRules) -> TableChange {
+        let Some(kept) = self.tables.get(&at) else {
+            return diff::diff(desired, &ObservedTable::default());
+        };
+        let Some(verified) = &kept.verified else {
+            return diff::diff(desired, &kept.seen);
+        };
+        let differing: BTreeSet<ChainName> = desired
+            .chains
+            .iter()
+            .filter(|(name, rules)| verified.chains.get(*name) != Some(*rules))
+            .map(|(name, _)| name.clone())
+            .collect();
+        diff::diff(&diff::narrow(desired, &differing), &part(&kept.seen, desired, &differing))
+    }
+
+    /// Takes in `chains` of a table, read back after `change` was written, and tells whether they are as desired.
+    pub(super) fn take_back(&mut self, at: (Family, Table), desired: &Arc<TableRules>, change: &TableChange, now: ObservedTable) -> bool {
+        let kept = self.tables.entry(at).or_default();
+        for name in change.touched() {
+            kept.seen.chains.remove(&name);
+        }
+        kept.seen.chains.extend(now.chains);
+        kept.seen.hooks = now.hooks;
+        let names: BTreeSet<ChainName> = change.write.keys().cloned().collect();
+        let stands = diff::diff(&diff::narrow(desired, &names), &part(&kept.seen, desired, &names)).is_empty();
+        kept.verified = stands.then(|| desired.clone());
+        kept.doubted = !stands;
+        stands
+    }
+
+    /// A table that needed no change is as desired.
+    pub(super) fn confirm(&mut self, at: (Family, Table), desired: &Arc<TableRules>) {
+        let kept = self.tables.entry(at).or_default();
+        kept.verified = Some(desired.clone());
+    }
+}
+
+/// The name of a chain of ours. None: others named it so, and it cannot be asked for by itself.
+pub(super) fn chain_name(name: &str) -> Option<ChainName> {
+    ChainName::new(name.strip_prefix(CHAIN_PREFIX)?)
+}
+
+/// `seen` without those chains of `desired` that are not in `names`.
+fn part(seen: &ObservedTable, desired: &TableRules, names: &BTreeSet<ChainName>) -> ObservedTable {
+    let passed_over: BTreeSet<&str> = desired
+        .chains
+        .keys()
+        .filter(|name| !names.contains(*name))
+        .map(ChainName::as_str)
+        .collect();
+    let wanted = seen.chains.iter().filter(|(name, _)| !passed_over.contains(name.as_str()));
+    ObservedTable {
+        hooks: seen.hooks.clone(),
+        chains: wanted.map(|(name, rules)| (name.clone(), rules.clone())).collect(),
+        referenced: seen.referenced.clone(),
+    }
+}

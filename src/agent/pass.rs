@@ -1,0 +1,385 @@
+//! One pass: observe, plan, apply in stages, read back.
+//!
+//! 1. the fence (mangle, IPv4 and IPv6); interfaces that leave the plan are closed wholly
+//! 2. what attracted traffic and must no longer: proxies, routes, addresses
+//! 3. nobody outside answers for the addresses to come (probe)
+//! 4. translations and accepts (nat and filter)
+//! 5. flows that the plan does not agree with are deleted, also those older than the fence
+//! 6. what attracts traffic: forwarding, addresses, routes, proxies; then they are announced
+//! 7. interfaces that left the plan get back what was found, and only then open
+//!
+//! Each stage is read back before the next begins, and a stage that fails ends the pass: whatever the moment of a failure or a crash, there is
+//! never a translation, a route or forwarding without the fence before it. Stage 5 stands before 6, so that a crash in between leaves forwarding
+//! off and the next agent sees that flows may be older than the fence.
+//!
+//! May assume: it is the only one that calls the host. Must not: decide what is right (that is the plan), or wait for anything but the host.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use super::kept::{Kept, Quarantine, TABLES};
+use super::outcome::{Outcome, Trouble};
+use super::source::Snapshot;
+use super::{apply, staging};
+use crate::api::reasons;
+use crate::host::{Host, HostError, LinkChange};
+use crate::netfilter::{Family, IfName, Owner, Table, TableRules};
+use crate::plan::{self, HostOptions, HostPlan, MappingKey, MappingState, NodeFacts, Refusal, Verdicts};
+
+/// Mappings that one pass takes out because the kernel refuses them, before it gives up until the next.
+const MAX_REJECTED: usize = 16;
+
+/// What never changes while the agent runs.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Name of the node.
+    pub node: String,
+    /// See [`HostOptions::connmark`].
+    pub connmark: u32,
+    /// See [`HostOptions::nflog_group`].
+    pub nflog_group: u16,
+}
+
+/// How a stage ended.
+pub(super) enum Step {
+    /// Go on.
+    Done,
+    /// What is planned has changed (a mapping was taken out): plan again.
+    Again,
+    /// The pass cannot go on.
+    Stop,
+}
+
+/// A pass at work.
+pub(super) struct Work<'a> {
+    pub(super) host: &'a mut dyn Host,
+    pub(super) kept: &'a mut Kept,
+    pub(super) outcome: Outcome,
+    pub(super) verdicts: &'a Verdicts,
+    /// Addresses that could not be asked for.
+    unasked: BTreeSet<Ipv4Addr>,
+}
+
+/// The rules of a plan, shared with the memory.
+pub(super) type Tables = BTreeMap<(Family, Table), Arc<TableRules>>;
+
+/// Runs one pass.
+pub async fn run(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, settings: &Settings) -> Outcome {
+    let mut outcome = Outcome::default();
+    let facts = match node_facts(host, kept, snapshot, settings).await {
+        Ok(facts) => facts,
+        Err(error) => {
+            outcome.troubles.push(observing(&error));
+            return outcome;
+        }
+    };
+    let world = snapshot.world(facts.clone());
+    outcome.facts = facts;
+    let verdicts = plan::judge(&world);
+    release_quarantine(kept, &verdicts);
+    let mut work = Work {
+        host,
+        kept,
+        outcome,
+        verdicts: &verdicts,
+        unasked: BTreeSet::new(),
+    };
+    // One more than may be rejected, and two for addresses found in use.
+    for _ in 0..MAX_REJECTED + 3 {
+        let options = work.options(settings);
+        let mut plan = plan::host_plan(&world, &verdicts, &settings.node, &options);
+        let mut tables = mem::take(&mut plan.ruleset).tables;
+        let step = work.attempt(&plan, &mut tables).await;
+        work.outcome.mappings.clone_from(&plan.mappings);
+        work.outcome.plan = plan;
+        match step {
+            Step::Again => {}
+            Step::Done => {
+                work.outcome.complete = true;
+                break;
+            }
+            Step::Stop => break,
+        }
+    }
+    work.outcome.backend = work.host.backend();
+    work.blame_links();
+    work.kept.settled |= work.outcome.complete;
+    let mut outcome = work.outcome;
+    outcome.verdicts = verdicts;
+    outcome
+}
+
+async fn node_facts(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, settings: &Settings) -> Result<NodeFacts, HostError> {
+    let interfaces = match &kept.interfaces {
+        Some(known) => known.clone(),
+        None => kept.interfaces.insert(host.interfaces().await?).clone(),
+    };
+    Ok(NodeFacts {
+        name: settings.node.clone(),
+        labels: snapshot.labels.clone(),
+        interfaces,
+    })
+}
+
+/// A mapping that claims something else than what was refused is tried again.
+fn release_quarantine(kept: &mut Kept, verdicts: &Verdicts) {
+    kept.quarantined.retain(|key, q| {
+        verdicts
+            .mappings
+            .get(key)
+            .is_some_and(|v| v.accepted.as_ref().ok() == q.claim.as_ref())
+    });
+}
+
+fn observing(error: &HostError) -> Trouble {
+    let mut trouble = Trouble::from(error);
+    if trouble.reason == reasons::APPLY_FAILED {
+        trouble.reason = reasons::OBSERVE_FAILED;
+    }
+    trouble
+}
+
+impl Work<'_> {
+    pub(super) fn trouble(&mut self, error: &HostError) {
+        self.outcome.troubles.push(Trouble::from(error));
+    }
+
+    fn trouble_observing(&mut self, error: &HostError) {
+        self.outcome.troubles.push(observing(error));
+    }
+
+    fn options(&self, settings: &Settings) -> HostOptions {
+        HostOptions {
+            connmark: settings.connmark,
+            nflog_group: settings.nflog_group,
+            in_use: self.kept.in_use.clone(),
+            quarantined: self.kept.quarantined.iter().map(|(key, q)| (key.clone(), q.said.clone())).collect(),
+        }
+    }
+
+    /// Plan to kernel, once.
+    async fn attempt(&mut self, plan: &HostPlan, tables: &mut BTreeMap<(Family, Table), TableRules>) -> Step {
+        self.preflight(plan).await;
+        // A node that only has routes needs no iptables.
+        let netfilter = !tables.is_empty() || self.host.backend().is_some();
+        if !self.observe(plan, netfilter).await {
+            return Step::Stop;
+        }
+        let links = self.kept.links.clone().unwrap_or_default();
+        let closing = if netfilter {
+            staging::closing(plan, &links)
+        } else {
+            BTreeSet::new()
+        };
+        let open: Tables = tables.iter().map(|(at, rules)| (*at, Arc::new(rules.clone()))).collect();
+        staging::close(tables, &closing);
+        let closed: Tables = if closing.is_empty() {
+            open.clone()
+        } else {
+            mem::take(tables).into_iter().map(|(at, t)| (at, Arc::new(t))).collect()
+        };
+
+        self.note_raised(plan, &closed);
+        let stages = staging::link_stages(plan, &links);
+        let fence = if netfilter { self.fence(&closed).await } else { Step::Done };
+        let removed = self.change_links(&stages.removals).await;
+        if !matches!(fence, Step::Done) {
+            return fence;
+        }
+        self.outcome.fenced = true;
+        if let step @ (Step::Again | Step::Stop) = self.probe(plan).await {
+            return step;
+        }
+        if netfilter {
+            let step = self.restore(Family::V4, &[Table::Nat, Table::Filter], &closed).await;
+            if !matches!(step, Step::Done) {
+                return step;
+            }
+        }
+        if !self.sweep(plan).await {
+            return Step::Stop;
+        }
+        let additions: Vec<LinkChange> = stages.additions.into_iter().filter(|c| self.may_attract(c)).collect();
+        let added = self.change_links(&additions).await;
+        self.announce(&additions).await;
+        let mut reopened = Step::Done;
+        if !closing.is_empty() {
+            let put_back: Vec<_> = closing.into_iter().map(LinkChange::PutBack).collect();
+            if self.change_links(&put_back).await {
+                reopened = self.fence(&open).await;
+            }
+        }
+        if removed && added { reopened } else { Step::Stop }
+    }
+
+    /// What the node lacks. A failure to find out keeps nothing from being tried.
+    async fn preflight(&mut self, plan: &HostPlan) {
+        let side = |pick: fn(&plan::NetworkPlan) -> &Option<IfName>| {
+            plan.networks.values().filter_map(|n| pick(n).clone()).collect::<BTreeSet<_>>()
+        };
+        let sides = (side(|n| &n.outside), side(|n| &n.inside));
+        if self.kept.findings.is_none() || self.kept.preflighted != sides || self.host.backend().is_none() {
+            match self.host.preflight(&sides.0, &sides.1).await {
+                Ok(findings) => self.kept.findings = Some(findings),
+                Err(error) => self.trouble_observing(&error),
+            }
+            self.kept.preflighted = sides;
+        }
+        self.outcome.findings = self.kept.findings.clone().unwrap_or_default();
+    }
+
+    /// Reads what is unknown or in doubt. False: something could not be read.
+    async fn observe(&mut self, plan: &HostPlan, netfilter: bool) -> bool {
+        for at in TABLES {
+            if !netfilter || self.kept.tables.get(&at).is_some_and(|t| !t.doubted) {
+                continue;
+            }
+            match self.host.read_table(at.0, at.1, None).await {
+                Ok(seen) => {
+                    let drift = self.kept.take_table(at, seen);
+                    self.outcome.drift.extend(drift);
+                }
+                Err(error) => {
+                    self.trouble_observing(&error);
+                    return false;
+                }
+            }
+        }
+        if self.kept.links.is_some() && !self.kept.links_doubted {
+            return true;
+        }
+        match self.host.read_links().await {
+            Ok(seen) => {
+                if let Some(before) = self.kept.links.as_ref().filter(|_| self.kept.settled) {
+                    self.outcome.drift.extend(staging::link_drift(before, &seen, plan));
+                }
+                self.kept.links = Some(seen);
+                self.kept.links_doubted = false;
+                true
+            }
+            Err(error) => {
+                self.trouble_observing(&error);
+                false
+            }
+        }
+    }
+
+    async fn fence(&mut self, tables: &Tables) -> Step {
+        for family in [Family::V4, Family::V6] {
+            let step = self.restore(family, &[Table::Mangle], tables).await;
+            if !matches!(step, Step::Done) {
+                return step;
+            }
+        }
+        Step::Done
+    }
+
+    /// Asks for the addresses that are about to be attracted for the first time.
+    async fn probe(&mut self, plan: &HostPlan) -> Step {
+        let empty = BTreeSet::new();
+        let ours = self.kept.links.as_ref().map_or(&empty, |l| &l.proxies);
+        let mut ask: BTreeMap<IfName, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+        for proxy in plan.proxies.difference(ours) {
+            if !self.kept.asked.contains(&(proxy.interface.clone(), proxy.address)) {
+                ask.entry(proxy.interface.clone()).or_default().insert(proxy.address);
+            }
+        }
+        // What is ours by now is asked for again, should it ever be lost for long: somebody may have taken it.
+        self.kept
+            .asked
+            .retain(|(interface, address)| plan.proxies.iter().any(|p| p.interface == *interface && p.address == *address));
+        if ask.is_empty() {
+            return Step::Done;
+        }
+        match self.host.probe(&ask).await {
+            Ok(answered) => {
+                let quiet = ask.into_iter().flat_map(|(i, all)| all.into_iter().map(move |a| (i.clone(), a)));
+                self.kept.asked.extend(quiet.filter(|(_, address)| !answered.contains_key(address)));
+                let step = if answered.is_empty() { Step::Done } else { Step::Again };
+                self.kept.in_use.extend(answered);
+                step
+            }
+            Err(error) => {
+                self.outcome.troubles.push(Trouble {
+                    reason: reasons::PROBE_FAILED,
+                    message: error.to_string(),
+                });
+                self.unasked = ask.into_values().flatten().collect();
+                Step::Done
+            }
+        }
+    }
+
+    /// Whether a change attracts no address that could not be asked for.
+    fn may_attract(&self, change: &LinkChange) -> bool {
+        match change {
+            LinkChange::AddProxy(proxy) => !self.unasked.contains(&proxy.address),
+            LinkChange::AddRoute(route) => !self
+                .unasked
+                .iter()
+                .any(|a| route.destination.prefix_len() == 32 && route.destination.addr() == *a),
+            _ => true,
+        }
+    }
+
+    /// Takes the mappings out of what is programmed whose route or proxy did not come to be.
+    fn blame_links(&mut self) {
+        let why = apply::link_errors(&self.outcome.troubles);
+        let missing = apply::missing_addresses(&self.outcome.plan, self.kept.links.as_ref());
+        for state in self.outcome.mappings.values_mut() {
+            let MappingState::Planned {
+                virtual_address: address, ..
+            } = state
+            else {
+                continue;
+            };
+            let refusal = if self.unasked.contains(address) {
+                Refusal {
+                    reason: reasons::PROBE_FAILED,
+                    message: format!(
+                        "{address} is not taken, because the outside segment could not be asked whether somebody has it: {why}"
+                    ),
+                }
+            } else if missing.contains(address) {
+                Refusal {
+                    reason: reasons::APPLY_FAILED,
+                    message: format!("the kernel has no route or proxy neighbour for {address}: {why}"),
+                }
+            } else {
+                continue;
+            };
+            *state = MappingState::Failed(refusal);
+        }
+    }
+
+    /// The kernel refused a rule: whoever's it is, is taken out, so that it harms nobody else.
+    pub(super) fn reject(&mut self, owner: Option<&Owner>, said: &str, trouble: Trouble) -> Step {
+        let key = match owner {
+            Some(Owner::Mapping(name)) => name.split_once('/').map(|(namespace, name)| MappingKey {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            }),
+            _ => None,
+        };
+        match key {
+            Some(key) if self.outcome.quarantined.len() < MAX_REJECTED && !self.kept.quarantined.contains_key(&key) => {
+                let claim = self.verdicts.mappings.get(&key).and_then(|v| v.accepted.clone().ok());
+                self.outcome.quarantined.push((key.clone(), said.to_owned()));
+                self.kept.quarantined.insert(
+                    key,
+                    Quarantine {
+                        said: said.to_owned(),
+                        claim,
+                    },
+                );
+                Step::Again
+            }
+            _ => {
+                self.outcome.troubles.push(trouble);
+                Step::Stop
+            }
+        }
+    }
+}

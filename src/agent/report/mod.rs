@@ -1,0 +1,74 @@
+//! What becomes of a pass's outcome: metrics, the node's status, events, the heartbeat; in a cluster or in a file.
+
+pub mod cluster;
+pub mod file;
+pub mod lease;
+pub mod status;
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::runner::Report;
+use crate::api::gatewaynode::Role;
+use crate::plan::MappingState;
+use crate::telemetry::Metrics;
+use crate::telemetry::metrics::{ResultLabel, RoleLabel, StateLabel, TableLabel};
+
+/// Field manager and event reporter.
+pub const MANAGER: &str = "stagenet-agent";
+
+/// Puts the outcome of a pass into the metrics.
+#[allow(clippy::cast_possible_wrap)]
+pub fn measure(metrics: &Metrics, report: &Report, took: Duration) {
+    let outcome = &report.outcome;
+    metrics.apply_duration.observe(took.as_secs_f64());
+    metrics.applies.get_or_create(&ResultLabel { result: outcome.label() }).inc();
+    for drift in &outcome.drift {
+        metrics
+            .drift_repairs
+            .get_or_create(&TableLabel {
+                table: drift.place.to_owned(),
+            })
+            .inc();
+    }
+    metrics.flows_deleted.inc_by(outcome.flows_deleted);
+    metrics.source_problems.set(report.snapshot.problems.len() as i64);
+    if outcome.failed() && !outcome.complete {
+        return;
+    }
+    let failed = outcome.mappings.values().filter(|s| matches!(s, MappingState::Failed(_))).count();
+    let refused = outcome.verdicts.mappings.values().filter(|v| v.accepted.is_err()).count();
+    for (state, count) in [
+        ("programmed", outcome.mappings.len() - failed),
+        ("failed", failed),
+        ("refused", refused),
+    ] {
+        metrics.mappings.get_or_create(&StateLabel { state }).set(count as i64);
+    }
+    let mut roles = BTreeMap::from([("active", 0), ("standby", 0), ("client", 0)]);
+    for network in outcome.plan.networks.values() {
+        let role = match network.role {
+            Role::Active => "active",
+            Role::Standby => "standby",
+            Role::Client => "client",
+        };
+        *roles.entry(role).or_default() += 1;
+    }
+    for (role, count) in roles {
+        metrics.networks.get_or_create(&RoleLabel { role }).set(count);
+    }
+    let fenced = outcome
+        .plan
+        .networks
+        .values()
+        .filter(|n| outcome.fenced && n.inside.is_some())
+        .count();
+    metrics.fenced.set(fenced as i64);
+    let quarantined = outcome
+        .mappings
+        .values()
+        .filter(|s| matches!(s, MappingState::Failed(r) if r.reason == crate::api::reasons::RESTORE_REJECTED));
+    metrics.quarantined.set(quarantined.count() as i64);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    metrics.last_success.set(now.as_secs_f64());
+}

@@ -1,0 +1,216 @@
+//! From the outcome of a pass to the status of the node's `GatewayNode`. Pure: the time is an argument.
+//!
+//! A pass that could not be completed says so in `Ready` and leaves the rest as it was: the last good state is what the kernel holds.
+
+use k8s_openapi::jiff::Timestamp;
+
+use crate::agent::outcome::Outcome;
+use crate::agent::runner::Report;
+use crate::api::conditions::{self, NodeFinding};
+use crate::api::gatewaynode::{FailureReport, GatewayNodeStatus, InterfaceStatus, NetworkReport};
+use crate::api::reasons::{self, types};
+use crate::controller::version;
+use crate::plan::{MappingState, NodeFacts};
+
+/// `status.failures` holds at most this many.
+const FAILURES_MAX: usize = 32;
+/// `status.interfaces` holds at most this many.
+const INTERFACES_MAX: usize = 64;
+/// `status.interfaces[].addresses` holds at most this many.
+const ADDRESSES_MAX: usize = 16;
+
+/// The status that the node should have. Equal to `present` if nothing has changed in meaning.
+pub fn node(report: &Report, present: Option<&GatewayNodeStatus>, now: Timestamp) -> GatewayNodeStatus {
+    let outcome = &report.outcome;
+    let empty = GatewayNodeStatus::default();
+    let present = present.unwrap_or(&empty);
+    let mut status = GatewayNodeStatus {
+        agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
+        backend: outcome.backend.map(|b| match b {
+            crate::host::Backend::Nft => "nft".to_owned(),
+            crate::host::Backend::Legacy => "legacy".to_owned(),
+        }),
+        conditions: conditions::node(&findings(report), 0, &present.conditions, now),
+        interfaces: interfaces(&outcome.facts),
+        ..GatewayNodeStatus::default()
+    };
+    if outcome.complete {
+        status.networks = networks(outcome);
+        let failures = failures(outcome);
+        status.failure_count = u32::try_from(failures.len()).unwrap_or(u32::MAX);
+        status.failures = failures.into_iter().take(FAILURES_MAX).collect();
+    } else {
+        status.networks = kept_networks(outcome, &present.networks);
+        status.failures.clone_from(&present.failures);
+        status.failure_count = present.failure_count;
+    }
+    status
+}
+
+fn networks(outcome: &Outcome) -> Vec<NetworkReport> {
+    let mut programmed = std::collections::BTreeMap::<&str, u32>::new();
+    let mut synced = std::collections::BTreeMap::<&str, &str>::new();
+    for (key, verdict) in &outcome.verdicts.mappings {
+        let network = verdict.network.as_str();
+        if let Some(MappingState::Planned { .. }) = outcome.mappings.get(key) {
+            *programmed.entry(network).or_default() += 1;
+        }
+        let highest = synced.entry(network).or_default();
+        if highest.is_empty() || version::reached(&verdict.resource_version, highest) {
+            *highest = &verdict.resource_version;
+        }
+    }
+    let report = |(name, network): (&String, &crate::plan::NetworkPlan)| NetworkReport {
+        name: name.clone(),
+        role: network.role,
+        observed_generation: network.generation,
+        fenced: outcome.fenced && network.inside.is_some(),
+        programmed: programmed.get(name.as_str()).copied().unwrap_or_default(),
+        synced_resource_version: synced.get(name.as_str()).copied().unwrap_or_default().to_owned(),
+        reason: network.problem.as_ref().map(|p| p.reason.to_owned()).unwrap_or_default(),
+        message: network
+            .problem
+            .as_ref()
+            .map(|p| conditions::shorten(&p.message))
+            .unwrap_or_default(),
+    };
+    outcome.plan.networks.iter().map(report).collect()
+}
+
+/// After an incomplete pass: what was reported before, and for networks that are new why they are not served yet.
+fn kept_networks(outcome: &Outcome, present: &[NetworkReport]) -> Vec<NetworkReport> {
+    let Some(trouble) = outcome.troubles.first() else {
+        return present.to_vec();
+    };
+    if outcome.plan.networks.is_empty() {
+        return present.to_vec();
+    }
+    let report = |(name, network): (&String, &crate::plan::NetworkPlan)| match present.iter().find(|n| n.name == *name) {
+        Some(before) => NetworkReport {
+            fenced: before.fenced && outcome.fenced,
+            ..before.clone()
+        },
+        None => NetworkReport {
+            name: name.clone(),
+            role: network.role,
+            observed_generation: 0,
+            fenced: outcome.fenced && network.inside.is_some(),
+            programmed: 0,
+            synced_resource_version: String::new(),
+            reason: trouble.reason.to_owned(),
+            message: conditions::shorten(&trouble.message),
+        },
+    };
+    outcome.plan.networks.iter().map(report).collect()
+}
+
+fn failures(outcome: &Outcome) -> Vec<FailureReport> {
+    let failed = outcome.mappings.iter().filter_map(|(key, state)| match state {
+        MappingState::Failed(why) => Some(FailureReport {
+            namespace: key.namespace.clone(),
+            name: key.name.clone(),
+            reason: why.reason.to_owned(),
+            message: conditions::shorten(&why.message),
+        }),
+        MappingState::Planned { .. } => None,
+    });
+    failed.collect()
+}
+
+fn interfaces(facts: &NodeFacts) -> Vec<InterfaceStatus> {
+    let one = |(name, facts): (&String, &crate::plan::InterfaceFacts)| InterfaceStatus {
+        name: name.clone(),
+        index: facts.index,
+        mtu: facts.mtu,
+        up: facts.up,
+        mac: facts.mac.clone(),
+        addresses: facts.addresses.iter().take(ADDRESSES_MAX).map(ToString::to_string).collect(),
+    };
+    // With more interfaces than fit, those with addresses are what others need to know.
+    let mut found: Vec<_> = facts.interfaces.iter().collect();
+    found.sort_by_key(|(name, facts)| (facts.addresses.is_empty(), *name));
+    found.truncate(INTERFACES_MAX);
+    found.sort_by_key(|(name, _)| *name);
+    found.into_iter().map(one).collect()
+}
+
+fn findings(report: &Report) -> Vec<NodeFinding> {
+    let outcome = &report.outcome;
+    let mut all: Vec<NodeFinding> = outcome
+        .findings
+        .iter()
+        .map(|f| NodeFinding {
+            kind: f.condition,
+            status: Some(f.ok),
+            reason: f.reason,
+            message: f.message.clone(),
+        })
+        .collect();
+    if outcome.plan.networks.values().any(|n| n.inside.is_some()) {
+        let (reason, message) = if outcome.fenced {
+            (
+                reasons::FENCE_RAISED,
+                "The fence of every closed network was read back from the kernel.".to_owned(),
+            )
+        } else {
+            (reasons::FENCE_MISSING, summary(outcome))
+        };
+        all.push(NodeFinding {
+            kind: types::FENCE,
+            status: Some(outcome.fenced),
+            reason,
+            message,
+        });
+    }
+    let unrepaired = !outcome.complete && !outcome.drift.is_empty();
+    if unrepaired || report.contended {
+        let what = outcome.drift.first().map_or("something of ours".to_owned(), |d| d.what.clone());
+        let by = report.by.as_ref().map(|by| format!("; it was {by}")).unwrap_or_default();
+        let message = if report.contended {
+            format!("Another program keeps changing what stagenet holds; it is put back once a second at most: {what}{by}")
+        } else {
+            format!("Changed by another program and not put back yet: {what}{by}")
+        };
+        all.push(NodeFinding {
+            kind: types::DRIFTED,
+            status: Some(true),
+            reason: reasons::DRIFT_FOUND,
+            message,
+        });
+    }
+    all.push(ready(outcome));
+    all
+}
+
+fn ready(outcome: &Outcome) -> NodeFinding {
+    let failed = outcome.mappings.values().filter(|s| matches!(s, MappingState::Failed(_))).count();
+    let unserved = outcome.plan.networks.values().filter(|n| n.problem.is_some()).count();
+    let (status, reason, message) = match outcome.troubles.first() {
+        Some(trouble) => (false, trouble.reason, summary(outcome)),
+        None if !outcome.complete => (
+            false,
+            reasons::APPLY_FAILED,
+            "The pass did not come to its end; it is tried again.".to_owned(),
+        ),
+        None if failed + unserved > 0 => {
+            let message = format!("{failed} mappings and {unserved} networks could not be programmed; see failures and networks below.");
+            (false, reasons::DEGRADED, message)
+        }
+        None if outcome.plan.networks.is_empty() => (true, reasons::NOTHING_TO_DO, "No network concerns this node.".to_owned()),
+        None => (true, reasons::AS_PLANNED, "The kernel holds exactly what is planned.".to_owned()),
+    };
+    NodeFinding {
+        kind: types::READY,
+        status: Some(status),
+        reason,
+        message,
+    }
+}
+
+fn summary(outcome: &Outcome) -> String {
+    match outcome.troubles.as_slice() {
+        [] => "The pass did not come to its end; it is tried again.".to_owned(),
+        [one] => one.message.clone(),
+        [first, rest @ ..] => format!("{} (and {} more)", first.message, rest.len()),
+    }
+}

@@ -1,0 +1,251 @@
+//! The one task that owns the kernel: waits for a reason, runs a pass, hands on what came of it.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
+
+use super::kept::Kept;
+use super::outcome::Outcome;
+use super::pass::{self, Settings};
+use super::schedule::Schedule;
+use super::source::{Problem, Snapshot, Snapshots};
+use crate::host::{Backend, Host, HostEvent};
+use crate::netfilter::Table;
+use crate::telemetry::{Health, Metrics};
+
+/// Legacy tables give no events: they are read this often.
+const LEGACY_POLL: Duration = Duration::from_secs(2);
+/// How often the counters of denied packets are read.
+const DENIED_POLL: Duration = Duration::from_secs(15);
+/// Longest wait after failures.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// Events taken at once: a foreign flush of 10 000 routes is one reason, not 10 000.
+const EVENT_BATCH: usize = 256;
+
+/// How the runner behaves.
+#[derive(Clone, Debug)]
+pub struct RunnerOptions {
+    /// What passes are run with.
+    pub settings: Settings,
+    /// Interval of the slow full check.
+    pub resync: Duration,
+    /// Least time between passes.
+    pub min_interval: Duration,
+}
+
+/// What one pass leaves for those that report.
+#[derive(Debug)]
+pub struct Report {
+    /// What it worked on.
+    pub snapshot: Arc<Snapshot>,
+    /// What it did.
+    pub outcome: Outcome,
+    /// Who changed what was repaired, if the kernel told.
+    pub by: Option<String>,
+    /// Whether somebody keeps undoing repairs.
+    pub contended: bool,
+}
+
+/// The latest report.
+pub type Reports = watch::Receiver<Option<Arc<Report>>>;
+
+/// Runs passes until `stop` resolves. Rules stay as they are then.
+#[derive(Debug)]
+pub struct Runner<H> {
+    host: H,
+    kept: Kept,
+    options: RunnerOptions,
+    schedule: Schedule,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    reports: watch::Sender<Option<Arc<Report>>>,
+    blamed: BTreeSet<String>,
+    problems: Vec<Problem>,
+}
+
+impl<H: Host> Runner<H> {
+    /// Nothing is read or written yet.
+    pub fn new(host: H, options: RunnerOptions, metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
+        Self {
+            host,
+            kept: Kept::default(),
+            schedule: Schedule::new(options.min_interval, MAX_BACKOFF),
+            options,
+            metrics,
+            health,
+            reports: watch::channel(None).0,
+            blamed: BTreeSet::new(),
+            problems: Vec::new(),
+        }
+    }
+
+    /// Where reports can be had.
+    pub fn reports(&self) -> Reports {
+        self.reports.subscribe()
+    }
+
+    /// One pass now.
+    pub async fn once(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Report> {
+        self.pass(snapshot).await
+    }
+
+    /// Works until `stop` resolves (Ok) or the source or the host's event stream ends (Err says which).
+    pub async fn run(mut self, mut source: Snapshots, stop: impl Future<Output = ()>) -> Result<(), String> {
+        let mut events = self.host.events();
+        let mut slow = ticker(self.options.resync);
+        let mut legacy = ticker(LEGACY_POLL);
+        let mut denied = ticker(DENIED_POLL);
+        let mut batch = Vec::new();
+        tokio::pin!(stop);
+        if source.borrow_and_update().is_some() {
+            self.schedule.want_fresh();
+        }
+        loop {
+            self.health.beat();
+            let snapshot = source.borrow().clone();
+            let due = snapshot.as_ref().and_then(|_| self.schedule.due(Instant::now()));
+            tokio::select! {
+                () = &mut stop => {
+                    tracing::info!("stopping; rules stay in force, `stagenet cleanup` removes them");
+                    return Ok(());
+                }
+                changed = source.changed() => {
+                    changed.map_err(|_| "the task that watches objects".to_owned())?;
+                    self.schedule.want_fresh();
+                }
+                count = events.recv_many(&mut batch, EVENT_BATCH) => {
+                    if count == 0 {
+                        return Err("the stream of kernel events".to_owned());
+                    }
+                    batch.drain(..).for_each(|event| self.note(event));
+                }
+                _ = slow.tick() => {
+                    self.kept.doubt_all();
+                    self.schedule.want();
+                }
+                _ = legacy.tick(), if self.host.backend() == Some(Backend::Legacy) => {
+                    [Table::Mangle, Table::Nat, Table::Filter].into_iter().for_each(|t| self.kept.doubt_table(t));
+                    self.schedule.want();
+                }
+                _ = denied.tick(), if self.reports.borrow().is_some() => self.count_denied().await,
+                () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
+                    if let Some(snapshot) = snapshot {
+                        self.pass(&snapshot).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// What an event puts in doubt. An event that agrees with what is known is none of our business.
+    fn note(&mut self, event: HostEvent) {
+        match event {
+            HostEvent::Tables { by, chains } => {
+                for table in [Table::Mangle, Table::Nat, Table::Filter] {
+                    let prefix = format!("{}/", table.as_str());
+                    if chains.is_empty() || chains.iter().any(|c| c.starts_with(&prefix)) {
+                        self.kept.doubt_table(table);
+                    }
+                }
+                self.blamed.extend(by);
+            }
+            HostEvent::RouteGone(destination) if self.kept.has_route(&destination) => self.kept.doubt_links(),
+            HostEvent::ProxyGone(address) if self.kept.has_proxy(address) => self.kept.doubt_links(),
+            HostEvent::RouteGone(_) | HostEvent::ProxyGone(_) => return,
+            HostEvent::Links => self.kept.doubt_interfaces(),
+            HostEvent::Overrun => {
+                tracing::debug!("kernel events were lost; everything is checked");
+                self.kept.doubt_all();
+            }
+        }
+        self.schedule.want();
+    }
+
+    async fn pass(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Report> {
+        self.schedule.begin();
+        let started = Instant::now();
+        let outcome = pass::run(&mut self.host, &mut self.kept, snapshot, &self.options.settings).await;
+        let ended = Instant::now();
+        self.schedule.end(ended, outcome.failed(), !outcome.drift.is_empty());
+        let blamed = std::mem::take(&mut self.blamed);
+        let report = Arc::new(Report {
+            snapshot: snapshot.clone(),
+            by: (!outcome.drift.is_empty() && !blamed.is_empty()).then(|| blamed.into_iter().collect::<Vec<_>>().join(", ")),
+            contended: self.schedule.contended(ended),
+            outcome,
+        });
+        self.tell(&report, ended - started);
+        self.reports.send_replace(Some(report.clone()));
+        report
+    }
+
+    /// Log and metrics.
+    fn tell(&mut self, report: &Report, took: Duration) {
+        let outcome = &report.outcome;
+        super::report::measure(&self.metrics, report, took);
+        if self.problems != report.snapshot.problems {
+            self.problems.clone_from(&report.snapshot.problems);
+            self.problems
+                .iter()
+                .for_each(|problem| tracing::warn!(place = problem.place, "{}", problem.message));
+        }
+        for drift in &outcome.drift {
+            let by = report.by.as_deref().unwrap_or("not known");
+            tracing::warn!(place = drift.place, by, "repaired what another program changed: {}", drift.what);
+        }
+        for (mapping, said) in &outcome.quarantined {
+            tracing::error!(%mapping, "left out, because the kernel refused a rule of it: {said}");
+        }
+        for trouble in &outcome.troubles {
+            tracing::error!(reason = trouble.reason, "{}", trouble.message);
+        }
+        let ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        if outcome.writes > 0 || outcome.failed() {
+            tracing::info!(
+                result = outcome.label(),
+                writes = outcome.writes,
+                flows_deleted = outcome.flows_deleted,
+                ms,
+                "pass"
+            );
+        } else {
+            tracing::debug!(result = outcome.label(), ms, "pass");
+        }
+        if outcome.complete {
+            self.health.ready();
+        }
+    }
+
+    async fn count_denied(&mut self) {
+        match self.host.denied().await {
+            Ok(denied) => self.metrics.set_denied(&denied),
+            Err(error) => tracing::debug!(%error, "reading the counters of denied packets"),
+        }
+    }
+}
+
+/// Ticks from one period on, never in bursts.
+fn ticker(period: Duration) -> Interval {
+    let period = period.max(Duration::from_millis(10));
+    let mut ticker = interval(period);
+    ticker.reset();
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+/// A channel for whoever stops the runner: SIGTERM or SIGINT.
+pub fn stop_signal() -> Result<impl Future<Output = ()>, super::AgentError> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate()).map_err(super::AgentError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(super::AgentError::Signals)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

@@ -1,0 +1,184 @@
+//! In which order things change, so that no packet slips through. Pure.
+//!
+//! Removals go from the outside in (first the node stops attracting traffic), additions from the inside out (the node attracts traffic last).
+//! What stands between them is in [`crate::agent::pass`].
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use super::outcome::Drift;
+use crate::host::{LinkChange, ObservedLinks};
+use crate::netfilter::{ChainName, Family, Hook, IfName, Match, Owner, Rule, Table, TableRules, Target};
+use crate::plan::{HostPlan, LinkSettings};
+
+/// The link changes of a pass, by stage.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkStages {
+    /// Proxies, routes, addresses that go, in this order.
+    pub removals: Vec<LinkChange>,
+    /// Settings, addresses, routes, proxies that come, in this order: forwarding is switched on where the fence stands already, and the node
+    /// answers ARP for an address only once it can deliver.
+    pub additions: Vec<LinkChange>,
+}
+
+/// What has to change so that `seen` becomes as planned. Settings of interfaces that left the plan are not in here: see [`closing`].
+pub fn link_stages(plan: &HostPlan, seen: &ObservedLinks) -> LinkStages {
+    let mut stages = LinkStages::default();
+    let out = &mut stages.removals;
+    out.extend(seen.proxies.difference(&plan.proxies).cloned().map(LinkChange::RemoveProxy));
+    out.extend(seen.routes.difference(&plan.routes).cloned().map(LinkChange::RemoveRoute));
+    out.extend(seen.addresses.difference(&plan.addresses).cloned().map(LinkChange::RemoveAddress));
+    let out = &mut stages.additions;
+    for (interface, wanted) in &plan.links {
+        if let Some(change) = seen.links.get(interface).and_then(|present| settings_change(wanted, present)) {
+            out.push(LinkChange::Set(interface.clone(), change));
+        }
+    }
+    out.extend(plan.addresses.difference(&seen.addresses).cloned().map(LinkChange::AddAddress));
+    out.extend(plan.routes.difference(&seen.routes).cloned().map(LinkChange::AddRoute));
+    out.extend(plan.proxies.difference(&seen.proxies).cloned().map(LinkChange::AddProxy));
+    stages
+}
+
+/// The settings that are wanted and differ. None if all are as wanted.
+fn settings_change(wanted: &LinkSettings, present: &LinkSettings) -> Option<LinkSettings> {
+    fn differing<T: Copy + PartialEq>(wanted: Option<T>, present: Option<T>) -> Option<T> {
+        wanted.filter(|value| present != Some(*value))
+    }
+    let change = LinkSettings {
+        forwarding: differing(wanted.forwarding, present.forwarding),
+        send_redirects: differing(wanted.send_redirects, present.send_redirects),
+        rp_filter: differing(wanted.rp_filter, present.rp_filter),
+        proxy_delay: differing(wanted.proxy_delay, present.proxy_delay),
+    };
+    (change != LinkSettings::default()).then_some(change)
+}
+
+/// Interfaces that we changed settings of and that the plan no longer uses: closed wholly until what was found is put back.
+pub fn closing(plan: &HostPlan, seen: &ObservedLinks) -> BTreeSet<IfName> {
+    seen.touched
+        .iter()
+        .filter(|name| !plan.links.contains_key(*name))
+        .cloned()
+        .collect()
+}
+
+/// Where the fence begins.
+fn fence_root() -> Option<ChainName> {
+    ChainName::new("FWD")
+}
+
+/// Puts drops of everything through the `closing` interfaces before all other rules of the fence, in both families.
+pub fn close(tables: &mut BTreeMap<(Family, Table), TableRules>, closing: &BTreeSet<IfName>) {
+    let Some(root) = fence_root().filter(|_| !closing.is_empty()) else {
+        return;
+    };
+    for family in [Family::V4, Family::V6] {
+        let table = tables.entry((family, Table::Mangle)).or_default();
+        table.hooks.entry(Hook::Forward).or_insert_with(|| root.clone());
+        let drops = closing
+            .iter()
+            .flat_map(|name| [Match::In(name.clone()), Match::Out(name.clone())].map(|side| Rule::new(Owner::Base, [side], Target::Drop)));
+        table.chains.entry(root.clone()).or_default().splice(0..0, drops);
+    }
+}
+
+/// What others changed of ours since `before` was read, as far as the interfaces still exist: the kernel itself removes what hangs on an
+/// interface that goes.
+pub fn link_drift(before: &ObservedLinks, now: &ObservedLinks, plan: &HostPlan) -> Vec<Drift> {
+    let mut drift = Vec::new();
+    let mut note = |place, what| drift.push(Drift { place, what });
+    let there = |interface: &IfName| now.links.contains_key(interface);
+    for route in before.routes.difference(&now.routes).filter(|r| plan.routes.contains(r)) {
+        note("route", format!("the route to {} was removed", route.destination));
+    }
+    for route in now.routes.difference(&before.routes) {
+        note("route", format!("a route to {} was added that bears our mark", route.destination));
+    }
+    for proxy in before
+        .proxies
+        .difference(&now.proxies)
+        .filter(|p| plan.proxies.contains(p) && there(&p.interface))
+    {
+        note(
+            "proxy",
+            format!("the proxy neighbour {} on {} was removed", proxy.address, proxy.interface),
+        );
+    }
+    for proxy in now.proxies.difference(&before.proxies) {
+        note(
+            "proxy",
+            format!(
+                "a proxy neighbour {} on {} was added that bears our mark",
+                proxy.address, proxy.interface
+            ),
+        );
+    }
+    for address in before
+        .addresses
+        .difference(&now.addresses)
+        .filter(|a| plan.addresses.contains(a) && there(&a.interface))
+    {
+        note(
+            "address",
+            format!("the address {} on {} was removed", address.address, address.interface),
+        );
+    }
+    for (interface, wanted) in &plan.links {
+        let (Some(old), Some(new)) = (before.links.get(interface), now.links.get(interface)) else {
+            continue;
+        };
+        if settings_change(wanted, old).is_none() && settings_change(wanted, new).is_some() {
+            note("link", format!("settings of {interface} were changed"));
+        }
+    }
+    drift
+}
+
+/// Addresses that begin to attract traffic, by interface: announced on both sides, so that nobody waits for a cache to expire.
+pub fn announcements(made: &[LinkChange]) -> BTreeMap<IfName, BTreeSet<Ipv4Addr>> {
+    let mut out: BTreeMap<IfName, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+    for change in made {
+        match change {
+            LinkChange::AddProxy(p) => out.entry(p.interface.clone()).or_default().insert(p.address),
+            LinkChange::AddAddress(a) => out.entry(a.interface.clone()).or_default().insert(a.address),
+            _ => continue,
+        };
+    }
+    out
+}
+
+/// `seen` after `made`, all of which the kernel has acknowledged one by one.
+pub fn acknowledged(seen: &mut ObservedLinks, made: &[LinkChange]) {
+    for change in made {
+        match change {
+            LinkChange::RemoveProxy(p) => drop(seen.proxies.remove(p)),
+            LinkChange::RemoveRoute(r) => drop(seen.routes.remove(r)),
+            LinkChange::RemoveAddress(a) => drop(seen.addresses.remove(a)),
+            LinkChange::AddAddress(a) => drop(seen.addresses.insert(a.clone())),
+            LinkChange::AddRoute(r) => drop(seen.routes.insert(r.clone())),
+            LinkChange::AddProxy(p) => drop(seen.proxies.insert(p.clone())),
+            LinkChange::Set(name, set) => {
+                seen.touched.insert(name.clone());
+                let present = seen.links.entry(name.clone()).or_default();
+                present.forwarding = set.forwarding.or(present.forwarding);
+                present.send_redirects = set.send_redirects.or(present.send_redirects);
+                present.rp_filter = set.rp_filter.or(present.rp_filter);
+                present.proxy_delay = set.proxy_delay.or(present.proxy_delay);
+            }
+            LinkChange::PutBack(name) => drop(seen.touched.remove(name)),
+        }
+    }
+}
+
+/// Names of the networks whose part of the fence is not in `standing`, the chains of mangle as they are now.
+pub fn unfenced<'a>(desired: &'a TableRules, standing: impl Fn(&ChainName) -> bool) -> BTreeSet<&'a str> {
+    let missing = desired.chains.iter().filter(|(name, _)| !standing(name));
+    missing
+        .flat_map(|(_, rules)| rules)
+        .filter_map(|rule| match &rule.owner {
+            Owner::Network(name) => Some(name.as_str()),
+            Owner::Base | Owner::Mapping(_) => None,
+        })
+        .collect()
+}

@@ -1,0 +1,55 @@
+//! `stagenet cleanup`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{BackendArg, CliError, EXIT_FAILED, EXIT_OK};
+use crate::agent::cleanup::{self, Cleaned};
+use crate::host::linux::{BackendChoice, LinuxHost, LinuxOptions};
+
+/// Remove everything of stagenet from this node
+#[derive(Debug, Args)]
+#[command(
+    long_about = "Remove everything of stagenet from this node: jumps and chains in every table, routes, proxy neighbours, addresses; and put back the interface \
+        settings that were found. Whatever bears no mark of stagenet is left as it is. Needs no API server.\n\n\
+        Stop the agent first, or it puts everything back.",
+    after_help = "Examples:\n  \
+        stagenet cleanup                    rules of both iptables variants, routes, neighbours, settings\n  \
+        stagenet cleanup --backend legacy   only the legacy tables' rules, besides the rest\n\n\
+        Exit status: 0 nothing is left; 1 something could not be removed (what and why is on standard error)."
+)]
+pub struct CleanupArgs {
+    /// Remove the rules of this variant only; both when auto
+    #[arg(long, value_enum, default_value_t)]
+    backend: BackendArg,
+
+    /// Where what was found before interface settings were changed is kept
+    #[arg(long, value_name = "DIR", default_value = "/run/stagenet")]
+    state_dir: PathBuf,
+}
+
+/// Cleans up.
+pub(super) async fn run(args: CleanupArgs) -> Result<ExitCode, CliError> {
+    let variants = match args.backend {
+        BackendArg::Auto => vec![BackendChoice::Nft, BackendChoice::Legacy],
+        one => vec![one.chosen()],
+    };
+    let mut all = Cleaned::default();
+    for backend in variants {
+        let mut host = LinuxHost::new(LinuxOptions {
+            backend,
+            state_dir: args.state_dir.clone(),
+        });
+        let cleaned = cleanup::run(&mut host, args.backend == BackendArg::Auto).await;
+        all.removed.extend(cleaned.removed);
+        all.errors.extend(cleaned.errors);
+    }
+    print!("{all}");
+    all.errors.dedup();
+    for error in &all.errors {
+        eprintln!("error: {error}");
+    }
+    Ok(ExitCode::from(if all.errors.is_empty() { EXIT_OK } else { EXIT_FAILED }))
+}
