@@ -93,7 +93,7 @@ pub fn rule(family: Family, table: Table, chain: &ChainName, rule: &Rule) -> Res
     }
 }
 
-/// A whole table as it is made where nothing of ours exists. Chains and hooks in their order; the hooks last, when what they lead to stands.
+/// A whole table as it is made where nothing of ours exists.
 pub fn table(family: Family, table: Table, rules: &TableRules) -> Result<RestoreText, RenderError> {
     check_ways(rules)?;
     let change = TableChange {
@@ -107,7 +107,8 @@ pub fn table(family: Family, table: Table, rules: &TableRules) -> Result<Restore
 /// Changes of some tables of one family: one transaction a table, tables in the order of [`Table`]. Empty if nothing changes.
 ///
 /// Within a transaction the order is: chains written or going are emptied (which takes away every way that one of ours has to another), our old jumps go,
-/// rules are added, new jumps are placed first in their built-in chains, chains that go are deleted.
+/// new jumps are placed first in their built-in chains, rules are added, chains that go are deleted. Jumps before rules, because nft judges a rule by the
+/// hooks that lead to it: so a rule that the kernel does not take is refused at its own line and not at the jump.
 pub fn changes(family: Family, tables: &BTreeMap<Table, TableChange>) -> Result<RestoreText, RenderError> {
     let mut out = RestoreText::default();
     for (table, change) in tables {
@@ -126,12 +127,12 @@ pub fn changes(family: Family, tables: &BTreeMap<Table, TableChange>) -> Result<
         for (hook, chain) in &change.unhook {
             out.push(&format!("-D {}", jump(*hook, chain, "")));
         }
-        for (name, chain) in &change.write {
-            out.push_rules(family, *table, name, chain)?;
-        }
         for (hook, chain) in &change.hook {
             out.push(&format!("-I {}", jump(*hook, chain, " 1")));
             out.owners.push((out.lines, Owner::Base));
+        }
+        for (name, chain) in &change.write {
+            out.push_rules(family, *table, name, chain)?;
         }
         for name in &change.delete {
             out.push(&format!("-X {name}"));
@@ -202,15 +203,15 @@ mod tests {
                 "*mangle",
                 ":SNET-FWD - [0:0]",
                 ":SNET-Z - [0:0]",
+                "-I FORWARD 1",
                 "-A SNET-FWD",
                 "-A SNET-Z",
-                "-I FORWARD 1",
                 "COMMIT"
             ]
         );
-        assert!(out.line(4).unwrap().ends_with(" -g SNET-Z"));
-        assert_eq!(out.owner_at(5), Some(&Owner::Network("segment-b".to_owned())));
-        assert_eq!(out.owner_at(6), Some(&Owner::Base));
+        assert!(out.line(5).unwrap().ends_with(" -g SNET-Z"));
+        assert_eq!(out.owner_at(6), Some(&Owner::Network("segment-b".to_owned())));
+        assert_eq!(out.owner_at(4), Some(&Owner::Base));
         assert_eq!(out.owner_at(7), None);
         assert_eq!(out.owner_at(0), None);
     }
