@@ -1,0 +1,64 @@
+//! A host that notes how long the waits on the segment took: probing and announcing.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use async_trait::async_trait;
+use stagenet::host::linux::LinuxHost;
+use stagenet::host::{Backend, Finding, Host, HostError, HostEvent, LinkChange, ObservedLinks};
+use stagenet::netfilter::dump::ObservedTable;
+use stagenet::netfilter::{ChainName, Family, IfName, Table};
+use stagenet::plan::{FlowPolicy, InterfaceFacts};
+
+/// The real host and the time it has waited.
+pub struct Timed {
+    pub host: LinuxHost,
+    pub waits: Duration,
+}
+
+#[async_trait]
+impl Host for Timed {
+    fn backend(&self) -> Option<Backend> {
+        self.host.backend()
+    }
+    async fn interfaces(&mut self) -> Result<BTreeMap<String, InterfaceFacts>, HostError> {
+        self.host.interfaces().await
+    }
+    async fn preflight(&mut self, outside: &BTreeSet<IfName>, inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError> {
+        self.host.preflight(outside, inside).await
+    }
+    async fn read_table(&mut self, family: Family, table: Table, chains: Option<&BTreeSet<ChainName>>) -> Result<ObservedTable, HostError> {
+        self.host.read_table(family, table, chains).await
+    }
+    async fn restore(&mut self, family: Family, text: &str) -> Result<(), HostError> {
+        self.host.restore(family, text).await
+    }
+    async fn read_links(&mut self) -> Result<ObservedLinks, HostError> {
+        self.host.read_links().await
+    }
+    async fn change_links(&mut self, changes: &[LinkChange]) -> Result<(), Vec<HostError>> {
+        self.host.change_links(changes).await
+    }
+    async fn sweep_flows(&mut self, policy: &FlowPolicy) -> Result<u64, HostError> {
+        self.host.sweep_flows(policy).await
+    }
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<BTreeMap<Ipv4Addr, String>, HostError> {
+        let start = Instant::now();
+        let answered = self.host.probe(addresses).await;
+        self.waits += start.elapsed();
+        answered
+    }
+    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<(), HostError> {
+        let start = Instant::now();
+        let announced = self.host.announce(addresses).await;
+        self.waits += start.elapsed();
+        announced
+    }
+    async fn denied(&mut self) -> Result<BTreeMap<(String, String), u64>, HostError> {
+        self.host.denied().await
+    }
+    fn events(&mut self) -> tokio::sync::mpsc::Receiver<HostEvent> {
+        self.host.events()
+    }
+}
