@@ -27,3 +27,8 @@ fn crds_are_fresh() {
 fn reasons_are_fresh() {
     fresh("docs/reasons.md", &stagenet::api::reasons::markdown());
 }
+
+#[test]
+fn field_tables_are_fresh() {
+    fresh("docs/api.md", &stagenet::cli::apidoc::markdown());
+}

@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::fmt::Write as _;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -28,8 +30,8 @@ fn documents_lists_and_empty_documents() {
     );
 
     let indent = |text: &str| {
-        let body: String = text.lines().skip(1).map(|line| format!("  {line}\n")).collect();
-        format!("-{}", &body[1..])
+        let body: Vec<&str> = text.lines().skip(1).collect();
+        format!("- {}\n", body.join("\n  "))
     };
     let list = format!("apiVersion: v1\nkind: List\nitems:\n{}{}", indent(NETWORK), indent(MAPPING));
     let got = one(&list);
@@ -96,7 +98,7 @@ fn aliases_cannot_blow_up() {
     let mut bomb = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for level in 1..12 {
         let inner = vec![format!("*a{}", level - 1); 10].join(", ");
-        bomb.push_str(&format!("a{level}: &a{level} [{inner}]\n"));
+        let _ = writeln!(bomb, "a{level}: &a{level} [{inner}]");
     }
     let got = one(&bomb);
     assert!(got.problems[0].message.contains("not usable YAML"), "{:?}", got.problems);

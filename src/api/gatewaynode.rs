@@ -2,8 +2,8 @@
 //!
 //! The object stays small however many mappings there are: counts and "synced up to" instead of one entry a mapping.
 
-// The derived schemas live in private copies of the structs.
-#![allow(unreachable_pub)]
+// The derived schemas live in private copies of the structs; doc comments are what `kubectl explain` prints, as it prints them; `printcolumn`s look alike.
+#![allow(unreachable_pub, clippy::doc_markdown, clippy::duplicated_attributes)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};

@@ -1,7 +1,7 @@
 //! `NatMapping`: one claim. This virtual address, or ports of it, leads to that target.
 
-// The derived schemas live in private copies of the structs.
-#![allow(unreachable_pub)]
+// The derived schemas live in private copies of the structs; doc comments are what `kubectl explain` prints, as it prints them; `printcolumn`s look alike.
+#![allow(unreachable_pub, clippy::doc_markdown, clippy::duplicated_attributes)]
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{CustomResource, KubeSchema};

@@ -3,6 +3,9 @@
 //! One word means one thing everywhere. `docs/reasons.md` is generated from these tables and a test proves it fresh. Words are
 //! `CamelCase` as Kubernetes wants them (`^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$`); they are never renamed within an API version, because people alert on them.
 
+// The texts are shown to people as they are.
+#![allow(clippy::doc_markdown)]
+
 /// One reason, as documented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReasonDoc {
@@ -209,11 +212,11 @@ pub fn markdown() -> String {
         "## Condition types\n\n| type | on | meaning of True |\n|---|---|---|\n",
     ));
     for doc in types::ALL {
-        let _ = write!(out, "| `{}` | {} | {} |\n", doc.name, doc.on, doc.what);
+        let _ = writeln!(out, "| `{}` | {} | {} |", doc.name, doc.on, doc.what);
     }
     out.push_str("\n## Reasons\n\n| reason | what it says | what to do |\n|---|---|---|\n");
     for doc in ALL {
-        let _ = write!(out, "| `{}` | {} | {} |\n", doc.reason, doc.what, doc.next);
+        let _ = writeln!(out, "| `{}` | {} | {} |", doc.reason, doc.what, doc.next);
     }
     out
 }

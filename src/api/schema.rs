@@ -7,7 +7,7 @@
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 
-/// Longest name of a network or mapping: it has to fit into the comment of a netfilter rule beside a namespace (xt_comment: 255 bytes).
+/// Longest name of a network or mapping: it has to fit into the comment of a netfilter rule beside a namespace (`xt_comment`: 255 bytes).
 pub const NAME_MAX: usize = 63;
 /// Most prefixes in a pool or inside.
 pub const PREFIXES_MAX: usize = 64;

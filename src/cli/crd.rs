@@ -12,7 +12,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
 }
 
 /// All definitions as JSON, each with its plural name, descriptions as `kubectl explain` shows them best: a paragraph is one line.
-fn values() -> Vec<(String, Value)> {
+pub fn definitions() -> Vec<(String, Value)> {
     crds()
         .iter()
         .map(|crd| {
@@ -25,7 +25,7 @@ fn values() -> Vec<(String, Value)> {
 
 /// File name under `crds/` and content, one for each kind.
 pub fn crd_files() -> Vec<(String, String)> {
-    values()
+    definitions()
         .into_iter()
         .map(|(plural, value)| (format!("{plural}.yaml"), yaml(&value)))
         .collect()
@@ -33,7 +33,7 @@ pub fn crd_files() -> Vec<(String, String)> {
 
 /// What `stagenet crd` prints: all definitions in one stream.
 pub fn crds_yaml() -> String {
-    crd_files().iter().map(|(_, text)| format!("---\n{text}")).collect()
+    crd_files().into_iter().flat_map(|(_, text)| ["---\n".to_owned(), text]).collect()
 }
 
 /// YAML; or JSON, which is YAML too, if the emitter should refuse it.

@@ -4,6 +4,7 @@
 //! everything else goes to standard error.
 
 mod agent;
+pub mod apidoc;
 mod cleanup;
 mod controller;
 pub mod crd;
