@@ -1,9 +1,11 @@
 //! The netfilter modules against the real tools and the real kernel, nft and legacy: what is rendered is accepted and read back as it was meant, and the
 //! tracer says what the kernel does.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod lab;
 mod netfilter;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
@@ -47,7 +49,7 @@ fn rules_are_accepted_and_read_back_by_nft() {
 #[test]
 fn rules_are_accepted_and_read_back_by_legacy() {
     isolated("rules_are_accepted_and_read_back_by_legacy", || {
-        accepted_and_read_back(Backend::Legacy)
+        accepted_and_read_back(Backend::Legacy);
     });
 }
 
@@ -72,17 +74,16 @@ fn tracer_agrees(backend: Backend) {
     let node = Gateway::node();
     let ns = gateway.ns.clone();
     let tool = Tool { ns: &ns, backend };
-    let (mut sent, mut through) = (0, 0);
-    let cell = std::cell::RefCell::new((&mut gateway, &mut sent, &mut through));
+    let counted = RefCell::new((&mut gateway, 0, 0));
     let checked = runner(40).run(&(ruleset(), prop::collection::vec(probe(), 24)), |(rules, probes)| {
         tool.apply(&rules);
-        let (gateway, sent, through) = &mut *cell.borrow_mut();
-        **sent += probes.len();
-        **through += gateway.compare(&node, &rules, &probes).map_err(TestCaseError::fail)?;
+        let (gateway, sent, through) = &mut *counted.borrow_mut();
+        *sent += probes.len();
+        *through += gateway.compare(&node, &rules, &probes).map_err(TestCaseError::fail)?;
         Ok(())
     });
     checked.unwrap();
-    drop(cell);
+    let (_, sent, through) = counted.into_inner();
     // Neither all nor nothing: the comparison has seen both.
     assert!((sent / 20..sent * 19 / 20).contains(&through), "{through} of {sent} came through");
 }
@@ -95,7 +96,7 @@ fn the_tracer_says_what_the_kernel_does_with_nft() {
 #[test]
 fn the_tracer_says_what_the_kernel_does_with_legacy() {
     isolated("the_tracer_says_what_the_kernel_does_with_legacy", || {
-        tracer_agrees(Backend::Legacy)
+        tracer_agrees(Backend::Legacy);
     });
 }
 
@@ -217,7 +218,7 @@ fn foreign_edits_are_undone(backend: Backend) {
     let ns = Ns::new("node");
     let tool = Tool { ns: &ns, backend };
     let line = |what: &str| format!("T='{}'; {what}", backend.iptables());
-    let done = std::cell::RefCell::new(BTreeSet::new());
+    let done = RefCell::new(BTreeSet::new());
     let checked = runner(6).run(&ruleset(), |rules| {
         tool.apply(&rules);
         let before = tool.state();

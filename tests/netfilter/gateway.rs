@@ -191,14 +191,14 @@ impl Gateway {
         };
         let keys: BTreeSet<&(u32, bool)> = expected.keys().chain(seen.keys()).collect();
         for key in keys {
-            let (kernel, tracer) = (looks(&seen, key), looks(&expected, key));
-            if kernel == tracer {
+            let (real, told) = (looks(&seen, key), looks(&expected, key));
+            if real == told {
                 continue;
             }
             let at = sent.iter().position(|(_, frame, _)| frame.token == key.0);
             let story = at.map(|at| format!("{:?}\n{}", sent[at].2, traces[at]));
             return Err(format!(
-                "token {key:?}: kernel {kernel:?}, tracer {tracer:?}\n{}",
+                "token {key:?}: kernel {real:?}, tracer {told:?}\n{}",
                 story.unwrap_or_default()
             ));
         }
