@@ -36,7 +36,7 @@ use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{FlowPolicy, GatewayAddress, InterfaceFacts, LinkSettings, ProxyNeighbour, Route};
 
 /// Routing protocol number (`rtm_protocol`, `ifa_proto`, `nda_protocol`) that marks routes, addresses and proxy neighbours as ours.
-/// Not in /etc/iproute2/rt_protos and above `RTPROT_STATIC`, so the kernel leaves it to user space (linux/rtnetlink.h).
+/// Not in `/etc/iproute2/rt_protos` and above `RTPROT_STATIC`, so the kernel leaves it to user space (linux/rtnetlink.h).
 pub const PROTOCOL: u8 = 211;
 
 /// Which iptables tool is used.

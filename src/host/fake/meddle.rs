@@ -2,6 +2,7 @@
 //! (table events only with the nft backend, as legacy tables have none).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use super::tables::FakeTable;
@@ -109,7 +110,7 @@ impl FakeHost {
         for ((family, table), content) in &self.lock().tables {
             for (chain, rules) in &content.chains {
                 for line in std::iter::once(format!(":{chain}")).chain(rules.iter().map(|r| format!("-A {chain} {r}"))) {
-                    text.push_str(&format!("{family:?} {} {line}\n", table.as_str()));
+                    let _ = writeln!(text, "{family:?} {} {line}", table.as_str());
                 }
             }
         }

@@ -5,6 +5,7 @@
 //! and a chain that goes must be empty and unreferenced at that line.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use crate::host::HostError;
 use crate::netfilter::dump::{self, ObservedTable};
@@ -51,8 +52,11 @@ impl FakeTable {
     pub(super) fn observe(&self) -> ObservedTable {
         let mut text = String::new();
         for (chain, rules) in &self.chains {
-            text.push_str(&format!(":{chain} - [0:0]\n"));
-            rules.iter().for_each(|rule| text.push_str(&format!("-A {chain} {rule}\n")));
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, ":{chain} - [0:0]");
+            for rule in rules {
+                let _ = writeln!(text, "-A {chain} {rule}");
+            }
         }
         dump::parse(&text)
     }

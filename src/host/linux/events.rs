@@ -29,7 +29,7 @@ use crate::plan::Via;
 const QUEUE: usize = 8 << 20;
 /// Bytes read at once: more than the largest datagram of events (`NLMSG_GOODSIZE`, one page, or one large rule).
 const RECEIVE: usize = 128 << 10;
-const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 /// How often proxy neighbours are looked at, at most; a look that takes long is repeated after a hundred times its own duration.
 const PROXY_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -184,7 +184,7 @@ async fn listen_nft(sender: Sender, own: Arc<Mutex<Own>>) -> io::Result<()> {
             if u16::from(subsystem) != NFNL_SUBSYS_NFTABLES {
                 continue;
             }
-            let Some((generation, by)) = transaction.take(kind, &Answer { kind: kind.into(), body }) else {
+            let Some((generation, by)) = transaction.take(kind, &Answer { body }) else {
                 continue;
             };
             let chains: Vec<_> = std::mem::take(&mut transaction.chains).into_iter().collect();
@@ -210,7 +210,7 @@ async fn listen_route(sender: Sender) -> io::Result<()> {
         for (kind, _, _, body) in messages(&buffer) {
             let event = match kind {
                 RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR | RTM_NEWNETCONF | RTM_DELNETCONF => HostEvent::Links,
-                RTM_DELROUTE => match route_gone(&Answer { kind, body }) {
+                RTM_DELROUTE => match route_gone(&Answer { body }) {
                     Some(event) => event,
                     None => continue,
                 },
@@ -272,22 +272,16 @@ mod tests {
 
     fn event(family: u8, attributes: &[(u16, &[u8])]) -> Vec<u8> {
         let mut body = vec![family, 0, 0, 0];
-        attributes.iter().for_each(|(kind, value)| body.extend(attribute(*kind, value)));
+        for (kind, value) in attributes {
+            body.extend(attribute(*kind, value));
+        }
         body
     }
 
     #[test]
     fn a_transaction_gathers_what_concerns_us_and_ends_with_its_maker() {
         let mut transaction = Transaction::default();
-        let mut take = |kind, body: Vec<u8>| {
-            transaction.take(
-                kind,
-                &Answer {
-                    kind: kind.into(),
-                    body: &body,
-                },
-            )
-        };
+        let mut take = |kind, body: Vec<u8>| transaction.take(kind, &Answer { body: &body });
         assert!(take(NFT_MSG_DELRULE, event(2, &[(1, b"mangle\0"), (2, b"SNET-FWD\0")])).is_none());
         assert!(take(NFT_MSG_NEWRULE, event(2, &[(1, b"nat\0"), (2, b"POSTROUTING\0")])).is_none());
         assert!(take(NFT_MSG_NEWRULE, event(2, &[(1, b"filter\0"), (2, b"DOCKER\0")])).is_none());

@@ -13,7 +13,7 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessa
 
 use super::netlink::{Answer, Netlink};
 
-/// `NFT_MSG_NEWGEN` and `NFT_MSG_GETGEN` (linux/netfilter/nf_tables.h).
+/// `NFT_MSG_NEWGEN` and `NFT_MSG_GETGEN` (`linux/netfilter/nf_tables.h`).
 pub(super) const NFT_MSG_NEWGEN: u8 = 15;
 const NFT_MSG_GETGEN: u8 = 16;
 /// `NFTA_GEN_ID`

@@ -22,7 +22,9 @@ use crate::host::{HostError, LinkChange, ObservedLinks, PROTOCOL};
 use crate::netfilter::IfName;
 use crate::plan::{GatewayAddress, LinkSettings, ProxyNeighbour, Route, Via};
 
-/// `IFLA_INET_CONF` in linux/if_link.h.
+/// A new object, or an error if there is one.
+const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
+/// `IFLA_INET_CONF` in `linux/if_link.h`.
 const IFLA_INET_CONF: u16 = 1;
 
 type Request = (u16, RouteNetlinkMessage);
@@ -114,7 +116,6 @@ fn plan(now: &Snapshot, found: &Found, change: &LinkChange) -> Result<Vec<Reques
         action: describe(change),
         said: "another program has the same; it was left alone".to_owned(),
     };
-    const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
     Ok(match change {
         LinkChange::AddRoute(wanted) | LinkChange::RemoveRoute(wanted) => {
             let out = match &wanted.via {

@@ -16,7 +16,7 @@ use netlink_packet_core::{
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 
-/// Room for answers: a dump fills at most 32 KiB a datagram (`NLMSG_GOODSIZE` and `max_recvmsg_len` in net/netlink/af_netlink.c).
+/// Room for answers: a dump fills at most 32 KiB a datagram (`NLMSG_GOODSIZE` and `max_recvmsg_len` in `net/netlink/af_netlink.c`).
 const RECEIVE: usize = 64 * 1024;
 /// Requests a send. Each one's acknowledgement takes about 800 bytes of the receive queue, whose default is 208 KiB.
 const BATCH: usize = 64;
@@ -25,9 +25,8 @@ const DUMP_TRIES: usize = 5;
 /// `sizeof(struct nlmsghdr)`
 const HEADER: usize = 16;
 
-/// One message of an answer: its type and what follows the netlink header.
+/// One message of an answer: what follows the netlink header.
 pub(super) struct Answer<'a> {
-    pub(super) kind: u16,
     pub(super) body: &'a [u8],
 }
 
@@ -148,8 +147,7 @@ impl Netlink {
             self.socket.send(&out, 0)?;
             while open > 0 {
                 self.receive()?;
-                for (kind, _, sequence, body) in messages(&self.buffer).filter(|m| m.0 == NLMSG_ERROR) {
-                    debug_assert_eq!(kind, NLMSG_ERROR);
+                for (_, _, sequence, body) in messages(&self.buffer).filter(|m| m.0 == NLMSG_ERROR) {
                     let at = base + usize::try_from(sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
                     if let Some(slot) = outcomes.get_mut(at) {
                         *slot = outcome(body);
@@ -178,7 +176,7 @@ impl Netlink {
                     NLMSG_DONE => return outcome(body).map(|()| consistent),
                     NLMSG_ERROR => return outcome(body).map(|()| consistent),
                     NLMSG_NOOP | NLMSG_OVERRUN => {}
-                    kind => each(&Answer { kind, body }),
+                    _ => each(&Answer { body }),
                 }
             }
         }
@@ -210,11 +208,10 @@ impl Netlink {
         self.append(&mut out, 0, request);
         self.socket.send(&out, 0)?;
         self.receive()?;
-        for (kind, _, sequence, body) in messages(&self.buffer).filter(|m| m.2 == self.sequence) {
-            debug_assert_eq!(sequence, self.sequence);
+        for (kind, _, _, body) in messages(&self.buffer).filter(|m| m.2 == self.sequence) {
             if kind == NLMSG_ERROR {
                 outcome(body)?;
-            } else if let Some(value) = pick(&Answer { kind, body }) {
+            } else if let Some(value) = pick(&Answer { body }) {
                 return Ok(value);
             }
         }

@@ -246,15 +246,15 @@ impl Snapshot {
             .filter_map(|(name, link)| Some((link.index, IfName::new(name)?)))
             .collect();
         let routes = routes(netlink, &names)?;
-        let named = |index: u32| names.get(&index).cloned();
+        let interface_at = |index: u32| names.get(&index).cloned();
         let proxies = proxies(netlink)?
             .into_iter()
-            .filter_map(|((index, address), ours)| Some((named(index)?, address, ours)))
+            .filter_map(|((index, address), ours)| Some((interface_at(index)?, address, ours)))
             .map(|(interface, address, ours)| (ProxyNeighbour { interface, address }, ours))
             .collect();
         let addresses = addresses(netlink)?
             .into_iter()
-            .filter_map(|((index, net), ours)| Some(((named(index)?, net), ours)))
+            .filter_map(|((index, net), ours)| Some(((interface_at(index)?, net), ours)))
             .collect();
         Ok(Self {
             links,

@@ -35,7 +35,7 @@ fn number(path: &str) -> Option<u64> {
 
 /// All findings, in a fixed order.
 pub(super) async fn findings(look: Look<'_>) -> Vec<Finding> {
-    let mut all = vec![permissions(), backend(look.tools).await, lock(), interfaces(&look)];
+    let mut all = vec![permissions(), backend(look.tools).await, lock(look.tools), interfaces(&look)];
     all.push(reverse_path(&look));
     if let Ok((tools, _)) = look.tools {
         all.push(foreign_drop(*tools).await);
@@ -79,13 +79,15 @@ async fn backend(chosen: &Result<(Tools, String), HostError>) -> Finding {
     finding(types::BACKEND, true, reasons::AS_NEEDED, message)
 }
 
-fn lock() -> Finding {
+/// A program that holds the lock at this moment matters to the legacy tools only.
+fn lock(chosen: &Result<(Tools, String), HostError>) -> Finding {
+    let legacy = chosen.as_ref().is_ok_and(|(tools, _)| tools.backend == Backend::Legacy);
     match lock_holder() {
         Some(holder) => finding(
             types::LOCK,
-            true,
+            !legacy,
             reasons::LOCK_HELD,
-            format!("The xtables lock is held at this moment by {holder}."),
+            format!("The xtables lock is held by {holder}."),
         ),
         None => finding(types::LOCK, true, reasons::AS_NEEDED, "Nobody holds the xtables lock."),
     }

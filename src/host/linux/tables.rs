@@ -189,12 +189,12 @@ pub(super) async fn save(tools: Tools, family: Family, table: Table, counters: b
     Err(classify(tools, &format!("reading {}", table.as_str()), said.status, &said.errors))
 }
 
-/// The built-in chains of `table` that may hold a jump of ours.
+/// The built-in chains of `table` that the plan jumps from. A jump of ours anywhere else is found when the whole table is read.
 fn hooks(table: Table) -> &'static [Hook] {
     match table {
-        Table::Mangle => &[Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Postrouting],
+        Table::Mangle => &[Hook::Input, Hook::Forward],
         Table::Nat => &[Hook::Prerouting, Hook::Postrouting],
-        Table::Filter => &[Hook::Input, Hook::Forward],
+        Table::Filter => &[Hook::Forward],
     }
 }
 

@@ -1,0 +1,176 @@
+//! The connection table, ARP, and what the kernel tells.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use stagenet::host::linux::BackendChoice;
+use stagenet::host::{Host as _, HostEvent};
+use stagenet::netfilter::{Family, PortRange};
+use stagenet::plan::FlowPolicy;
+
+use crate::lab::isolated;
+use crate::{FENCE, World, host, name, next, sh, wanted};
+
+#[test]
+fn flows_that_the_plan_does_not_agree_with_are_deleted_and_no_others() {
+    isolated("wire::flows_that_the_plan_does_not_agree_with_are_deleted_and_no_others", || {
+        let world = World::new();
+        let mut host = host(BackendChoice::Auto);
+        sh(
+            "for n in $(seq 1 200); do echo \"-I -p tcp --state ESTABLISHED -t 300 -s 192.168.100.9 -d 192.168.100.$((n % 2 + 3)) \
+            --sport $((1000 + n)) --dport 80 -r 192.168.200.3 -q 192.168.100.9 --reply-port-src 80 --reply-port-dst $((1000 + n))\"; done \
+            > /run/flows; while read -r l; do conntrack $l >/dev/null 2>&1 || exit 1; done < /run/flows; \
+            conntrack -I -w 7 -p udp -t 300 -s 192.168.100.9 -d 192.168.100.4 --sport 5 --dport 53 -r 192.168.200.3 -q 192.168.100.9 --reply-port-src 53 --reply-port-dst 5 >/dev/null",
+        );
+        let vip = |last| Ipv4Addr::new(192, 168, 100, last);
+        let mapped = stagenet::plan::MappedFlow {
+            ports: Some((6, PortRange::new(80, 80).unwrap())),
+            target: Ipv4Addr::new(192, 168, 200, 3),
+            target_first: None,
+            source_translation: stagenet::api::network::SourceTranslation::Preserve,
+        };
+        let policy = FlowPolicy {
+            mappings: BTreeMap::from([(vip(3), vec![mapped])]),
+            pools: BTreeSet::from(["192.168.100.0/28".parse().unwrap()]),
+            inside: BTreeSet::from(["192.168.200.0/24".parse().unwrap()]),
+            ..FlowPolicy::default()
+        };
+        assert_eq!(
+            world.run(host.sweep_flows(&policy)).unwrap(),
+            101,
+            "those to .4, one of them in a zone"
+        );
+        assert_eq!(sh("conntrack -L -d 192.168.100.3 2>/dev/null | wc -l"), "100\n");
+        assert_eq!(sh("conntrack -L 2>/dev/null | wc -l"), "100\n");
+        assert_eq!(world.run(host.sweep_flows(&policy)).unwrap(), 0);
+    });
+}
+
+#[test]
+fn strangers_are_found_by_probes_and_announcements_are_seen() {
+    isolated("wire::strangers_are_found_by_probes_and_announcements_are_seen", || {
+        let world = World::new();
+        let mut host = host(BackendChoice::Auto);
+        let vip = |last| Ipv4Addr::new(192, 168, 100, last);
+        world.outside.sh("ip addr add 192.168.100.7/24 dev eth0");
+        let mac = world
+            .outside
+            .sh("ip -o link show eth0 | sed 's/.*ether \\([^ ]*\\).*/\\1/'")
+            .trim()
+            .to_owned();
+        let asked = BTreeMap::from([(name("eth0"), (1..=200).map(vip).collect::<BTreeSet<_>>())]);
+        let found = world.run(host.probe(&asked)).unwrap();
+        assert_eq!(
+            found,
+            BTreeMap::from([(vip(7), mac.clone()), (vip(9), mac)]),
+            "our own 192.168.100.2 is no stranger"
+        );
+        // Nobody learned anything from the probes.
+        assert_eq!(world.outside.sh("ip -4 neigh show 192.168.100.3"), "");
+
+        let announced = BTreeMap::from([(name("eth0"), BTreeSet::from([vip(3), vip(4)]))]);
+        let capture = world.outside.enter(|| {
+            Command::new("timeout")
+                .args([
+                    "20",
+                    "tcpdump",
+                    "-i",
+                    "eth0",
+                    "-n",
+                    "-l",
+                    "-c",
+                    "12",
+                    "arp and src host 192.168.100.3 or src host 192.168.100.4",
+                ])
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .unwrap()
+        });
+        std::thread::sleep(Duration::from_millis(700));
+        world.run(host.announce(&announced)).unwrap();
+        let seen = String::from_utf8(capture.wait_with_output().unwrap().stdout).unwrap();
+        assert_eq!(
+            seen.lines().filter(|l| l.contains("Request who-has 192.168.100.3")).count(),
+            3,
+            "{seen}"
+        );
+        assert_eq!(
+            seen.lines().filter(|l| l.contains("Reply 192.168.100.4 is-at")).count(),
+            3,
+            "{seen}"
+        );
+
+        let missing = BTreeMap::from([(name("eth9"), BTreeSet::from([vip(3)]))]);
+        assert!(world.run(host.probe(&missing)).unwrap_err().to_string().contains("eth9"));
+        sh("ip link set eth0 down");
+        world.run(host.probe(&asked)).unwrap_err();
+    });
+}
+
+#[test]
+fn others_changes_are_told_with_their_maker_and_our_own_are_not() {
+    isolated("wire::others_changes_are_told_with_their_maker_and_our_own_are_not", || {
+        let world = World::new();
+        let mut host = host(BackendChoice::Nft);
+        world.run(async {
+            let mut events = host.events();
+            tokio::time::sleep(Duration::from_millis(300)).await; // the listeners are up
+            host.restore(Family::V4, FENCE).await.unwrap();
+            host.restore(
+                Family::V4,
+                FENCE.split("-I FORWARD").next().map(|f| format!("{f}COMMIT\n")).unwrap().as_str(),
+            )
+            .await
+            .unwrap();
+            sh("iptables-nft -t filter -N FOREIGN; iptables-nft -t filter -A FOREIGN -j RETURN");
+            assert_eq!(next(&mut events, 500, |e| matches!(e, HostEvent::Tables { .. })).await, None);
+
+            sh("iptables-nft -t mangle -F");
+            let event = next(&mut events, 10_000, |e| matches!(e, HostEvent::Tables { .. })).await.unwrap();
+            let HostEvent::Tables { by, chains } = event else { unreachable!() };
+            assert!(by.as_ref().is_some_and(|by| by.starts_with("iptables")), "{by:?}");
+            assert_eq!(chains, ["mangle/FORWARD", "mangle/SNET-FO-AABBCCDD", "mangle/SNET-FWD"]);
+
+            let vip = Ipv4Addr::new(192, 168, 100, 3);
+            host.change_links(&wanted()).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(1500)).await;
+            while events.try_recv().is_ok() {}
+            sh("ip route del 192.168.100.3 dev lo");
+            assert!(
+                next(&mut events, 10_000, |e| *e == HostEvent::RouteGone(vip.into()))
+                    .await
+                    .is_some()
+            );
+            sh("ip neigh del proxy 192.168.100.3 dev eth0");
+            assert!(next(&mut events, 10_000, |e| *e == HostEvent::ProxyGone(vip)).await.is_some());
+            while events.try_recv().is_ok() {}
+            sh("echo 0 > /proc/sys/net/ipv4/conf/eth1/forwarding");
+            assert!(next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some());
+            sh("ip link set eth1 down");
+            assert!(next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some());
+        });
+    });
+}
+
+/// The queue in the kernel is finite. What did not fit is told as such, and afterwards events are told again.
+#[test]
+fn lost_events_are_told_as_lost() {
+    isolated("wire::lost_events_are_told_as_lost", || {
+        let world = World::new();
+        let mut host = host(BackendChoice::Nft);
+        world.run(async {
+            let mut events = host.events();
+            tokio::time::sleep(Duration::from_millis(300)).await; // the listeners are up
+            // Nobody reads meanwhile: the stream fills, then the kernel's queue.
+            sh("for n in $(seq 1 30000); do echo \"route add 198.51.100.1 dev lo proto 211\"; echo \"route del 198.51.100.1 dev lo proto 211\"; \
+                done > /run/batch; ip -batch /run/batch");
+            assert!(next(&mut events, 20_000, |e| *e == HostEvent::Overrun).await.is_some());
+            while next(&mut events, 1500, |_| true).await.is_some() {}
+            sh("ip link set eth1 down");
+            assert!(next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some());
+        });
+    });
+}
