@@ -18,7 +18,7 @@ use ipnet::Ipv4Net;
 
 use super::HostOptions;
 use super::rules::{FORWARD, INPUT, hook, network_chain};
-use super::sites::{Served, Site};
+use super::sites::Site;
 use super::translation::egress_sources;
 use crate::netfilter::tree::{Key, dispatch};
 use crate::netfilter::{Chain, ChainName, ConnState, Hook, IfName, Match, Owner, Rule, TableRules, Target};
@@ -111,12 +111,8 @@ pub(super) fn accepts(options: &HostOptions) -> TableRules {
     table
 }
 
-fn owner(site: &Site<'_>) -> Owner {
-    Owner::Network(site.name.to_owned())
-}
-
 fn rule(site: &Site<'_>, matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
-    Rule::new(owner(site), matches, target)
+    Rule::new(site.owner(), matches, target)
 }
 
 fn gate(site: &Site<'_>, interface: Match, kind: &str) -> Rule {
@@ -143,17 +139,10 @@ fn unmapped(sites: &[Site<'_>]) -> Chain {
 
 /// Step 6.
 fn astray<'a>(site: &'a Site<'_>) -> impl Iterator<Item = Rule> + 'a {
-    site.served().into_iter().flat_map(move |Served { network, .. }| {
-        network.inside.iter().flat_map(move |inside| {
-            network.pool.iter().map(move |pool| {
-                let matches = [
-                    Match::Destination(*inside),
-                    Match::State(ConnState::Dnat),
-                    Match::OriginalDestination(*pool),
-                ];
-                rule(site, matches, Target::Goto(network_chain("U", site.hash)))
-            })
-        })
+    let network = site.network.filter(|_| site.served().is_some());
+    network.into_iter().flat_map(|network| &network.inside).map(move |inside| {
+        let matches = [Match::Destination(*inside), Match::State(ConnState::Dnat)];
+        rule(site, matches, Target::Goto(network_chain("U", site.hash)))
     })
 }
 

@@ -8,8 +8,8 @@ use ipnet::Ipv4Net;
 use super::host::{GatewayAddress, HostPlan, LinkSettings, NetworkPlan, ProxyNeighbour, Route, Via};
 use super::interfaces::connects;
 use super::sites::{Served, Site};
-use super::validate::{self, ValidNetwork};
-use super::{NodeFacts, Verdicts, World, selector};
+use super::validate::ValidNetwork;
+use super::{NodeFacts, Verdicts, World, selector, values};
 use crate::api::gatewaynode::Role;
 use crate::netfilter::IfName;
 
@@ -163,7 +163,7 @@ fn client_networks<'a>(world: &World, verdicts: &'a Verdicts, facts: &NodeFacts)
             .active
             .as_ref()
             .and_then(|active| active.address.as_deref())
-            .and_then(|address| validate::host_address(address).ok());
+            .and_then(|address| values::host_address(address).ok());
         found.insert(name, (verdict.generation, network, next_hop));
     }
     found.into_values().collect()

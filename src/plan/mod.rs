@@ -15,6 +15,7 @@ mod selector;
 mod sites;
 mod translation;
 pub mod validate;
+mod values;
 pub mod verdict;
 
 pub use flows::{FlowPolicy, FlowTuple, MappedFlow};
@@ -103,7 +104,7 @@ pub fn host_plan(world: &World, verdicts: &Verdicts, node: &str, options: &HostO
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
-mod host_tests;
+mod testing;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
-mod testing;
+mod tests;

@@ -13,10 +13,10 @@ use super::prefixes::PrefixIndex;
 use super::rules::network_hash;
 use super::validate::{self, ValidNetwork};
 use super::verdict::{Claim, NetworkVerdict};
-use super::{MappingKey, NodeFacts, Refusal, Verdicts, World};
+use super::{MappingKey, NodeFacts, Refusal, Verdicts, World, values};
 use crate::api::gatewaynode::Role;
 use crate::api::reasons;
-use crate::netfilter::IfName;
+use crate::netfilter::{IfName, Owner};
 
 /// One network on the node.
 #[derive(Debug)]
@@ -55,6 +55,15 @@ pub(super) struct Served<'a> {
 }
 
 impl Site<'_> {
+    /// Whom the network's rules name. What a refused network is called may not be fit for a rule's comment.
+    pub(super) fn owner(&self) -> Owner {
+        if values::subdomain(self.name) {
+            Owner::Network(self.name.to_owned())
+        } else {
+            Owner::Base
+        }
+    }
+
     /// What is needed to serve the network, if it is served.
     pub(super) fn served(&self) -> Option<Served<'_>> {
         match (&self.problem, self.network, &self.outside, &self.inside) {

@@ -97,7 +97,7 @@ fn shifted(ports: &ClaimedPorts) -> Option<(PortRange, u16)> {
 }
 
 fn rule(site: &Site<'_>, matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
-    Rule::new(Owner::Network(site.name.to_owned()), matches, target)
+    Rule::new(site.owner(), matches, target)
 }
 
 /// What leaves by the inside interface after a mapping translated it. While all mappings hide their clients, one rule a pool prefix does; else those that do
@@ -114,17 +114,10 @@ fn hide_clients(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served
         }));
         return chain;
     }
-    for from in &network.inside {
-        for pool in &network.pool {
-            let matches = [
-                Match::Source(*from),
-                out.clone(),
-                Match::State(ConnState::Dnat),
-                Match::OriginalDestination(*pool),
-            ];
-            chain.push(rule(site, matches, Target::Masquerade));
-        }
-    }
+    chain.extend(network.inside.iter().map(|from| {
+        let matches = [Match::Source(*from), out.clone(), Match::State(ConnState::Dnat)];
+        rule(site, matches, Target::Masquerade)
+    }));
     let mut entries = Entries::new();
     for (key, claim) in site.claims.iter().filter(|(_, claim)| hidden(claim)) {
         entries.entry(claim.target).or_default().extend(hide(key, claim));

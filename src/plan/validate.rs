@@ -12,20 +12,27 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::prefixes::is_edge;
 use super::selector;
+use super::values::{claimed_ports, host_address, interface, label, prefix, quote, subdomain, unusable};
 use super::verdict::{ClaimedPorts, Refusal};
-use crate::api::mapping::{PortMapping, Protocol};
+use crate::api::mapping::PortMapping;
 use crate::api::network::{EgressDefault, SourceTranslation};
 use crate::api::{NatMapping, StagingNetwork, reasons};
-use crate::netfilter::{IfName, PortRange, Transport};
+use crate::netfilter::IfName;
 
-/// The most prefixes or addresses in one list.
-pub const LIST_MAX: usize = 32;
+/// What [`subdomain`] wants.
+const NAME: &str = "1 to 63 lower-case letters, digits, '-' and '.', the first and last a letter or digit";
+/// The most prefixes in a pool or inside.
+const PREFIXES_MAX: usize = 64;
+/// The most protected prefixes.
+const PROTECTED_MAX: usize = 256;
+/// The most addresses that a gateway answers for inside.
+const GATEWAY_ADDRESSES_MAX: usize = 16;
 /// The most port entries of one mapping.
-pub const PORTS_MAX: usize = 64;
+const PORTS_MAX: usize = 64;
+/// The widest pool or inside prefix.
+const WIDEST: u8 = 8;
 /// Problems that are spelled out in one message; the rest is counted.
 const PROBLEMS_SHOWN: usize = 8;
-/// Characters of a user's value that a message repeats.
-const QUOTE_MAX: usize = 64;
 
 /// A network that passed validation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,26 +78,12 @@ pub struct ValidMapping {
     pub source_translation: Option<SourceTranslation>,
 }
 
-/// Ranges that no virtual and no inside address may come from (RFC 6890, and 240.0.0.0/4 with the limited broadcast address).
-const UNUSABLE: [(Ipv4Net, &str); 5] = [
-    (Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8), "this network"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8), "loopback"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16), "link-local"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4), "multicast"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(240, 0, 0, 0), 4), "reserved and broadcast"),
-];
-
 /// Checks everything that can be said of a network by itself.
 pub fn network(raw: &StagingNetwork) -> Result<ValidNetwork, Refusal> {
     let mut p = Problems::default();
     let spec = &raw.spec;
     let name = raw.metadata.name.clone().unwrap_or_default();
-    p.name(
-        "metadata.name",
-        &name,
-        subdomain(&name),
-        "a DNS name (RFC 1123) of at most 253 characters",
-    );
+    p.name("metadata.name", &name, subdomain(&name), NAME);
     p.selector("spec.gateway.nodeSelector", &spec.gateway.node_selector);
     if let Some(routes) = &spec.outside.client_routes {
         p.selector("spec.outside.clientRoutes.nodeSelector", &routes.node_selector);
@@ -110,6 +103,11 @@ pub fn network(raw: &StagingNetwork) -> Result<ValidNetwork, Refusal> {
     {
         p.add(format!(
             "spec.outside.addresses must not overlap spec.inside.addresses: {a} and {b} share addresses"
+        ));
+    }
+    if let Some((a, b)) = pool.iter().find_map(|a| protected.iter().find(|b| b.contains(a)).map(|b| (a, b))) {
+        p.add(format!(
+            "spec.outside.addresses must have no prefix that is wholly protected, nothing of it could be claimed: {a} lies in {b}"
         ));
     }
     let gateway_addresses = p.gateway_addresses(&spec.inside.gateway_addresses, &inside);
@@ -134,12 +132,7 @@ pub fn mapping(raw: &NatMapping) -> Result<ValidMapping, Refusal> {
     let mut p = Problems::default();
     let spec = &raw.spec;
     let name = raw.metadata.name.as_deref().unwrap_or_default();
-    p.name(
-        "metadata.name",
-        name,
-        subdomain(name),
-        "a DNS name (RFC 1123) of at most 253 characters",
-    );
+    p.name("metadata.name", name, subdomain(name), NAME);
     let namespace = raw.metadata.namespace.as_deref().unwrap_or("default");
     p.name(
         "metadata.namespace",
@@ -148,9 +141,12 @@ pub fn mapping(raw: &NatMapping) -> Result<ValidMapping, Refusal> {
         "a DNS label (RFC 1123) of at most 63 characters",
     );
     let network = &spec.network_ref.name;
-    p.name("spec.networkRef.name", network, subdomain(network), "the name of a StagingNetwork");
+    p.name("spec.networkRef.name", network, subdomain(network), NAME);
     let virtual_address = p.address("spec.virtual.address", &spec.r#virtual.address);
     let target = p.address("spec.target.address", &spec.target.address);
+    if virtual_address.is_some() && virtual_address == target {
+        p.add("spec.target.address must differ from spec.virtual.address: a virtual address must not exist inside");
+    }
     let ports = p.ports(&spec.ports);
     p.finish(ValidMapping {
         network: network.clone(),
@@ -163,7 +159,7 @@ pub fn mapping(raw: &NatMapping) -> Result<ValidMapping, Refusal> {
 
 /// The inside interface that a network names, whatever else is wrong with the network: a refused network keeps its fence.
 pub(super) fn named_inside(raw: &StagingNetwork) -> Option<IfName> {
-    raw.spec.inside.interface.as_deref().and_then(IfName::new)
+    raw.spec.inside.interface.as_deref().and_then(interface)
 }
 
 /// What a prefix is for.
@@ -205,10 +201,10 @@ impl Problems {
 
     fn interface(&mut self, field: &str, value: Option<&str>) -> Option<IfName> {
         let value = value?;
-        let name = IfName::new(value);
+        let name = interface(value);
         if name.is_none() {
             self.add(format!(
-                "{field} must be the name of an interface, 1 to 15 letters, digits, '.', '_', '-' or '@': got {}",
+                "{field} must be the name of an interface other than lo, 1 to 15 letters, digits, '.', '_', '-' or '@': got {}",
                 quote(value)
             ));
         }
@@ -239,13 +235,19 @@ impl Problems {
 
     fn prefixes(&mut self, field: &str, list: &[String], used: Use) -> BTreeSet<Ipv4Net> {
         let mut found = BTreeSet::new();
-        let least = usize::from(used == Use::Routed);
-        if !self.length(field, list.len(), least, LIST_MAX) {
+        let (least, most) = match used {
+            Use::Routed => (1, PREFIXES_MAX),
+            Use::Protected => (0, PROTECTED_MAX),
+        };
+        if !self.length(field, list.len(), least, most) {
             return found;
         }
         for (n, text) in list.iter().enumerate() {
             match prefix(text) {
                 Err(problem) => self.add(format!("{field}[{n}] {problem}")),
+                Ok(net) if used == Use::Routed && net.prefix_len() < WIDEST => {
+                    self.add(format!("{field}[{n}] must be no wider than /{WIDEST}: got {net}"));
+                }
                 Ok(net) if used == Use::Routed && unusable(net).is_some() => {
                     let (range, what) = unusable(net).unwrap_or_default();
                     self.add(format!("{field}[{n}] must not reach into {range} ({what}): got {net}"));
@@ -267,7 +269,7 @@ impl Problems {
     fn gateway_addresses(&mut self, list: &[String], inside: &BTreeSet<Ipv4Net>) -> BTreeSet<Ipv4Addr> {
         const FIELD: &str = "spec.inside.gatewayAddresses";
         let mut found = BTreeSet::new();
-        if !self.length(FIELD, list.len(), 0, LIST_MAX) {
+        if !self.length(FIELD, list.len(), 0, GATEWAY_ADDRESSES_MAX) {
             return found;
         }
         for (n, text) in list.iter().enumerate() {
@@ -310,98 +312,4 @@ impl Problems {
         }
         found
     }
-}
-
-fn claimed_ports(port: &PortMapping) -> Result<ClaimedPorts, String> {
-    let first = port.port;
-    let last = port.end_port.unwrap_or(first);
-    if first == 0 {
-        return Err("port must be 1 to 65535: got 0".into());
-    }
-    let ports = PortRange::new(first, last).ok_or_else(|| format!("endPort must not be below port: got {first} to {last}"))?;
-    let target_first = port.target_port.unwrap_or(first);
-    if target_first == 0 {
-        return Err("targetPort must be 1 to 65535: got 0".into());
-    }
-    if target_first.checked_add(ports.span()).is_none() {
-        let most = u16::MAX - ports.span();
-        return Err(format!(
-            "targetPort must be at most {most}, so that the range of {} ports ends by 65535: got {target_first}",
-            u32::from(ports.span()) + 1
-        ));
-    }
-    let transport = match port.protocol {
-        Protocol::Tcp => Transport::Tcp,
-        Protocol::Udp => Transport::Udp,
-        Protocol::Sctp => Transport::Sctp,
-    };
-    Ok(ClaimedPorts {
-        transport,
-        ports,
-        target_first,
-    })
-}
-
-/// `text` as a host's address, if it is written just as the address is printed.
-pub(super) fn host_address(text: &str) -> Result<Ipv4Addr, String> {
-    let found = text.parse::<Ipv4Addr>().ok().filter(|a| a.to_string() == text).ok_or_else(|| {
-        let but = if text.contains(':') {
-            "an IPv4 address, IPv6 is not served"
-        } else {
-            "an IPv4 address such as 192.168.100.3"
-        };
-        format!("must be {but}: got {}", quote(text))
-    })?;
-    match unusable(Ipv4Net::from(found)) {
-        Some((range, what)) => Err(format!("must not be in {range} ({what}): got {found}")),
-        None => Ok(found),
-    }
-}
-
-fn prefix(text: &str) -> Result<Ipv4Net, String> {
-    let net = text.parse::<Ipv4Net>().ok().filter(|n| n.to_string() == text).ok_or_else(|| {
-        let but = if text.contains(':') {
-            "an IPv4 prefix, IPv6 is not served"
-        } else {
-            "an IPv4 prefix such as 192.168.100.0/24"
-        };
-        format!("must be {but}: got {}", quote(text))
-    })?;
-    if net.addr() == net.network() {
-        Ok(net)
-    } else {
-        Err(format!(
-            "must have no bits set behind the prefix length: {net} would be {}",
-            net.trunc()
-        ))
-    }
-}
-
-fn unusable(net: Ipv4Net) -> Option<(Ipv4Net, &'static str)> {
-    UNUSABLE.into_iter().find(|(range, _)| range.contains(&net) || net.contains(range))
-}
-
-/// A user's value for a message: escaped, and cut.
-fn quote(value: &str) -> String {
-    if value.chars().count() <= QUOTE_MAX {
-        return format!("{value:?}");
-    }
-    let head: String = value.chars().take(QUOTE_MAX).collect();
-    format!("{head:?}… ({} characters)", value.chars().count())
-}
-
-fn label(value: &str) -> bool {
-    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
-    (1..=63).contains(&value.len()) && value.bytes().all(inner) && !value.starts_with('-') && !value.ends_with('-')
-}
-
-/// RFC 1123 as Kubernetes reads it (`IsDNS1123Subdomain`): labels of a subdomain have no length limit of their own.
-fn subdomain(value: &str) -> bool {
-    let part = |p: &str| {
-        !p.is_empty()
-            && p.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
-            && !p.starts_with('-')
-            && !p.ends_with('-')
-    };
-    (1..=253).contains(&value.len()) && value.split('.').all(part)
 }

@@ -1,0 +1,145 @@
+//! Which entries of the connection table may stay.
+
+use serde_json::{Value, json};
+
+use super::super::flows::{FlowPolicy, FlowTuple};
+use super::super::testing::{mapping, network, plan, seed};
+
+const TCP: u8 = 6;
+const CLIENT: &str = "192.168.100.1";
+const VIP: &str = "192.168.100.3";
+const VM: &str = "192.168.200.3";
+const GATEWAY: &str = "192.168.200.2";
+
+/// Who dialled what; who answers, to whom.
+fn flow(protocol: u8, source: &str, dialled: (&str, u16), answers: (&str, u16), to: &str) -> FlowTuple {
+    FlowTuple {
+        protocol,
+        source: source.parse().unwrap(),
+        destination: dialled.0.parse().unwrap(),
+        destination_port: dialled.1,
+        reply_source: answers.0.parse().unwrap(),
+        reply_source_port: answers.1,
+        reply_destination: to.parse().unwrap(),
+    }
+}
+
+fn policy(network_change: Value, mapping_change: Value) -> FlowPolicy {
+    let mut world = seed();
+    world.networks = vec![network("net", 0, network_change)];
+    world.mappings = vec![mapping("vm03", 1, VIP, VM, mapping_change)];
+    plan(&world).1.flows
+}
+
+fn seed_policy() -> FlowPolicy {
+    policy(json!({}), json!({}))
+}
+
+#[test]
+fn what_the_mapping_makes_stays() {
+    let p = seed_policy();
+    assert!(p.agrees(&flow(TCP, CLIENT, (VIP, 22), (VM, 22), GATEWAY)));
+    assert!(p.agrees(&flow(1, CLIENT, (VIP, 0), (VM, 0), GATEWAY)), "ping");
+    assert!(p.agrees(&flow(TCP, VM, (VIP, 22), (VM, 22), GATEWAY)), "hairpin");
+}
+
+#[test]
+fn what_it_does_not_make_goes() {
+    let p = seed_policy();
+    assert!(
+        !p.agrees(&flow(TCP, CLIENT, (VIP, 22), ("192.168.200.4", 22), GATEWAY)),
+        "an older target"
+    );
+    assert!(!p.agrees(&flow(TCP, CLIENT, (VIP, 22), (VM, 2222), GATEWAY)), "an older port");
+    assert!(
+        !p.agrees(&flow(TCP, CLIENT, (VIP, 22), (VM, 22), CLIENT)),
+        "an older source translation"
+    );
+    assert!(
+        !p.agrees(&flow(TCP, CLIENT, (VIP, 22), (VIP, 22), CLIENT)),
+        "from before the mapping"
+    );
+    assert!(
+        !p.agrees(&flow(TCP, CLIENT, ("192.168.100.4", 22), (VM, 22), GATEWAY)),
+        "a mapping that is gone"
+    );
+}
+
+#[test]
+fn preserve_keeps_the_client_but_hides_a_hairpin() {
+    for p in [
+        policy(json!({"sourceTranslation": "Preserve"}), json!({})),
+        policy(json!({}), json!({"sourceTranslation": "Preserve"})),
+    ] {
+        assert!(p.agrees(&flow(TCP, CLIENT, (VIP, 22), (VM, 22), CLIENT)));
+        assert!(!p.agrees(&flow(TCP, CLIENT, (VIP, 22), (VM, 22), GATEWAY)));
+        assert!(p.agrees(&flow(TCP, "192.168.200.9", (VIP, 22), (VM, 22), GATEWAY)));
+        assert!(!p.agrees(&flow(TCP, "192.168.200.9", (VIP, 22), (VM, 22), "192.168.200.9")));
+    }
+}
+
+#[test]
+fn ports_move_together() {
+    let p = policy(
+        json!({}),
+        json!({"ports": [{"protocol": "TCP", "port": 8000, "endPort": 8009, "targetPort": 9000}, {"protocol": "UDP", "port": 53}]}),
+    );
+    assert!(p.agrees(&flow(TCP, CLIENT, (VIP, 8003), (VM, 9003), GATEWAY)));
+    assert!(!p.agrees(&flow(TCP, CLIENT, (VIP, 8003), (VM, 8003), GATEWAY)));
+    assert!(p.agrees(&flow(17, CLIENT, (VIP, 53), (VM, 53), GATEWAY)));
+    assert!(!p.agrees(&flow(TCP, CLIENT, (VIP, 53), (VM, 53), GATEWAY)), "not that protocol");
+    assert!(!p.agrees(&flow(1, CLIENT, (VIP, 0), (VM, 0), GATEWAY)), "ping is not mapped");
+}
+
+#[test]
+fn what_leaves_under_a_virtual_address_needs_egress() {
+    let out = flow(TCP, VM, (CLIENT, 80), (CLIENT, 80), VIP);
+    assert!(!seed_policy().agrees(&out));
+    let allow = json!({"egress": {"default": "Allow"}, "protected": ["10.0.0.0/8"]});
+    let p = policy(allow.clone(), json!({}));
+    assert!(p.agrees(&out));
+    assert!(
+        !p.agrees(&flow(TCP, VM, (CLIENT, 80), (CLIENT, 80), "192.168.100.4")),
+        "another address"
+    );
+    assert!(
+        !p.agrees(&flow(TCP, "192.168.200.9", (CLIENT, 80), (CLIENT, 80), VIP)),
+        "another VM"
+    );
+    assert!(!p.agrees(&flow(TCP, VM, ("10.1.1.1", 80), ("10.1.1.1", 80), VIP)), "protected");
+    let p = policy(allow, json!({"ports": [{"protocol": "TCP", "port": 22}]}));
+    assert!(!p.agrees(&out), "a mapping of ports gives no address to leave under");
+}
+
+#[test]
+fn bystanders_stay() {
+    let p = seed_policy();
+    for bystander in [
+        flow(TCP, CLIENT, ("192.168.100.2", 22), ("192.168.100.2", 22), CLIENT),
+        flow(TCP, GATEWAY, (VM, 22), (VM, 22), GATEWAY),
+        flow(TCP, CLIENT, ("192.168.100.2", 80), ("172.17.0.2", 80), CLIENT),
+        flow(TCP, "172.17.0.2", ("8.8.8.8", 53), ("8.8.8.8", 53), "192.168.100.2"),
+        flow(TCP, VM, ("192.168.200.9", 80), ("192.168.200.9", 80), VM),
+    ] {
+        assert!(p.agrees(&bystander), "{bystander:?}");
+    }
+}
+
+#[test]
+fn a_fence_that_goes_up_ends_what_is_older() {
+    let mut p = seed_policy();
+    p.raised = p.inside.clone();
+    assert!(!p.agrees(&flow(TCP, VM, ("8.8.8.8", 443), ("8.8.8.8", 443), "192.168.100.2")));
+    assert!(!p.agrees(&flow(TCP, CLIENT, (VM, 22), (VM, 22), CLIENT)));
+    assert!(!p.agrees(&flow(TCP, VM, (GATEWAY, 22), (GATEWAY, 22), VM)), "to the node itself");
+    assert!(p.agrees(&flow(TCP, CLIENT, (VIP, 22), (VM, 22), GATEWAY)), "made by a mapping");
+    assert!(p.agrees(&flow(TCP, CLIENT, ("192.168.100.2", 22), ("192.168.100.2", 22), CLIENT)));
+}
+
+#[test]
+fn flows_of_a_network_that_went_are_covered_by_the_earlier_policy() {
+    let old = flow(TCP, CLIENT, (VIP, 22), (VM, 22), GATEWAY);
+    let gone = FlowPolicy::default();
+    assert!(gone.agrees(&old));
+    assert!(!gone.covering(&seed_policy()).agrees(&old));
+}

@@ -1,0 +1,9 @@
+//! What the parts do together, told in objects and packets.
+
+mod elect;
+mod fields;
+mod flows;
+mod golden;
+mod host;
+mod packets;
+mod verdicts;

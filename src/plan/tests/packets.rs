@@ -1,0 +1,367 @@
+//! What happens to packets on a node that holds the plan.
+
+use serde_json::{Value, json};
+
+use super::super::rules::network_hash;
+use super::super::testing::{mapping, network, node, plan, seed};
+use super::super::{HostPlan, NodeFacts, Via, World};
+use crate::api::network::ActiveGateway;
+use crate::netfilter::path::{Fate, Node, Trace};
+use crate::netfilter::trace::{Packet, Payload};
+use crate::netfilter::{IfName, Ruleset, Transport};
+
+const SSH: Payload = Payload::Transport(Transport::Tcp, 22);
+
+fn link(name: &str) -> IfName {
+    IfName::new(name).unwrap()
+}
+
+/// The node as it is once the plan is in its kernel, with a default route outside.
+fn kernel(facts: &NodeFacts, plan: &HostPlan) -> Node {
+    let mut node = Node::default().with_route("0.0.0.0/0".parse().unwrap(), &link("eth0"));
+    for (name, interface) in &facts.interfaces {
+        for address in &interface.addresses {
+            node = node.with_address(&link(name), *address);
+        }
+    }
+    for address in &plan.addresses {
+        node = node.with_address(&address.interface, address.address.into());
+    }
+    for route in &plan.routes {
+        node = match &route.via {
+            Via::Loopback => node.with_route(route.destination, &link("lo")),
+            Via::Link(interface) => node.with_route(route.destination, interface),
+            Via::Gateway(_) => node,
+        };
+    }
+    node
+}
+
+struct Lab {
+    node: Node,
+    rules: Ruleset,
+}
+
+impl Lab {
+    fn new(world: &World) -> Self {
+        let (_, plan) = plan(world);
+        Self {
+            node: kernel(&world.nodes[0], &plan),
+            rules: plan.ruleset,
+        }
+    }
+
+    fn send(&self, input: &str, from: &str, to: &str, payload: Payload) -> Trace {
+        let packet = Packet::new(&link(input), from.parse().unwrap(), to.parse().unwrap(), payload);
+        self.node.trace(&self.rules, packet)
+    }
+}
+
+fn left(output: &str, from: &str, to: &str, port: u16) -> String {
+    format!("forwarded to {output} as {from} → {to} port {port}")
+}
+
+#[track_caller]
+fn assert_left(trace: &Trace, wanted: &str) {
+    assert!(trace.to_string().ends_with(wanted), "{trace}\nwant: {wanted}");
+}
+
+/// Dropped in the chain of this kind, of this network.
+#[track_caller]
+fn assert_dropped(trace: &Trace, kind: &str, network: &str) {
+    let wanted = format!("SNET-{kind}-{:08X}", network_hash(network));
+    assert_eq!(trace.dropped_by().map(|step| step.chain.to_string()), Some(wanted), "{trace}");
+}
+
+fn seed_with(network_change: Value, mapping_change: Value) -> World {
+    World {
+        networks: vec![network("net", 0, network_change)],
+        mappings: vec![mapping("vm03", 1, "192.168.100.3", "192.168.200.3", mapping_change)],
+        ..seed()
+    }
+}
+
+/// The seed and a second closed network, younger, on eth2, with a mapping 192.168.100.5 → 192.168.201.5.
+fn two(change: &Value) -> World {
+    let mut world = seed_with(change.clone(), json!({}));
+    let mut other = network("other", 5, change.clone());
+    other.spec.inside.interface = Some("eth2".into());
+    other.spec.inside.addresses = vec!["192.168.201.0/24".into()];
+    world.networks.push(other);
+    world.mappings.push(mapping(
+        "vm05",
+        6,
+        "192.168.100.5",
+        "192.168.201.5",
+        json!({"networkRef": {"name": "other"}}),
+    ));
+    world.nodes = vec![node(
+        "vm02",
+        None,
+        &[
+            ("eth0", &["192.168.100.2/24"]),
+            ("eth1", &["192.168.200.2/24"]),
+            ("eth2", &["192.168.201.2/24"]),
+        ],
+    )];
+    world
+}
+
+#[test]
+fn the_seed_experiment() {
+    let lab = Lab::new(&seed());
+    let there = lab.send("eth0", "192.168.100.1", "192.168.100.3", SSH);
+    assert_left(&there, &left("eth1", "192.168.200.2", "192.168.200.3", 22));
+    let back = lab.node.trace(&lab.rules, there.packet.answer());
+    assert_left(&back, &left("eth0", "192.168.100.3", "192.168.100.1", 0));
+    assert_left(
+        &lab.send("eth0", "192.168.100.1", "192.168.100.3", Payload::EchoRequest),
+        &left("eth1", "192.168.200.2", "192.168.200.3", 0),
+    );
+}
+
+#[test]
+fn what_is_not_mapped_is_dropped() {
+    let lab = Lab::new(&seed());
+    assert_dropped(&lab.send("eth1", "192.168.200.3", "192.168.100.1", SSH), "FO", "net");
+    assert_dropped(&lab.send("eth1", "192.168.200.3", "8.8.8.8", Payload::Other(47)), "FO", "net");
+    assert_dropped(&lab.send("eth0", "192.168.100.1", "192.168.200.3", SSH), "FI", "net");
+    assert_dropped(&lab.send("eth1", "192.168.200.3", "192.168.200.2", SSH), "N", "net");
+    assert_dropped(&lab.send("eth1", "192.168.200.3", "192.168.100.2", SSH), "N", "net");
+    assert_eq!(
+        lab.send("eth1", "192.168.200.3", "192.168.200.2", Payload::EchoRequest).fate,
+        Fate::Local
+    );
+}
+
+#[test]
+fn others_are_left_alone() {
+    let lab = Lab::new(&seed());
+    assert_left(
+        &lab.send("eth0", "192.168.100.1", "10.9.9.9", SSH),
+        &left("eth0", "192.168.100.1", "10.9.9.9", 22),
+    );
+    assert_left(
+        &lab.send("eth0", "192.168.100.1", "192.168.100.77", SSH),
+        &left("eth0", "192.168.100.1", "192.168.100.77", 22),
+    );
+    assert_eq!(lab.send("eth0", "192.168.100.1", "192.168.100.2", SSH).fate, Fate::Local);
+    assert_left(
+        &lab.send("eth1", "192.168.200.3", "192.168.200.9", SSH),
+        &left("eth1", "192.168.200.3", "192.168.200.9", 22),
+    );
+}
+
+#[test]
+fn ports_lead_where_they_are_mapped_and_the_others_nowhere() {
+    let lab = Lab::new(&seed_with(
+        json!({}),
+        json!({"ports": [{"protocol": "TCP", "port": 8000, "endPort": 8009, "targetPort": 9000}, {"protocol": "UDP", "port": 53}]}),
+    ));
+    let to = |port, transport| lab.send("eth0", "192.168.100.1", "192.168.100.3", Payload::Transport(transport, port));
+    assert_left(&to(8007, Transport::Tcp), &left("eth1", "192.168.200.2", "192.168.200.3", 9007));
+    assert_left(&to(53, Transport::Udp), &left("eth1", "192.168.200.2", "192.168.200.3", 53));
+    assert_dropped(&to(53, Transport::Tcp), "U", "net");
+    assert_dropped(&to(8010, Transport::Tcp), "U", "net");
+    assert_dropped(&lab.send("eth1", "192.168.200.9", "192.168.100.3", SSH), "U", "net");
+}
+
+#[test]
+fn preserve_keeps_the_client_s_address_but_hides_a_vm_of_the_same_network() {
+    let override_one = json!({"sourceTranslation": "Preserve"});
+    for world in [seed_with(override_one.clone(), json!({})), seed_with(json!({}), override_one)] {
+        let lab = Lab::new(&world);
+        assert_left(
+            &lab.send("eth0", "192.168.100.1", "192.168.100.3", SSH),
+            &left("eth1", "192.168.100.1", "192.168.200.3", 22),
+        );
+        assert_left(
+            &lab.send("eth1", "192.168.200.9", "192.168.100.3", SSH),
+            &left("eth1", "192.168.200.2", "192.168.200.3", 22),
+        );
+    }
+    let mut world = seed_with(json!({"sourceTranslation": "Preserve"}), json!({}));
+    world.mappings.push(mapping(
+        "hidden",
+        2,
+        "192.168.100.4",
+        "192.168.200.3",
+        json!({"sourceTranslation": "Masquerade", "ports": [{"protocol": "TCP", "port": 22, "targetPort": 2222}]}),
+    ));
+    let lab = Lab::new(&world);
+    assert_left(
+        &lab.send("eth0", "192.168.100.1", "192.168.100.3", SSH),
+        &left("eth1", "192.168.100.1", "192.168.200.3", 22),
+    );
+    assert_left(
+        &lab.send("eth0", "192.168.100.1", "192.168.100.4", SSH),
+        &left("eth1", "192.168.200.2", "192.168.200.3", 2222),
+    );
+}
+
+#[test]
+fn egress_leaves_under_the_virtual_address_and_only_with_one() {
+    let allow = json!({"egress": {"default": "Allow", "log": true}, "protected": ["10.0.0.0/8"]});
+    let lab = Lab::new(&seed_with(allow.clone(), json!({})));
+    assert_left(
+        &lab.send("eth1", "192.168.200.3", "8.8.8.8", SSH),
+        &left("eth0", "192.168.100.3", "8.8.8.8", 22),
+    );
+    assert_dropped(&lab.send("eth1", "192.168.200.9", "8.8.8.8", SSH), "FO", "net");
+    assert_dropped(&lab.send("eth1", "192.168.200.3", "10.1.2.3", SSH), "FO", "net");
+    let lab = Lab::new(&seed_with(allow, json!({"ports": [{"protocol": "TCP", "port": 22}]})));
+    assert_dropped(&lab.send("eth1", "192.168.200.3", "8.8.8.8", SSH), "FO", "net");
+}
+
+#[test]
+fn of_two_whole_mappings_to_one_vm_it_leaves_under_the_older() {
+    let mut world = seed_with(json!({"egress": {"default": "Allow"}}), json!({}));
+    world.mappings.push(mapping("a", 2, "192.168.100.1", "192.168.200.3", json!({})));
+    world.mappings.push(mapping("z", 0, "192.168.100.9", "192.168.200.3", json!({})));
+    let lab = Lab::new(&world);
+    assert_left(
+        &lab.send("eth1", "192.168.200.3", "8.8.8.8", SSH),
+        &left("eth0", "192.168.100.9", "8.8.8.8", 22),
+    );
+}
+
+#[test]
+fn closed_networks_do_not_reach_each_other() {
+    for change in [json!({}), json!({"egress": {"default": "Allow"}})] {
+        let lab = Lab::new(&two(&change));
+        assert_left(
+            &lab.send("eth0", "192.168.100.1", "192.168.100.5", SSH),
+            &left("eth2", "192.168.201.2", "192.168.201.5", 22),
+        );
+        assert_dropped(&lab.send("eth1", "192.168.200.3", "192.168.100.5", SSH), "FO", "net");
+        assert_dropped(&lab.send("eth2", "192.168.201.5", "192.168.100.3", SSH), "FO", "other");
+        assert_dropped(&lab.send("eth1", "192.168.200.3", "192.168.201.5", SSH), "FO", "net");
+    }
+}
+
+#[test]
+fn nor_by_way_of_another_gateway() {
+    let gateway = Some(&[("gateway", "true"), ("net", "yes")][..]);
+    let mut world = two(&json!({"egress": {"default": "Allow"}}));
+    world.nodes[0].labels = gateway.map(|l| l.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect());
+    world.networks[1].spec.gateway.node_selector.match_labels = Some([("other".to_string(), "yes".to_string())].into());
+    let mut status = crate::api::StagingNetworkStatus::default();
+    status.active_gateway = Some(ActiveGateway {
+        node: "vm02".into(),
+        address: None,
+    });
+    world.networks[0].status = Some(status);
+    let lab = Lab::new(&world);
+    assert_left(
+        &lab.send("eth1", "192.168.200.3", "192.168.100.77", SSH),
+        &left("eth0", "192.168.100.3", "192.168.100.77", 22),
+    );
+    let trace = lab.send("eth1", "192.168.200.3", "192.168.100.5", SSH);
+    assert_eq!(trace.dropped_by().map(|step| step.chain.as_str()), Some("SNET-V"), "{trace}");
+}
+
+#[test]
+fn what_was_translated_never_leaves_by_another_interface() {
+    let lab = Lab::new(&seed());
+    // The inside interface went down, and with it its route: the way by default may lead to production's own 192.168.200.3.
+    let mut node = lab.node.clone();
+    node.addresses.remove(&link("eth1"));
+    let packet = Packet::new(
+        &link("eth0"),
+        "192.168.100.1".parse().unwrap(),
+        "192.168.100.3".parse().unwrap(),
+        SSH,
+    );
+    assert_dropped(&node.trace(&lab.rules, packet), "U", "net");
+}
+
+#[test]
+fn what_the_fence_admits_passes_a_foreign_drop() {
+    let mut lab = Lab::new(&seed_with(json!({"egress": {"default": "Allow"}}), json!({})));
+    lab.node.forward_drops = true;
+    let there = lab.send("eth0", "192.168.100.1", "192.168.100.3", SSH);
+    assert_eq!(there.fate, Fate::Forwarded, "{there}");
+    assert_eq!(lab.node.trace(&lab.rules, there.packet.answer()).fate, Fate::Forwarded);
+    assert_eq!(lab.send("eth1", "192.168.200.3", "8.8.8.8", SSH).fate, Fate::Forwarded);
+    assert_eq!(
+        lab.send("eth1", "192.168.200.9", "192.168.100.3", SSH).fate,
+        Fate::Forwarded,
+        "hairpin"
+    );
+    assert_eq!(lab.send("eth0", "192.168.100.1", "10.9.9.9", SSH).fate, Fate::DroppedByPolicy);
+}
+
+#[test]
+fn a_network_that_is_not_served_keeps_its_fence() {
+    for world in [
+        seed_with(json!({"outside": {"interface": "eth9"}}), json!({})),
+        seed_with(json!({"outside": {"addresses": ["junk"]}}), json!({})),
+    ] {
+        let lab = Lab::new(&world);
+        assert_dropped(&lab.send("eth1", "192.168.200.3", "8.8.8.8", SSH), "FO", "net");
+        assert_dropped(&lab.send("eth0", "192.168.100.1", "192.168.200.3", SSH), "FI", "net");
+        assert_dropped(&lab.send("eth1", "192.168.200.3", "192.168.200.2", SSH), "N", "net");
+        assert_left(
+            &lab.send("eth0", "192.168.100.1", "192.168.100.3", SSH),
+            &left("eth0", "192.168.100.1", "192.168.100.3", 22),
+        );
+    }
+}
+
+#[test]
+fn an_inside_interface_is_fenced_before_it_exists() {
+    let mut world = seed();
+    let eth1 = world.nodes[0].interfaces.remove("eth1").unwrap();
+    let (_, plan) = plan(&world);
+    assert_eq!(plan.networks["net"].inside, None);
+    world.nodes[0].interfaces.insert("eth1".into(), eth1);
+    let trace = kernel(&world.nodes[0], &plan).trace(
+        &plan.ruleset,
+        Packet::new(&link("eth1"), "192.168.200.3".parse().unwrap(), "8.8.8.8".parse().unwrap(), SSH),
+    );
+    assert_dropped(&trace, "FO", "net");
+}
+
+#[test]
+fn nothing_leaves_by_ipv6() {
+    let mut lab = Lab::new(&two(&json!({})));
+    let message = |lab: &Lab, input: &str, payload| lab.node.trace(&lab.rules, Packet::v6(&link(input), payload)).fate;
+    assert_eq!(message(&lab, "eth1", Payload::Icmp6(135)), Fate::Local);
+    assert!(matches!(message(&lab, "eth1", SSH), Fate::Dropped(_)));
+    assert_eq!(message(&lab, "eth0", SSH), Fate::Local);
+    for (output, input, passes) in [
+        ("eth0", "eth1", false),
+        ("eth1", "eth0", false),
+        ("eth2", "eth1", false),
+        ("eth1", "eth1", true),
+        ("eth2", "eth2", true),
+        ("eth3", "eth0", true),
+    ] {
+        lab.node.v6_output = Some(link(output));
+        assert_eq!(message(&lab, input, SSH) == Fate::Forwarded, passes, "{input} to {output}");
+    }
+}
+
+#[test]
+fn closing_an_interface_drops_even_what_is_established() {
+    let (_, plan) = plan(&seed());
+    let node = kernel(&seed().nodes[0], &plan);
+    let there = node.trace(
+        &plan.ruleset,
+        Packet::new(
+            &link("eth0"),
+            "192.168.100.1".parse().unwrap(),
+            "192.168.100.3".parse().unwrap(),
+            SSH,
+        ),
+    );
+    for mut rules in [plan.ruleset, Ruleset::default()] {
+        super::super::rules::close_interfaces(&mut rules, &[link("eth1")].into());
+        let back = node.trace(&rules, there.packet.answer());
+        assert_eq!(
+            back.dropped_by().map(|s| (s.chain.as_str(), s.position)),
+            Some(("SNET-FWD", 1)),
+            "{back}"
+        );
+    }
+}
