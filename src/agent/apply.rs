@@ -119,13 +119,15 @@ impl Work<'_> {
             hooked && standing.is_some_and(|seen| seen.chains.contains_key(name.as_str()))
         });
         let touched = self.kept.links.as_ref().map(|l| &l.touched);
+        // A fence that somebody had opened may have let something through.
+        let opened = self.outcome.drift.iter().any(|d| d.place == Table::Mangle.as_str());
         for (name, network) in &plan.networks {
             // Forwarding is switched on after the flows were swept: an interface not touched yet tells of a crash in between.
             let fresh = network
                 .inside
                 .as_ref()
                 .is_some_and(|i| plan.links.contains_key(i) && touched.is_some_and(|t| !t.contains(i)));
-            if (missing.contains(name.as_str()) || fresh)
+            if (missing.contains(name.as_str()) || fresh || opened)
                 && let Some(Ok(valid)) = self.verdicts.networks.get(name).map(|v| &v.accepted)
             {
                 self.kept.raised.extend(valid.inside.iter().copied());

@@ -152,27 +152,23 @@ fn mapping_id(mapping: &NatMapping) -> String {
 /// What of a file is in force now: what it says, and the last good version of what it says wrongly.
 fn take(name: &str, now: Manifests, before: Good, stamp: Stamp) -> File {
     let lost = now.unreadable.contains(name);
-    // A problem of an object that nobody can name may be anyone's.
-    let wrong = |kind: &str, object: &str| {
-        lost || now
-            .problems
-            .iter()
-            .any(|p| p.object.is_empty() || (p.object.starts_with(kind) && p.object.ends_with(object)))
-    };
+    // A misspelt kind takes nothing away either, and a problem of an object that nobody can name may be anyone's.
+    let called = |object: &str, name: &str| object.is_empty() || object.rsplit([' ', '/']).next() == Some(name);
+    let wrong = |name: &str| lost || now.problems.iter().any(|p| called(&p.object, name));
     let mut good = Good {
         networks: now.networks.clone(),
         mappings: now.mappings.clone(),
     };
     let mut kept = 0_usize;
     for old in before.networks {
-        if wrong("StagingNetwork", &old.name_any()) && !good.networks.iter().any(|n| n.name_any() == old.name_any()) {
+        if wrong(&old.name_any()) && !good.networks.iter().any(|n| n.name_any() == old.name_any()) {
             good.networks.push(old);
             kept += 1;
         }
     }
     let present: BTreeSet<String> = good.mappings.iter().map(mapping_id).collect();
     for old in before.mappings {
-        if wrong("NatMapping", &old.name_any()) && !present.contains(&mapping_id(&old)) {
+        if wrong(&old.name_any()) && !present.contains(&mapping_id(&old)) {
             good.mappings.push(old);
             kept += 1;
         }
