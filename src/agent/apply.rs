@@ -140,13 +140,13 @@ impl Work<'_> {
         if self.kept.raised.is_empty() && self.kept.swept.as_ref() == Some(&plan.flows) {
             return true;
         }
-        let mut policy = plan.flows.clone();
+        // A network that is gone has no mapping left, and its flows must end all the same.
+        let mut policy = self
+            .kept
+            .swept
+            .as_ref()
+            .map_or_else(|| plan.flows.clone(), |before| plan.flows.covering(before));
         policy.raised.extend(self.kept.raised.iter().copied());
-        if let Some(before) = &self.kept.swept {
-            // A network that is gone has no mapping left, and its flows must end all the same.
-            policy.pools.extend(before.pools.iter().copied());
-            policy.inside.extend(before.inside.iter().copied());
-        }
         match self.host.sweep_flows(&policy).await {
             Ok(deleted) => {
                 self.outcome.flows_deleted += deleted;

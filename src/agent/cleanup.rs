@@ -3,10 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use ipnet::Ipv4Net;
+
 use super::kept::TABLES;
 use crate::host::{Host, HostError, LinkChange, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::{Family, Table, TableRules, render};
+use crate::plan::{FlowPolicy, Via};
 
 /// What was there and is gone now, and what could not be removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -36,6 +39,7 @@ pub async fn run(host: &mut dyn Host, lenient: bool) -> Cleaned {
     attracting(host, &links, &mut cleaned).await;
     // The translations go while the fence stands; then the settings; the fence comes down last.
     tables(host, &[Table::Nat, Table::Filter], lenient, &mut cleaned).await;
+    flows(host, &links, &mut cleaned).await;
     put_back(host, &links, &mut cleaned).await;
     tables(host, &[Table::Mangle], lenient, &mut cleaned).await;
     cleaned
@@ -46,6 +50,27 @@ async fn attracting(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cl
     changes.extend(links.routes.iter().cloned().map(LinkChange::RemoveRoute));
     changes.extend(links.addresses.iter().cloned().map(LinkChange::RemoveAddress));
     change(host, &changes, cleaned).await;
+}
+
+/// Ends the flows of every virtual address that the node attracted: without the translations they would go on by the connection table alone.
+async fn flows(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned) {
+    let routed = links.routes.iter().filter(|r| r.via == Via::Loopback).map(|r| r.destination);
+    let pools: BTreeSet<Ipv4Net> = routed.chain(links.proxies.iter().map(|p| Ipv4Net::from(p.address))).collect();
+    if pools.is_empty() {
+        return;
+    }
+    let policy = FlowPolicy {
+        mappings: pools.iter().map(|pool| (pool.addr(), Vec::new())).collect(),
+        pools,
+        // Whatever the virtual addresses led to.
+        inside: BTreeSet::from([Ipv4Net::default()]),
+        ..FlowPolicy::default()
+    };
+    match host.sweep_flows(&policy).await {
+        Ok(0) => {}
+        Ok(count) => cleaned.removed.push(format!("{count} open connections through virtual addresses")),
+        Err(error) => cleaned.errors.push(error.to_string()),
+    }
 }
 
 /// Puts back what was found. What is put back may switch forwarding on, so until then the interfaces are closed by the fence that still stands,

@@ -1,0 +1,171 @@
+//! The arrows between modules, proven by reading the sources: what is pure stays pure, and only `host` touches the kernel.
+#![allow(clippy::unwrap_used)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longest source file, in lines.
+const FILE_MAX: usize = 400;
+
+fn sources(dir: &Path, found: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            sources(&path, found);
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            found.push(path);
+        }
+    }
+}
+
+/// Files that hold tests only.
+fn is_test(path: &Path) -> bool {
+    let name = path.file_stem().unwrap().to_string_lossy().into_owned();
+    name == "testing" || name.ends_with("tests") || path.parent().is_some_and(|p| p.ends_with("tests"))
+}
+
+/// The lines of a file without the tests at its end.
+fn without_tests(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().take_while(|l| *l != "#[cfg(test)]")
+}
+
+/// All sources but tests: path below src/, and the lines that are code.
+fn all() -> Vec<(String, Vec<String>)> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    sources(&root, &mut found);
+    found.sort();
+    assert!(found.len() > 40, "only {} sources were found", found.len());
+    found
+        .iter()
+        .filter(|path| !is_test(path))
+        .map(|path| {
+            let text = fs::read_to_string(path).unwrap();
+            let code = without_tests(&text)
+                .filter(|l| !l.trim_start().starts_with("//"))
+                .map(str::to_owned)
+                .collect();
+            (path.strip_prefix(&root).unwrap().display().to_string(), code)
+        })
+        .collect()
+}
+
+/// Every line of code in `modules` that contains one of `words`, as `file: line`.
+fn uses(modules: &[&str], words: &[&str]) -> Vec<String> {
+    let of = |file: &str| {
+        modules
+            .iter()
+            .any(|m| file.starts_with(&format!("{m}/")) || file == format!("{m}.rs"))
+    };
+    let all = all();
+    let files = all.iter().filter(|(file, _)| of(file));
+    files
+        .flat_map(|(file, code)| {
+            code.iter()
+                .filter(|l| words.iter().any(|w| l.contains(w)))
+                .map(move |l| format!("{file}: {}", l.trim()))
+        })
+        .collect()
+}
+
+const IO: &[&str] = &[
+    "std::fs",
+    "std::net::Tcp",
+    "std::net::Udp",
+    "std::process",
+    "std::thread",
+    "tokio",
+    "SystemTime",
+    "Instant::now",
+    "Timestamp::now",
+    "rand::",
+];
+const CLUSTER: &[&str] = &[
+    "kube::Client",
+    "kube::client",
+    "kube::runtime",
+    "kube::Api",
+    "kube::api::Api",
+    "kube::{Api",
+    "kube::{Client",
+];
+
+#[test]
+fn plan_and_netfilter_are_pure() {
+    let above = ["crate::host", "crate::agent", "crate::controller", "crate::cli", "crate::telemetry"];
+    assert_eq!(uses(&["plan", "netfilter"], &above), Vec::<String>::new());
+    assert_eq!(uses(&["plan", "netfilter"], IO), Vec::<String>::new());
+    assert_eq!(uses(&["plan", "netfilter"], CLUSTER), Vec::<String>::new());
+    assert_eq!(
+        uses(&["netfilter"], &["crate::plan", "crate::api", "kube", "k8s_openapi"]),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn api_knows_nobody() {
+    let others = [
+        "crate::host",
+        "crate::agent",
+        "crate::controller",
+        "crate::cli",
+        "crate::telemetry",
+        "crate::plan",
+        "crate::netfilter",
+    ];
+    assert_eq!(uses(&["api"], &others), Vec::<String>::new());
+    assert_eq!(uses(&["api"], CLUSTER), Vec::<String>::new());
+}
+
+#[test]
+fn only_host_touches_the_kernel() {
+    let elsewhere = ["api", "plan", "netfilter", "agent", "controller", "cli", "telemetry", "main", "lib"];
+    let kernel = [
+        "std::process::Command",
+        "process::Command",
+        "rtnetlink",
+        "netlink_",
+        " nix::",
+        "pnet_",
+        "iptables::",
+        "libc::",
+    ];
+    assert_eq!(uses(&elsewhere, &kernel), Vec::<String>::new());
+    assert!(!uses(&["host"], &["netlink_"]).is_empty(), "the words are those that host uses");
+}
+
+#[test]
+fn host_and_telemetry_know_no_cluster_and_nobody_above() {
+    let above = ["crate::agent", "crate::controller", "crate::cli"];
+    assert_eq!(uses(&["host", "telemetry"], &above), Vec::<String>::new());
+    assert_eq!(uses(&["host", "telemetry"], &["kube::", "k8s_openapi"]), Vec::<String>::new());
+    assert_eq!(
+        uses(&["telemetry"], &["crate::plan", "crate::api", "crate::host", "crate::netfilter"]),
+        Vec::<String>::new()
+    );
+    assert_eq!(
+        uses(&["controller"], &["crate::host", "crate::agent", "crate::cli"]),
+        Vec::<String>::new()
+    );
+}
+
+#[test]
+fn anyhow_is_for_main_only() {
+    let library = ["api", "plan", "netfilter", "host", "agent", "controller", "cli", "telemetry", "lib"];
+    assert_eq!(uses(&library, &["anyhow"]), Vec::<String>::new());
+}
+
+#[test]
+fn files_are_short_enough_to_read() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut found = Vec::new();
+    sources(&root, &mut found);
+    let long: Vec<String> = found
+        .iter()
+        .filter(|p| !is_test(p))
+        .map(|p| (p, without_tests(&fs::read_to_string(p).unwrap()).count()))
+        .filter(|(_, lines)| *lines > FILE_MAX)
+        .map(|(p, lines)| format!("{}: {lines} lines", p.display()))
+        .collect();
+    assert_eq!(long, Vec::<String>::new());
+}
