@@ -36,7 +36,9 @@ fn main() {
     machine();
     for backend in ["nft", "legacy"] {
         println!("\n### {backend}\n");
-        println!("| mappings | cold start, ms | ÷ bare | one change, ms | ÷ bare | second pass, ms | ÷ bare restore | full check, ms | probe and announce, ms |");
+        println!(
+            "| mappings | cold start, ms | ÷ bare | one change, ms | ÷ bare | second pass, ms | ÷ bare restore | full check, ms | probe and announce, ms |"
+        );
         println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
         for (size, rounds) in SIZES {
             row(backend, size, rounds);
@@ -75,7 +77,11 @@ fn round(side: &str, backend: &str, size: usize) -> Vec<(String, f64)> {
         .output()
         .unwrap_or_else(|e| panic!("starting unshare (package util-linux): {e}"));
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{side} {backend} {size}: {said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{side} {backend} {size}: {said}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     let figure = |line: &str| {
         let (key, micros) = line.split_once(' ')?;
         Some((format!("{side}.{key}"), micros.parse().ok()?))
@@ -92,8 +98,18 @@ fn median(values: &mut [f64]) -> f64 {
 fn machine() {
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");
-    let model = cpu.lines().find_map(|l| l.strip_prefix("model name")).map_or("unknown", |m| m.trim_start_matches([' ', '\t', ':']));
+    let model = cpu
+        .lines()
+        .find_map(|l| l.strip_prefix("model name"))
+        .map_or("unknown", |m| m.trim_start_matches([' ', '\t', ':']));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let tool = Command::new("iptables").arg("--version").output().map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
-    println!("Linux {}, {cores} cores of {model}, {tool}", read("/proc/sys/kernel/osrelease").trim());
+    let tool = Command::new("iptables")
+        .arg("--version")
+        .output()
+        .map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned())
+        .unwrap_or_default();
+    println!(
+        "Linux {}, {cores} cores of {model}, {tool}",
+        read("/proc/sys/kernel/osrelease").trim()
+    );
 }

@@ -8,6 +8,7 @@ mod netfilter;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
+use std::process::Command;
 
 use lab::{Backend, Ns, isolated};
 use netfilter::gateway::{Gateway, Kind, Probe};
@@ -17,7 +18,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 use stagenet::netfilter::rules::{ConnState, Hook};
 use stagenet::netfilter::tree::{Key, dispatch};
-use stagenet::netfilter::{Family, Match, Owner, PortRange, Rule, Ruleset, Table, TableRules, Target, Transport, render};
+use stagenet::netfilter::{Family, Match, Owner, PortRange, Rule, Ruleset, Table, TableRules, Target, Transport, dump, render};
 
 /// The same cases every time: a failure can be looked at again.
 fn runner(cases: u32) -> TestRunner {
@@ -387,6 +388,32 @@ fn one_change_among_5000_mappings_rewrites_one_small_chain() {
             let through = gateway.compare(&Gateway::node(), &rules, &probes).unwrap_or_else(|e| panic!("{e}"));
             assert_eq!(through, probes.len() - 2, "all but the two that are no mapping's");
             tool.apply(&Ruleset::default());
+        }
+    });
+}
+
+/// The seed's manifests, through the whole product, to what the tools take. The text is kept in `tests/golden`; `UPDATE_GOLDEN=1` writes it anew.
+#[test]
+fn what_plan_prints_for_the_seed_is_taken_as_it_is() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let printed = Command::new(env!("CARGO_BIN_EXE_stagenet"))
+        .args(["plan", "-f", &format!("{root}/examples/seed"), "--node", "vm02", "-o", "restore"])
+        .output()
+        .unwrap();
+    assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
+    let printed = String::from_utf8(printed.stdout).unwrap();
+    let golden = format!("{root}/tests/golden/plan-seed.restore");
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&golden, &printed).unwrap();
+    }
+    assert_eq!(printed, std::fs::read_to_string(&golden).unwrap(), "{golden}");
+    isolated("what_plan_prints_for_the_seed_is_taken_as_it_is", || {
+        for backend in [Backend::Nft, Backend::Legacy] {
+            let ns = Ns::new(backend.name());
+            let tool = Tool { ns: &ns, backend };
+            tool.restore(Family::V4, &printed).unwrap_or_else(|said| panic!("{said}"));
+            let drops = dump::dropped_packets(&tool.save_counted(Table::Mangle));
+            assert!(drops.len() >= 4 && drops.values().all(|packets| *packets == 0), "{drops:?}");
         }
     });
 }

@@ -61,14 +61,28 @@ fn interfaces() {
 }
 
 fn host(backend: &str) -> LinuxHost {
-    let backend = if backend == "nft" { BackendChoice::Nft } else { BackendChoice::Legacy };
-    LinuxHost::new(LinuxOptions { backend, state_dir: "/run/stagenet".into() })
+    let backend = if backend == "nft" {
+        BackendChoice::Nft
+    } else {
+        BackendChoice::Legacy
+    };
+    LinuxHost::new(LinuxOptions {
+        backend,
+        state_dir: "/run/stagenet".into(),
+    })
 }
 
 async fn agent(backend: &str, size: usize) {
-    let mut host = Timed { host: host(backend), waits: Duration::ZERO };
+    let mut host = Timed {
+        host: host(backend),
+        waits: Duration::ZERO,
+    };
     let mut kept = Kept::default();
-    let settings = Settings { node: "bench".into(), connmark: 0x2000, nflog_group: 5 };
+    let settings = Settings {
+        node: "bench".into(),
+        connmark: 0x2000,
+        nflog_group: 5,
+    };
     let mut objects = snapshot(size);
 
     report("cold", timed(&mut host, &mut kept, &objects, &settings).await);
@@ -104,7 +118,11 @@ async fn timed(host: &mut Timed, kept: &mut Kept, objects: &Snapshot, settings: 
 
 async fn bare(backend: &str, size: usize) {
     let mut host = host(backend);
-    let facts = NodeFacts { name: "bench".into(), labels: None, interfaces: host.interfaces().await.unwrap() };
+    let facts = NodeFacts {
+        name: "bench".into(),
+        labels: None,
+        interfaces: host.interfaces().await.unwrap(),
+    };
     let plan = |objects: &Snapshot| {
         let world = objects.world(facts.clone());
         let verdicts = plan::judge(&world);
@@ -153,7 +171,10 @@ fn difference(before: &Ruleset, after: &Ruleset) -> String {
     let at = (Family::V4, Table::Nat);
     let (before, after) = (&before.tables[&at], &after.tables[&at]);
     let chains = after.chains.iter().filter(|(name, rules)| before.chains.get(*name) != Some(*rules));
-    let changed = TableRules { hooks: BTreeMap::new(), chains: chains.map(|(name, rules)| (name.clone(), rules.clone())).collect() };
+    let changed = TableRules {
+        hooks: BTreeMap::new(),
+        chains: chains.map(|(name, rules)| (name.clone(), rules.clone())).collect(),
+    };
     let change = diff::diff(&changed, &ObservedTable::default());
     render::changes(Family::V4, &BTreeMap::from([(Table::Nat, change)])).unwrap().text
 }
@@ -164,7 +185,10 @@ fn batch(plan: &HostPlan) -> String {
         Via::Loopback => format!("route add {} dev lo\n", route.destination),
         other => panic!("no {other:?} is expected here"),
     });
-    let proxies = plan.proxies.iter().map(|proxy| format!("neigh add proxy {} dev {}\n", proxy.address, proxy.interface));
+    let proxies = plan
+        .proxies
+        .iter()
+        .map(|proxy| format!("neigh add proxy {} dev {}\n", proxy.address, proxy.interface));
     routes.chain(proxies).collect()
 }
 
@@ -174,7 +198,11 @@ fn restore(backend: &str, family: Family, text: &str) {
 }
 
 fn feed(command: &str, args: &[&str], text: &str) {
-    let mut child = Command::new(command).args(args).stdin(Stdio::piped()).spawn().unwrap_or_else(|e| panic!("{command}: {e}"));
+    let mut child = Command::new(command)
+        .args(args)
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{command}: {e}"));
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "{command} {args:?}");
 }

@@ -23,7 +23,11 @@ pub fn snapshot(size: usize) -> Snapshot {
         }
     }))
     .unwrap();
-    Snapshot { networks: vec![network], mappings: (0..size).map(|i| mapping(i, 0)).collect(), ..Snapshot::default() }
+    Snapshot {
+        networks: vec![network],
+        mappings: (0..size).map(|i| mapping(i, 0)).collect(),
+        ..Snapshot::default()
+    }
 }
 
 /// Mapping number `i` in its `version`: an odd one leads to another VM.
