@@ -37,6 +37,13 @@ fn accepted_and_read_back(backend: Backend) {
     let checked = runner(30).run(&ruleset(), |rules| {
         tool.apply(&rules);
         prop_assert_eq!(tool.changes(&rules), vec![], "a second pass writes nothing");
+        for (family, table) in rules.tables.keys() {
+            prop_assert_eq!(
+                tool.observe(*family, *table),
+                dump::parse(&tool.list(*family, *table)),
+                "both ways to read a table"
+            );
+        }
         Ok(())
     });
     checked.unwrap();

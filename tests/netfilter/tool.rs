@@ -42,6 +42,11 @@ impl Tool<'_> {
         self.ns.sh(&format!("{}-save -t {}", self.program(family), table.as_str()))
     }
 
+    /// The other way to read a table.
+    pub fn list(&self, family: Family, table: Table) -> String {
+        self.ns.sh(&format!("{} -w -t {} -S", self.program(family), table.as_str()))
+    }
+
     /// A table of IPv4 with counters.
     pub fn save_counted(&self, table: Table) -> String {
         self.ns.sh(&format!("{}-save -c -t {}", self.program(Family::V4), table.as_str()))
