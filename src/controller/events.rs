@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::watch::chain;
-use crate::api::conditions::find;
+use crate::api::conditions::{find, is_final};
 use crate::api::reasons::{self, types};
 use crate::api::{NatMappingStatus, StagingNetworkStatus};
 
@@ -89,7 +89,9 @@ pub fn of_network(before: Option<&StagingNetworkStatus>, after: &StagingNetworkS
 
 fn refusal(before: &[Condition], after: &[Condition]) -> Option<Notice> {
     let is = find(after, types::ACCEPTED)?;
-    (is.status == "False" && changed(find(before, types::ACCEPTED), is)).then(|| notice(true, "Accept", is))
+    // What comes right by itself (a mapping applied a moment before its network) is left to the status.
+    let stays = is.status == "False" && is_final(&is.reason);
+    (stays && changed(find(before, types::ACCEPTED), is)).then(|| notice(true, "Accept", is))
 }
 
 fn changed(was: Option<&Condition>, is: &Condition) -> bool {

@@ -53,6 +53,14 @@ fn a_mapping_says_what_happened_to_it_once() {
     assert_eq!(said(&of_mapping(Some(&pending), &ready)), ["Programmed"]);
     assert_eq!(said(&of_mapping(Some(&ready), &ready)), none);
     assert_eq!(said(&of_mapping(None, &refused)), ["!Conflict"]);
+    let early = mapping(
+        None,
+        &[
+            (types::ACCEPTED, "False", reasons::NETWORK_NOT_FOUND),
+            (types::PROGRAMMED, "False", reasons::NOT_ACCEPTED),
+        ],
+    );
+    assert_eq!(said(&of_mapping(None, &early)), none);
     assert_eq!(said(&of_mapping(Some(&refused), &refused)), none);
     assert_eq!(said(&of_mapping(Some(&pending), &in_use)), ["!AddressInUse"]);
     assert_eq!(said(&of_mapping(Some(&in_use), &ready)), ["Programmed"]);

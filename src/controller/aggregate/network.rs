@@ -88,13 +88,14 @@ fn programmed(
             "No node carries the labels of spec.gateway.nodeSelector. Label a node, or correct the selector.",
         ));
     }
-    let (mut troubles, mut silent) = (Vec::new(), Vec::new());
+    let (mut up, mut troubles, mut silent) = (0, Vec::new(), Vec::new());
     for node in &verdict.gateways {
         let report = inputs.reports.get(node);
         match gateway::state(node, report, &network.name, verdict.generation, before) {
             GatewayState::Silent(why) => silent.push(why),
             GatewayState::Not(why) => troubles.push(why),
             GatewayState::Stands(report, told) => {
+                up += 1;
                 let elected = active.is_some_and(|active| active.node == *node);
                 if elected && told.role != Role::Active {
                     troubles.push(gateway::behind(node, report, "has not reported yet that it attracts the traffic"));
@@ -102,26 +103,22 @@ fn programmed(
             }
         }
     }
-    let standing = total - troubles.len() - silent.len();
     // Stable, so nodes stay in order within a rank.
     troubles.sort_by_key(|why| [reasons::PENDING, reasons::WAITING_FOR_AGENT].contains(&why.reason.as_str()));
     let first = troubles.first().or(silent.first()).map(|why| why.reason.clone());
     match (first, active) {
         (None, Some(active)) => Programmed::Yes(format!(
-            "{standing}/{total} gateways have the fence up; {} attracts the traffic.",
+            "{up}/{total} gateways have the fence up; {} attracts the traffic.",
             active.node
         )),
         (None, None) => Programmed::No(Finding::new(
             reasons::NO_GATEWAY,
-            format!("{standing}/{total} gateways have the fence up, but none has an interface in both segments."),
+            format!("{up}/{total} gateways have the fence up, but none has an interface in both segments."),
         )),
         (Some(reason), _) => {
             let unknown = troubles.is_empty();
             let details: Vec<String> = troubles.into_iter().chain(silent).map(|why| why.message).collect();
-            let why = Finding::new(
-                reason,
-                format!("{standing}/{total} gateways have the fence up. {}", details.join(" ")),
-            );
+            let why = Finding::new(reason, format!("{up}/{total} gateways have the fence up. {}", details.join(" ")));
             if unknown { Programmed::Unknown(why) } else { Programmed::No(why) }
         }
     }
