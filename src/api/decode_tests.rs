@@ -222,6 +222,16 @@ fn numbers_that_yaml_versions_read_differently_are_refused() {
 }
 
 #[test]
+fn null_is_left_out_as_kubectl_create_and_apply_have_it() {
+    let got = one(&format!("{MAPPING}  ports:\n  sourceTranslation: null\n"));
+    assert!(
+        got.problems.is_empty() && got.mappings[0].spec.ports.is_empty(),
+        "{:?}",
+        got.problems
+    );
+}
+
+#[test]
 fn problems_are_bounded() {
     let got = one(&"---\nx\n".repeat(PROBLEMS_MAX + 10));
     assert_eq!((got.problems.len(), got.more_problems), (PROBLEMS_MAX, 10));

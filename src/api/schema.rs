@@ -80,7 +80,7 @@ pub(super) fn network_name(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string", "minLength": 1, "maxLength": NAME_MAX,
         "x-kubernetes-validations": [{
-            "rule": "self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')",
+            "rule": "!format.dns1123Subdomain().validate(self).hasValue()",
             "message": "must be the name of a StagingNetwork: lower-case letters, digits, '-' and '.', the first and last a letter or digit",
         }],
     })
