@@ -1,6 +1,6 @@
 //! The netfilter modules against the real tools and the real kernel, nft and legacy: what is rendered is accepted and read back as it was meant, and the
 //! tracer says what the kernel does.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
 mod lab;
 mod netfilter;

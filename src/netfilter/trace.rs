@@ -72,7 +72,7 @@ pub struct Connection {
 pub enum State {
     /// This is its first packet.
     New,
-    /// A later packet from the one who dialled. The translation is made without asking the rules.
+    /// A packet from the one who dialled, after an answer. The translation is made without asking the rules.
     Established(Translated),
     /// A packet to the one who dialled: the translation is undone.
     Reply(Translated),
@@ -128,7 +128,7 @@ impl Packet {
         self
     }
 
-    /// The next packet from the one who dialled, given how the first left the node.
+    /// The next packet from the one who dialled, once there was an answer, given how the first left the node.
     #[must_use]
     pub fn next(&self, left: &Self) -> Self {
         let mut packet = self.clone();
