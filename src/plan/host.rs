@@ -159,14 +159,13 @@ fn assign<'a>(
             continue;
         };
         let Some(site) = sites.get_mut(*position) else { continue };
-        let state = match obstacle(key, claim, site, &own, options) {
-            Some(refusal) => MappingState::Failed(refusal),
-            None => {
-                site.claims.push((key, claim));
-                MappingState::Planned {
-                    virtual_address: claim.virtual_address,
-                    resource_version: verdict.resource_version.clone(),
-                }
+        let state = if let Some(refusal) = obstacle(key, claim, site, &own, options) {
+            MappingState::Failed(refusal)
+        } else {
+            site.claims.push((key, claim));
+            MappingState::Planned {
+                virtual_address: claim.virtual_address,
+                resource_version: verdict.resource_version.clone(),
             }
         };
         states.insert(key.clone(), state);

@@ -79,7 +79,7 @@ fn to_target(key: &MappingKey, claim: &Claim) -> Vec<Rule> {
     let of_ports = |ports: &ClaimedPorts| {
         let target = Target::Dnat {
             to: claim.target,
-            ports: shifted(ports),
+            ports: shifted(*ports),
         };
         let matches = [address.clone(), Match::DestinationPorts(ports.transport, ports.ports)];
         Rule::new(owner(key), matches, target)
@@ -88,7 +88,7 @@ fn to_target(key: &MappingKey, claim: &Claim) -> Vec<Rule> {
 }
 
 /// The range at the target, if it is another one than at the virtual address.
-fn shifted(ports: &ClaimedPorts) -> Option<(PortRange, u16)> {
+fn shifted(ports: ClaimedPorts) -> Option<(PortRange, u16)> {
     let (first, base) = (ports.target_first, ports.ports.first());
     let last = first.checked_add(ports.ports.span())?;
     (first != base)

@@ -15,7 +15,7 @@ const QUOTE_MAX: usize = 64;
 
 /// Ranges that no host has an address from (RFC 6890).
 const UNUSABLE: [(Ipv4Net, &str); 5] = [
-    (Ipv4Net::new_assert(Ipv4Addr::new(0, 0, 0, 0), 8), "this network"),
+    (Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 8), "this network"),
     (Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8), "loopback"),
     (Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16), "link-local"),
     (Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4), "multicast"),

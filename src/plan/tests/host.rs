@@ -254,7 +254,7 @@ fn a_network_with_a_problem_programs_no_mapping() {
 }
 
 /// Two networks on one node, `b` younger.
-fn pair(change: Value, extra: &[(&str, &[&str])]) -> HostPlan {
+fn pair(change: &Value, extra: &[(&str, &[&str])]) -> HostPlan {
     let mut b = network("b", 5, json!({"inside": {"interface": "eth2", "addresses": ["192.168.201.0/24"]}}));
     let mut raw = serde_json::to_value(&b.spec).unwrap();
     for (side, fields) in change.as_object().unwrap() {
@@ -277,29 +277,29 @@ fn pair(change: Value, extra: &[(&str, &[&str])]) -> HostPlan {
 
 #[test]
 fn the_younger_of_two_networks_that_cannot_be_told_apart_is_not_served() {
-    assert_eq!(pair(json!({}), &[]).networks["b"].problem, None);
-    let plan = pair(json!({"inside": {"addresses": ["192.168.200.128/25"]}}), &[]);
+    assert_eq!(pair(&json!({}), &[]).networks["b"].problem, None);
+    let plan = pair(&json!({"inside": {"addresses": ["192.168.200.128/25"]}}), &[]);
     assert_problem(
         &plan,
         "b",
         reasons::PREFIX_OVERLAP,
         "192.168.200.128/25 of network b shares addresses with 192.168.200.0/24 of network net",
     );
-    let plan = pair(json!({"inside": {"interface": "eth1"}}), &[]);
+    let plan = pair(&json!({"inside": {"interface": "eth1"}}), &[]);
     assert_problem(
         &plan,
         "b",
         reasons::INTERFACE_SHARED,
         "eth1 on node vm02 serves network net already",
     );
-    let plan = pair(json!({"inside": {"interface": "eth0"}, "outside": {"interface": "eth2"}}), &[]);
+    let plan = pair(&json!({"inside": {"interface": "eth0"}, "outside": {"interface": "eth2"}}), &[]);
     assert_problem(
         &plan,
         "b",
         reasons::INTERFACE_SHARED,
         "eth0 on node vm02 is the outside interface of network net",
     );
-    let plan = pair(json!({"outside": {"interface": "eth1"}}), &[]);
+    let plan = pair(&json!({"outside": {"interface": "eth1"}}), &[]);
     assert_problem(
         &plan,
         "b",
@@ -311,7 +311,7 @@ fn the_younger_of_two_networks_that_cannot_be_told_apart_is_not_served() {
 #[test]
 fn targets_that_would_be_delivered_elsewhere_are_not_served() {
     let production: (&str, &[&str]) = ("eth7", &["192.168.201.77/26"]);
-    let plan = pair(json!({}), &[production]);
+    let plan = pair(&json!({}), &[production]);
     assert_problem(
         &plan,
         "b",
@@ -319,7 +319,11 @@ fn targets_that_would_be_delivered_elsewhere_are_not_served() {
         "192.168.201.0/24 of network b shares addresses with 192.168.201.64/26, which is connected to eth7",
     );
     let own: (&str, &[&str]) = ("eth7", &["192.168.201.77/32"]);
-    assert_eq!(pair(json!({}), &[own]).networks["b"].problem, None, "a single address is no subnet");
+    assert_eq!(
+        pair(&json!({}), &[own]).networks["b"].problem,
+        None,
+        "a single address is no subnet"
+    );
 }
 
 #[test]

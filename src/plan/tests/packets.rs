@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use super::super::rules::network_hash;
 use super::super::testing::{mapping, network, node, plan, seed};
 use super::super::{HostPlan, NodeFacts, Via, World};
+use crate::api::StagingNetworkStatus;
 use crate::api::network::ActiveGateway;
 use crate::netfilter::path::{Fate, Node, Trace};
 use crate::netfilter::trace::{Packet, Payload};
@@ -245,12 +246,13 @@ fn nor_by_way_of_another_gateway() {
     let mut world = two(&json!({"egress": {"default": "Allow"}}));
     world.nodes[0].labels = gateway.map(|l| l.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect());
     world.networks[1].spec.gateway.node_selector.match_labels = Some([("other".to_string(), "yes".to_string())].into());
-    let mut status = crate::api::StagingNetworkStatus::default();
-    status.active_gateway = Some(ActiveGateway {
-        node: "vm02".into(),
-        address: None,
+    world.networks[0].status = Some(StagingNetworkStatus {
+        active_gateway: Some(ActiveGateway {
+            node: "vm02".into(),
+            address: None,
+        }),
+        ..StagingNetworkStatus::default()
     });
-    world.networks[0].status = Some(status);
     let lab = Lab::new(&world);
     assert_left(
         &lab.send("eth1", "192.168.200.3", "192.168.100.77", SSH),
