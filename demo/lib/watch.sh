@@ -5,7 +5,7 @@
 watch() {
   ip netns exec "$2" tcpdump -i "$3" -n -l -t --immediate-mode "$4" >"$dir/$1.pcap.txt" 2>"$dir/$1.pcap.err" &
   echo $! >"$dir/$1.pcap.pid"
-  within 5 grep -q 'listening on' "$dir/$1.pcap.err"
+  within 5 grep -qs 'listening on' "$dir/$1.pcap.err"
 }
 
 # Ends recordings, after what is under way has arrived.

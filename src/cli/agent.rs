@@ -179,18 +179,32 @@ pub(super) async fn run(args: AgentArgs) -> Result<ExitCode, CliError> {
             .and(died("watching objects"))
     });
     let stop = stop_signal()?;
-    let work = tokio::spawn(runner.run(snapshots, stop));
-    tokio::select! {
-        ended = work => match ended {
-            Ok(Ok(())) => Ok(ExitCode::from(EXIT_OK)),
-            Ok(Err(what)) => Err(AgentError::Died(what).into()),
-            Err(error) => Err(AgentError::Died(format!("the runner ({error})")).into()),
-        },
-        Some(ended) = tasks.join_next() => Err(match ended {
-            Ok(Err(error)) => error,
-            Ok(Ok(())) => AgentError::Died("a background task".to_owned()),
-            Err(error) => AgentError::Died(format!("a background task ({error})")),
-        }.into()),
+    let mut work = tokio::spawn(runner.run(snapshots, stop));
+    let died = tokio::select! {
+        biased;
+        ended = &mut work => return finished(ended),
+        Some(died) = tasks.join_next() => died,
+    };
+    // The tasks that the runner feeds end when it does: then it is the one that knows why.
+    if let Ok(ended) = tokio::time::timeout(LAST_WORDS, work).await {
+        return finished(ended);
+    }
+    let error = match died {
+        Ok(Err(error)) => error,
+        Ok(Ok(())) => AgentError::Died("a background task".to_owned()),
+        Err(error) => AgentError::Died(format!("a background task ({error})")),
+    };
+    Err(error.into())
+}
+
+/// How long a task's end may come before the runner's own.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+fn finished(runner: Result<Result<(), String>, tokio::task::JoinError>) -> Result<ExitCode, CliError> {
+    match runner {
+        Ok(Ok(())) => Ok(ExitCode::from(EXIT_OK)),
+        Ok(Err(what)) => Err(AgentError::Died(what).into()),
+        Err(error) => Err(AgentError::Died(format!("the runner ({error})")).into()),
     }
 }
 

@@ -111,6 +111,9 @@ impl Agent {
                 .success()
         );
         let status = wait_for(Duration::from_secs(10), "the agent to end", || self.child.try_wait().unwrap());
+        if status.code().is_some_and(|code| code != 0) {
+            eprintln!("---- agent log\n{}", self.log());
+        }
         status.code()
     }
 

@@ -14,17 +14,15 @@ impl Snapshot {
     pub fn of(ns: &Ns) -> Self {
         let mut all = String::new();
         for tool in ["iptables", "ip6tables"] {
-            all += &format!("# {tool} nft\n{}", tables(&ns.sh(&format!("{tool}-nft-save"))));
+            all += &section(&format!("{tool} nft"), &tables(&ns.sh(&format!("{tool}-nft-save"))));
             // Running the legacy tool makes tables, so it is run only where there are some.
-            if !ns
-                .try_sh(&format!(
-                    "cat /proc/net/{}_names",
-                    tool.replace("iptables", "ip_tables").replace("ip6tables", "ip6_tables")
-                ))
-                .stdout
-                .is_empty()
-            {
-                all += &format!("# {tool} legacy\n{}", tables(&ns.sh(&format!("{tool}-legacy-save"))));
+            let names = if tool == "iptables" {
+                "ip_tables_names"
+            } else {
+                "ip6_tables_names"
+            };
+            if !ns.try_sh(&format!("cat /proc/net/{names}")).stdout.is_empty() {
+                all += &section(&format!("{tool} legacy"), &tables(&ns.sh(&format!("{tool}-legacy-save"))));
             }
         }
         for what in ["-4 route show table all", "-4 rule", "-4 neigh show proxy", "-4 -o addr"] {
@@ -63,6 +61,14 @@ impl Snapshot {
 impl fmt::Debug for Snapshot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+fn section(title: &str, text: &str) -> String {
+    if text.is_empty() {
+        String::new()
+    } else {
+        format!("# {title}\n{text}")
     }
 }
 
