@@ -139,10 +139,19 @@ labs! {
             "ip route del 192.168.100.3 dev lo",
             "sysctl -qw net.ipv4.conf.eth1.forwarding=0",
             "sysctl -qw net.ipv4.conf.eth0.forwarding=0",
-            "sysctl -qw net.ipv4.conf.eth0.send_redirects=1",
         ] {
             is_repaired(seed, &mut agent, &before, line, &[]);
         }
+    }
+
+    /// The kernel tells nobody that redirects were switched on: the slow check finds it.
+    fn what_gives_no_event_is_found_by_the_slow_check(seed) {
+        let manifests = Manifests::seed();
+        let mut agent = seed.agent(&manifests, &["--resync", "5"]);
+        seed.wait_serves("vm03");
+        seed.vm02.set("ipv4/conf/eth0/send_redirects", "1");
+        wait_until(seconds(50), "redirects to be off again", || seed.vm02.get("ipv4/conf/eth0/send_redirects") == "0");
+        agent.wait_log(seconds(5), &["repaired", "eth0"]);
     }
 
     fn a_device_that_is_made_anew_is_served_again(seed) {

@@ -291,6 +291,11 @@ fn lines(report: &Report, standing: &Standing) -> String {
         ]);
     }
     let mut out = super::table(&rows);
+    for (name, status) in &standing.statuses.networks {
+        if let Some(why) = conditions::find(&status.conditions, types::READY).filter(|c| c.status != "True") {
+            let _ = writeln!(out, "network {name}: {}: {}", why.reason, why.message);
+        }
+    }
     for mapping in &report.snapshot.mappings {
         let key = aggregate::key(mapping);
         let ready = standing
