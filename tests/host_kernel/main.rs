@@ -93,7 +93,7 @@ impl World {
 
     fn run<T>(&self, work: impl Future<Output = T>) -> T {
         self.runtime
-            .block_on(async { timeout(Duration::from_secs(120), work).await.unwrap() })
+            .block_on(async { timeout(Duration::from_mins(2), work).await.unwrap() })
     }
 }
 

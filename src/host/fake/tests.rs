@@ -41,7 +41,7 @@ async fn restored_rules_are_read_back_by_hash_and_position() {
     assert_eq!(seen.hooks[&Hook::Forward].jumps, [(1, ChainName::new("FWD").unwrap())]);
     assert_eq!(seen.hooks.len(), 1);
     host.edit_chain(Family::V4, Table::Mangle, "SNET-FWD", |rules| {
-        rules.insert(0, "-j ACCEPT".to_owned())
+        rules.insert(0, "-j ACCEPT".to_owned());
     });
     let seen = host.read_table(Family::V4, Table::Mangle, None).await.unwrap();
     assert_eq!(seen.chains["SNET-FWD"][0], None);
