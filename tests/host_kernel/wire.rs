@@ -149,6 +149,15 @@ fn others_changes_are_told_with_their_maker_and_our_own_are_not() {
             while events.try_recv().is_ok() {}
             sh("echo 0 > /proc/sys/net/ipv4/conf/eth1/forwarding");
             assert!(next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some());
+            while next(&mut events, 1500, |_| true).await.is_some() {}
+            for told_by_nobody in ["conf/eth0/send_redirects", "neigh/eth0/proxy_delay"] {
+                sh(&format!("echo 1 > /proc/sys/net/ipv4/{told_by_nobody}"));
+                assert!(
+                    next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some(),
+                    "{told_by_nobody}"
+                );
+                while next(&mut events, 1500, |_| true).await.is_some() {}
+            }
             sh("ip link set eth1 down");
             assert!(next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some());
         });

@@ -1,13 +1,12 @@
 //! Kernel events, told only where they may concern us.
 //!
-//! Three listeners: nftables (legacy tables have no events), rtnetlink, and, because the kernel tells nobody about proxy neighbours, a
-//! cheap look at those twice a second. A listener that fails says [`HostEvent::Overrun`] and starts anew, ever more slowly. All end when the
+//! Three listeners: nftables (legacy tables have no events), rtnetlink, and, because the kernel tells nobody when a proxy neighbour goes or
+//! `send_redirects` or `proxy_delay` change, a cheap look at those twice a second. A listener that fails says [`HostEvent::Overrun`] and starts anew, ever more slowly. All end when the
 //! receiver is dropped. When the agent is slow, the kernel's queue fills and the kernel says so: nothing is lost silently.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as Lock};
 use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
@@ -15,12 +14,13 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt as _, TokioSocket};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::generation::{self, NFGENMSG, NFT_MSG_NEWGEN, Own};
-use super::netlink::{Answer, Netlink, messages, text};
+use super::netlink::{Answer, messages, text};
 use super::observe::{self, our_route};
+use super::state::Found;
+use super::unannounced;
 use crate::host::HostEvent;
 use crate::netfilter::rules::CHAIN_PREFIX;
 use crate::plan::Via;
@@ -30,8 +30,6 @@ const QUEUE: usize = 8 << 20;
 /// Bytes read at once: more than the largest datagram of events (`NLMSG_GOODSIZE`, one page, or one large rule).
 const RECEIVE: usize = 128 << 10;
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
-/// How often proxy neighbours are looked at, at most; a look that takes long is repeated after a hundred times its own duration.
-const PROXY_INTERVAL: Duration = Duration::from_millis(500);
 
 // linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h, linux/rtnetlink.h
 const NFNLGRP_NFTABLES: u32 = 7;
@@ -60,16 +58,18 @@ const RTM_DELROUTE: u16 = 25;
 const RTM_NEWNETCONF: u16 = 80;
 const RTM_DELNETCONF: u16 = 81;
 
-type Sender = mpsc::Sender<HostEvent>;
+pub(super) type Sender = mpsc::Sender<HostEvent>;
 
 /// Starts the listeners.
-pub(super) fn start(sender: &Sender, own: &Arc<Mutex<Own>>) {
+pub(super) fn start(sender: &Sender, own: &Arc<Mutex<Own>>, found: &Arc<Lock<Found>>) {
     let (nft, own) = (sender.clone(), own.clone());
     keep(sender.clone(), "nftables", move || listen_nft(nft.clone(), own.clone()));
     let route = sender.clone();
     keep(sender.clone(), "rtnetlink", move || listen_route(route.clone()));
-    let proxies = sender.clone();
-    keep(sender.clone(), "proxy neighbour", move || watch_proxies(proxies.clone()));
+    let (look, found) = (sender.clone(), found.clone());
+    keep(sender.clone(), "unannounced", move || {
+        unannounced::watch(look.clone(), found.clone())
+    });
 }
 
 /// Runs a listener until the receiver is gone, anew when it fails.
@@ -238,22 +238,6 @@ fn route_gone(answer: &Answer<'_>) -> Option<HostEvent> {
     })?;
     debug_assert!(!matches!(named.via, Via::Link(ref name) if name.as_str() != "any"));
     Some(HostEvent::RouteGone(named.destination))
-}
-
-async fn watch_proxies(sender: Sender) -> io::Result<()> {
-    let mut before: BTreeSet<(u32, Ipv4Addr)> = BTreeSet::new();
-    loop {
-        let started = Instant::now();
-        let look = spawn_blocking(|| Netlink::open(NETLINK_ROUTE).and_then(|mut netlink| observe::proxies(&mut netlink)));
-        let now = observe::ours(&look.await.map_err(io::Error::other)??);
-        for (_, address) in before.difference(&now) {
-            if sender.send(HostEvent::ProxyGone(*address)).await.is_err() {
-                return Ok(());
-            }
-        }
-        before = now;
-        sleep(PROXY_INTERVAL.max(started.elapsed() * 100)).await;
-    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod privileges;
 mod state;
 mod tables;
 mod tools;
+mod unannounced;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -271,7 +272,7 @@ impl Host for LinuxHost {
 
     fn events(&mut self) -> mpsc::Receiver<HostEvent> {
         let (sender, receiver) = mpsc::channel(EVENT_ROOM);
-        events::start(&sender, &self.own);
+        events::start(&sender, &self.own, &self.found);
         receiver
     }
 }

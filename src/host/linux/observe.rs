@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
 use netlink_packet_route::address::AddressMessage;
-use netlink_packet_route::link::LinkMessage;
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourMessage};
 use netlink_packet_route::neighbour_table::NeighbourTableMessage;
 use netlink_packet_route::route::{RouteHeader, RouteMessage, RouteProtocol, RouteType};
@@ -111,7 +111,10 @@ fn link(answer: &Answer<'_>) -> Option<(String, Link)> {
 
 /// Interfaces by name, with their settings.
 pub(super) fn links(netlink: &mut Netlink) -> io::Result<BTreeMap<String, Link>> {
-    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    let mut request = LinkMessage::default();
+    // Without counters an answer is a third as long.
+    request.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let request = RouteNetlinkMessage::GetLink(request);
     let mut links: BTreeMap<_, _> = netlink.dump(&request, link)?.into_iter().collect();
     let delays = proxy_delays(netlink)?;
     for link in links.values_mut() {

@@ -84,6 +84,11 @@ impl Found {
         }
     }
 
+    /// Whether no interface was changed.
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
     /// What was found on the interface before it was first changed.
     pub(super) fn get(&self, name: &IfName, index: u32) -> Option<LinkSettings> {
         self.entries.get(name.as_str()).filter(|e| e.index == index).map(Entry::settings)

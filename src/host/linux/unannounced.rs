@@ -1,0 +1,102 @@
+//! What changes without the kernel telling anybody: proxy neighbours that go, and the settings `send_redirects` and `proxy_delay`.
+//!
+//! `pneigh_delete` and the handlers of those two settings send no notification (net/core/neighbour.c, net/ipv4/devinet.c), so they
+//! are looked at, which costs a few dumps a second.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex as Lock, PoisonError};
+use std::time::{Duration, Instant};
+
+use netlink_sys::protocols::NETLINK_ROUTE;
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+
+use super::events::Sender;
+use super::netlink::Netlink;
+use super::observe;
+use super::state::Found;
+use crate::host::HostEvent;
+
+/// How often what the kernel does not tell is looked at, at most.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// A look that takes long is repeated after this many times its own duration, so that it never costs more than a hundredth of a processor.
+const LOOK_SHARE: u32 = 100;
+
+/// What the kernel holds without telling anybody of a change.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Unannounced {
+    proxies: BTreeSet<(u32, Ipv4Addr)>,
+    /// By interface index: `send_redirects` and `proxy_delay`. Looked at only while settings of ours stand.
+    settings: BTreeMap<u32, (Option<bool>, Option<u64>)>,
+}
+
+impl Unannounced {
+    fn look(found: &Lock<Found>) -> io::Result<Self> {
+        let mut netlink = Netlink::open(NETLINK_ROUTE)?;
+        let changed = !found.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let links = if changed { observe::links(&mut netlink)? } else { BTreeMap::new() };
+        let setting = |link: observe::Link| (link.index, (link.settings.send_redirects, link.settings.proxy_delay));
+        Ok(Self {
+            proxies: observe::ours(&observe::proxies(&mut netlink)?),
+            settings: links.into_values().map(setting).collect(),
+        })
+    }
+
+    /// What has changed from `before`. Interfaces that came or went are told by the kernel.
+    fn since(&self, before: &Self) -> Vec<HostEvent> {
+        let gone = before
+            .proxies
+            .difference(&self.proxies)
+            .map(|(_, address)| HostEvent::ProxyGone(*address));
+        let mut events: Vec<_> = gone.collect();
+        if self
+            .settings
+            .iter()
+            .any(|(index, now)| before.settings.get(index).is_some_and(|then| then != now))
+        {
+            events.push(HostEvent::Links);
+        }
+        events
+    }
+}
+
+/// Looks until the receiver is gone.
+pub(super) async fn watch(sender: Sender, found: Arc<Lock<Found>>) -> io::Result<()> {
+    let mut before = Unannounced::default();
+    loop {
+        let started = Instant::now();
+        let found = found.clone();
+        let now = spawn_blocking(move || Unannounced::look(&found))
+            .await
+            .map_err(io::Error::other)??;
+        for event in now.since(&before) {
+            if sender.send(event).await.is_err() {
+                return Ok(());
+            }
+        }
+        before = now;
+        sleep(LOOK_INTERVAL.max(started.elapsed() * LOOK_SHARE)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_went_and_what_was_set_is_told_and_what_came_is_not() {
+        let look = |proxies: &[u8], settings: &[(u32, bool)]| Unannounced {
+            proxies: proxies.iter().map(|last| (2, Ipv4Addr::new(192, 0, 2, *last))).collect(),
+            settings: settings
+                .iter()
+                .map(|(index, redirects)| (*index, (Some(*redirects), Some(0))))
+                .collect(),
+        };
+        let before = look(&[3, 4], &[(2, false)]);
+        assert_eq!(look(&[3, 4, 5], &[(2, false), (3, true)]).since(&before), []);
+        assert_eq!(look(&[4], &[]).since(&before), [HostEvent::ProxyGone(Ipv4Addr::new(192, 0, 2, 3))]);
+        assert_eq!(look(&[3, 4], &[(2, true)]).since(&before), [HostEvent::Links]);
+    }
+}
