@@ -15,6 +15,8 @@
 //! | [`cli`] | what people type | everything |
 //! | [`telemetry`] | logs, metrics, probes | nothing of ours |
 
+#![deny(clippy::disallowed_methods)]
+
 pub mod agent;
 pub mod api;
 pub mod cli;

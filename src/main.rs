@@ -1,5 +1,7 @@
 //! Wiring only: parses the command line, runs the command, prints an error as one sentence with its causes.
 
+#![deny(clippy::disallowed_methods)]
+
 use std::process::ExitCode;
 
 use anyhow::Context as _;

@@ -2,7 +2,7 @@
 //! forwarding without the fence.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ use stagenet::api::reasons::{self, types};
 use stagenet::host::fake::{Call, FakeHost, Write};
 use stagenet::host::{HostError, LinkChange};
 use stagenet::netfilter::{Family, IfName, Table};
-use stagenet::plan::{InterfaceFacts, LinkSettings, MappingState};
+use stagenet::plan::{InterfaceFacts, LinkSettings, MappingState, NodeFacts};
 use stagenet::telemetry::{Health, Metrics};
 
 const NETWORK: &str = "
@@ -399,6 +399,29 @@ async fn an_address_that_somebody_has_is_not_taken() {
     kept.doubt_all();
     pass(&host, &mut kept, &two()).await;
     assert_eq!(state(&host), converged(&[two()]).await);
+}
+
+/// The gateway that served the network until now answers until it has heard of the move.
+#[tokio::test]
+async fn another_gateway_of_ours_is_nobody_else() {
+    let (host, mut kept) = (host(), Kept::default());
+    host.answer(Ipv4Addr::new(192, 168, 100, 3), Some("02:AA:00:00:00:07"));
+    let mut snapshot = (*one()).clone();
+    let mut other = NodeFacts {
+        name: "vm09".to_owned(),
+        labels: Some(BTreeMap::new()),
+        ..NodeFacts::default()
+    };
+    other.interfaces.insert("eth0".to_owned(), facts(7, "192.168.100.9/24"));
+    other.interfaces.get_mut("eth0").unwrap().mac = "02:aa:00:00:00:07".to_owned();
+    snapshot.others = vec![other];
+    let outcome = pass(&host, &mut kept, &snapshot).await;
+    assert!(
+        outcome.mappings.values().all(|s| matches!(s, MappingState::Planned { .. })),
+        "{:?}",
+        outcome.mappings
+    );
+    assert_eq!(host.proxies().len(), 1);
 }
 
 #[tokio::test]

@@ -26,7 +26,8 @@ fn is_test(path: &Path) -> bool {
 
 /// The lines of a file without the tests at its end.
 fn without_tests(text: &str) -> impl Iterator<Item = &str> {
-    text.lines().take_while(|l| *l != "#[cfg(test)]")
+    let end = text.rfind("\n#[cfg(test)]\n").filter(|at| text[*at..].contains("mod tests {"));
+    text[..end.unwrap_or(text.len())].lines()
 }
 
 /// All sources but tests: path below src/, and the lines that are code.

@@ -15,7 +15,7 @@ use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::rules::CHAIN_PREFIX;
 use crate::netfilter::{ChainName, Family, IfName, Table, TableRules};
-use crate::plan::{Claim, FlowPolicy, InterfaceFacts, MappingKey};
+use crate::plan::{Claim, FlowPolicy, InterfaceFacts, MappingKey, ProxyNeighbour};
 
 /// Where we may have rules. IPv6 has the fence only.
 pub(super) const TABLES: [(Family, Table); 4] = [
@@ -55,9 +55,12 @@ pub struct Kept {
     pub(super) findings: Option<Vec<Finding>>,
     /// Interfaces that the findings are about.
     pub(super) preflighted: (BTreeSet<IfName>, BTreeSet<IfName>),
-    pub(super) in_use: BTreeMap<Ipv4Addr, String>,
-    /// Addresses that nobody answered for when asked, until they are ours.
-    pub(super) asked: BTreeSet<(IfName, Ipv4Addr)>,
+    /// Addresses that somebody else answers for, on which interface, and that somebody's hardware address.
+    pub(super) in_use: BTreeMap<Ipv4Addr, (IfName, String)>,
+    /// Whether those are to be asked for again.
+    pub(super) ask_again: bool,
+    /// Addresses that nobody answered for when asked.
+    pub(super) asked: BTreeSet<ProxyNeighbour>,
     pub(super) quarantined: BTreeMap<MappingKey, Quarantine>,
     /// The policy that the connection table was last swept by.
     pub(super) swept: Option<FlowPolicy>,
@@ -75,6 +78,11 @@ impl Kept {
         }
     }
 
+    /// Any table may have changed.
+    pub fn doubt_tables(&mut self) {
+        self.tables.values_mut().for_each(|t| t.doubted = true);
+    }
+
     /// Routes, neighbours, addresses or settings of ours may have changed.
     pub fn doubt_links(&mut self) {
         self.links_doubted = true;
@@ -88,11 +96,11 @@ impl Kept {
 
     /// All of it, also whether somebody else still has the addresses that somebody else had, and whether the kernel still refuses what it refused.
     pub fn doubt_all(&mut self) {
-        self.tables.values_mut().for_each(|t| t.doubted = true);
+        self.doubt_tables();
         self.doubt_interfaces();
         self.findings = None;
         self.asked.clear();
-        self.in_use.clear();
+        self.ask_again = true;
         self.quarantined.clear();
     }
 

@@ -11,7 +11,7 @@
 //! | [`source`] | snapshots of all objects | files or API server |
 //! | [`schedule`] | when the next pass may run | none |
 //! | [`runner`] | waits for reasons, runs passes | the host, through [`crate::host::Host`] |
-//! | [`pass`], `apply` | one pass | the host |
+//! | [`pass`], `apply`, `probe` | one pass | the host |
 //! | [`staging`] | what changes in which order | none |
 //! | [`kept`] | what is known of the kernel | none |
 //! | [`report`] | status, events, heartbeat | API server or a file |
@@ -24,6 +24,7 @@ pub mod cleanup;
 pub mod kept;
 pub mod outcome;
 pub mod pass;
+mod probe;
 pub mod report;
 pub mod runner;
 pub mod schedule;

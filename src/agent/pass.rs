@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::kept::{Kept, Quarantine, TABLES};
 use super::outcome::{Outcome, Trouble};
 use super::source::Snapshot;
-use super::{apply, staging};
+use super::{apply, probe, staging};
 use crate::api::reasons;
 use crate::host::{Host, HostError, LinkChange};
 use crate::netfilter::{Family, IfName, Owner, Table, TableRules};
@@ -58,8 +58,10 @@ pub(super) struct Work<'a> {
     pub(super) kept: &'a mut Kept,
     pub(super) outcome: Outcome,
     pub(super) verdicts: &'a Verdicts,
+    /// Hardware addresses of the other known nodes.
+    pub(super) colleagues: BTreeSet<String>,
     /// Addresses that could not be asked for.
-    unasked: BTreeSet<Ipv4Addr>,
+    pub(super) unasked: BTreeSet<Ipv4Addr>,
 }
 
 /// The rules of a plan, shared with the memory.
@@ -84,8 +86,10 @@ pub async fn run(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, sett
         kept,
         outcome,
         verdicts: &verdicts,
+        colleagues: probe::colleagues(snapshot),
         unasked: BTreeSet::new(),
     };
+    work.ask_again().await;
     // One more than may be rejected, and two for addresses found in use.
     for _ in 0..MAX_REJECTED + 3 {
         let options = work.options(settings);
@@ -154,7 +158,7 @@ impl Work<'_> {
         HostOptions {
             connmark: settings.connmark,
             nflog_group: settings.nflog_group,
-            in_use: self.kept.in_use.clone(),
+            in_use: self.kept.in_use.iter().map(|(address, (_, mac))| (*address, mac.clone())).collect(),
             quarantined: self.kept.quarantined.iter().map(|(key, q)| (key.clone(), q.said.clone())).collect(),
         }
     }
@@ -274,42 +278,6 @@ impl Work<'_> {
             }
         }
         Step::Done
-    }
-
-    /// Asks for the addresses that are about to be attracted for the first time.
-    async fn probe(&mut self, plan: &HostPlan) -> Step {
-        let empty = BTreeSet::new();
-        let ours = self.kept.links.as_ref().map_or(&empty, |l| &l.proxies);
-        let mut ask: BTreeMap<IfName, BTreeSet<Ipv4Addr>> = BTreeMap::new();
-        for proxy in plan.proxies.difference(ours) {
-            if !self.kept.asked.contains(&(proxy.interface.clone(), proxy.address)) {
-                ask.entry(proxy.interface.clone()).or_default().insert(proxy.address);
-            }
-        }
-        // What is ours by now is asked for again, should it ever be lost for long: somebody may have taken it.
-        self.kept
-            .asked
-            .retain(|(interface, address)| plan.proxies.iter().any(|p| p.interface == *interface && p.address == *address));
-        if ask.is_empty() {
-            return Step::Done;
-        }
-        match self.host.probe(&ask).await {
-            Ok(answered) => {
-                let quiet = ask.into_iter().flat_map(|(i, all)| all.into_iter().map(move |a| (i.clone(), a)));
-                self.kept.asked.extend(quiet.filter(|(_, address)| !answered.contains_key(address)));
-                let step = if answered.is_empty() { Step::Done } else { Step::Again };
-                self.kept.in_use.extend(answered);
-                step
-            }
-            Err(error) => {
-                self.outcome.troubles.push(Trouble {
-                    reason: reasons::PROBE_FAILED,
-                    message: error.to_string(),
-                });
-                self.unasked = ask.into_values().flatten().collect();
-                Step::Done
-            }
-        }
     }
 
     /// Whether a change attracts no address that could not be asked for.

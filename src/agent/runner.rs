@@ -128,7 +128,7 @@ impl<H: Host> Runner<H> {
                     self.schedule.want();
                 }
                 _ = legacy.tick(), if self.host.backend() == Some(Backend::Legacy) => {
-                    [Table::Mangle, Table::Nat, Table::Filter].into_iter().for_each(|t| self.kept.doubt_table(t));
+                    self.kept.doubt_tables();
                     self.schedule.want();
                 }
                 _ = denied.tick(), if self.reports.borrow().is_some() => self.count_denied().await,

@@ -172,7 +172,7 @@ pub fn acknowledged(seen: &mut ObservedLinks, made: &[LinkChange]) {
 }
 
 /// Names of the networks whose part of the fence is not in `standing`, the chains of mangle as they are now.
-pub fn unfenced<'a>(desired: &'a TableRules, standing: impl Fn(&ChainName) -> bool) -> BTreeSet<&'a str> {
+pub fn unfenced(desired: &TableRules, standing: impl Fn(&ChainName) -> bool) -> BTreeSet<&str> {
     let missing = desired.chains.iter().filter(|(name, _)| !standing(name));
     missing
         .flat_map(|(_, rules)| rules)

@@ -27,7 +27,7 @@ use crate::host::linux::{LinuxHost, LinuxOptions};
 use crate::telemetry::{Health, LogOptions, Metrics, logs, serve};
 
 /// How long the runner may be silent: an ARP probe, a held lock and a cold start with 10 000 mappings together stay below half of it.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Keep this node as planned
 #[derive(Debug, Args)]

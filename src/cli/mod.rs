@@ -13,6 +13,7 @@ mod plan;
 mod plan_json;
 mod plan_text;
 
+use std::fmt::Write as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -61,7 +62,7 @@ pub enum Command {
     Plan(plan::PlanArgs),
     /// Remove everything of stagenet from this node
     Cleanup(cleanup::CleanupArgs),
-    /// Print the CustomResourceDefinitions
+    /// Print the custom resource definitions
     Crd,
 }
 
@@ -71,7 +72,7 @@ pub enum BackendArg {
     /// The one that the node's other programs use
     #[default]
     Auto,
-    /// iptables-nft
+    /// `iptables-nft`
     Nft,
     /// iptables-legacy
     Legacy,
@@ -147,7 +148,10 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
     }
     let mut out = String::new();
     for row in rows {
-        let line: String = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}  ")).collect();
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(widths) {
+            let _ = write!(line, "{cell:width$}  ");
+        }
         out.push_str(line.trim_end());
         out.push('\n');
     }

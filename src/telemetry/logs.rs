@@ -22,7 +22,7 @@ pub struct LogOptions {
     #[arg(long, value_enum, default_value_t = LogFormat::Text, env = "STAGENET_LOG_FORMAT", help_heading = "Logging")]
     pub log_format: LogFormat,
 
-    /// Least severe level that is logged: error, warn, info, debug, trace; or a filter such as "info,stagenet::host=debug"
+    /// Least severe level that is logged: error, warn, info, debug, trace; or a filter such as `info,stagenet::host=debug`
     #[arg(long, value_name = "LEVEL", default_value = "info", env = "STAGENET_LOG_LEVEL", value_parser = parse_filter, help_heading = "Logging")]
     pub log_level: String,
 }

@@ -3,7 +3,7 @@
 //! An API server that is away keeps nothing from working: the latest status is written when it is back, the ones in between never were needed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
@@ -23,6 +23,8 @@ const MIN_INTERVAL: Duration = Duration::from_millis(200);
 /// First wait after a failed write; doubled up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// What was written is compared with what is stored this often.
+const REREAD: Duration = Duration::from_secs(50);
 /// Longest note of an event, in bytes (events.k8s.io/v1).
 const NOTE_MAX: usize = 1000;
 
@@ -37,6 +39,7 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
         },
     );
     let mut written: Option<GatewayNodeStatus> = None;
+    let mut read = Instant::now();
     let mut told: Vec<(String, String)> = Vec::new();
     let mut wait = RETRY;
     loop {
@@ -46,9 +49,14 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
             }
             continue;
         };
+        if read.elapsed() > REREAD {
+            // Somebody may have deleted or changed the object meanwhile.
+            written = None;
+            read = Instant::now();
+        }
         let pause = match write(&api, &node, &report, &mut written).await {
-            Ok(wrote) => {
-                if wrote {
+            Ok(changed) => {
+                if changed {
                     metrics.reports.get_or_create(&ResultLabel { result: "written" }).inc();
                 }
                 wait = RETRY;
@@ -124,14 +132,14 @@ async fn tell(recorder: &Recorder, node: &str, report: &Report, told: &mut Vec<(
     }
     let reference = GatewayNode::new(node, GatewayNodeSpec {}).object_ref(&());
     for (type_, reason, message) in events {
-        let mut note = conditions::shorten(&message);
-        while note.len() > NOTE_MAX {
-            note.pop();
+        let mut text = conditions::shorten(&message);
+        while text.len() > NOTE_MAX {
+            text.pop();
         }
         let event = Event {
             type_,
             reason: reason.to_owned(),
-            note: Some(note),
+            note: Some(text),
             action: "Programming".to_owned(),
             secondary: None,
         };

@@ -63,7 +63,7 @@ pub fn watch(client: &Client, node: &str) -> (Snapshots, tokio::task::JoinHandle
     let task = tokio::spawn(async move {
         let mut late: Option<Instant> = None;
         loop {
-            let deadline = late.unwrap_or_else(|| Instant::now() + Duration::from_secs(3600));
+            let deadline = late.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
             let change = tokio::select! {
                 batch = news.next() => match batch {
                     Some(batch) => batch.into_iter().map(|n| state.take(n)).max().unwrap_or(Change::None),
@@ -126,13 +126,7 @@ impl State {
                 let own = matches!(&event, Event::Apply(g) | Event::Delete(g) if g.name_any() == self.node);
                 let change = self.gateways.take(event);
                 // What this agent itself reported is no news to it.
-                if own {
-                    Change::None
-                } else if change == Change::Version {
-                    Change::None
-                } else {
-                    change
-                }
+                if own || change == Change::Version { Change::None } else { change }
             }
             News::Node(event) => {
                 self.back("Node");

@@ -89,7 +89,7 @@ impl Directory {
             let name = path.display().to_string();
             let before = self.files.remove(&path).map(|f| f.good).unwrap_or_default();
             let file = match fs::read_to_string(&path) {
-                Ok(text) => take(&name, decode::decode([(name.as_str(), text.as_str())]), before, stamp),
+                Ok(text) => take(&name, &decode::decode([(name.as_str(), text.as_str())]), before, stamp),
                 Err(error) => File {
                     stamp,
                     good: before,
@@ -150,7 +150,7 @@ fn mapping_id(mapping: &NatMapping) -> String {
 }
 
 /// What of a file is in force now: what it says, and the last good version of what it says wrongly.
-fn take(name: &str, now: Manifests, before: Good, stamp: Stamp) -> File {
+fn take(name: &str, now: &Manifests, before: Good, stamp: Stamp) -> File {
     let lost = now.unreadable.contains(name);
     // A misspelt kind takes nothing away either, and a problem of an object that nobody can name may be anyone's.
     let called = |object: &str, name: &str| object.is_empty() || object.rsplit([' ', '/']).next() == Some(name);

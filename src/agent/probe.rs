@@ -1,0 +1,94 @@
+//! Is an address free? Asked outside before it is attracted for the first time, and again on the slow timer while somebody has it.
+//!
+//! Another gateway of ours that still answers for an address, because it has not yet heard that the network moved here, is nobody else: its hardware
+//! address is known, and it stops by itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
+use std::net::Ipv4Addr;
+
+use super::outcome::Trouble;
+use super::pass::{Step, Work};
+use super::source::Snapshot;
+use crate::api::reasons;
+use crate::host::HostError;
+use crate::netfilter::IfName;
+use crate::plan::{HostPlan, ProxyNeighbour};
+
+/// What to ask for, where.
+type Questions = BTreeMap<IfName, BTreeSet<Ipv4Addr>>;
+
+/// Hardware addresses of all interfaces of the other nodes.
+pub(super) fn colleagues(snapshot: &Snapshot) -> BTreeSet<String> {
+    let interfaces = snapshot.others.iter().flat_map(|node| node.interfaces.values());
+    interfaces
+        .map(|i| i.mac.to_ascii_lowercase())
+        .filter(|mac| !mac.is_empty())
+        .collect()
+}
+
+impl Work<'_> {
+    /// Who answers, colleagues left out.
+    async fn ask(&mut self, questions: &Questions) -> Result<BTreeMap<Ipv4Addr, String>, HostError> {
+        let mut answered = self.host.probe(questions).await?;
+        answered.retain(|_, mac| !self.colleagues.contains(&mac.to_ascii_lowercase()));
+        Ok(answered)
+    }
+
+    /// Asks again for addresses that somebody had, before they are planned without. Those that cannot be asked for stay untaken.
+    pub(super) async fn ask_again(&mut self) {
+        if !mem::take(&mut self.kept.ask_again) || self.kept.in_use.is_empty() {
+            return;
+        }
+        let mut questions = Questions::new();
+        for (address, (interface, _)) in &self.kept.in_use {
+            questions.entry(interface.clone()).or_default().insert(*address);
+        }
+        match self.ask(&questions).await {
+            Ok(answered) => self.kept.in_use.retain(|address, (_, mac)| {
+                let now = answered.get(address);
+                if let Some(now) = now {
+                    mac.clone_from(now);
+                }
+                now.is_some()
+            }),
+            Err(error) => tracing::debug!(%error, "asking again for addresses in use"),
+        }
+    }
+
+    /// Asks for the addresses that are about to be attracted for the first time.
+    pub(super) async fn probe(&mut self, plan: &HostPlan) -> Step {
+        self.kept.asked.retain(|proxy| plan.proxies.contains(proxy));
+        let nothing = BTreeSet::new();
+        let ours = self.kept.links.as_ref().map_or(&nothing, |l| &l.proxies);
+        let mut questions = Questions::new();
+        for proxy in plan.proxies.difference(ours).filter(|proxy| !self.kept.asked.contains(proxy)) {
+            questions.entry(proxy.interface.clone()).or_default().insert(proxy.address);
+        }
+        if questions.is_empty() {
+            return Step::Done;
+        }
+        let answered = match self.ask(&questions).await {
+            Ok(answered) => answered,
+            Err(error) => {
+                self.outcome.troubles.push(Trouble {
+                    reason: reasons::PROBE_FAILED,
+                    message: error.to_string(),
+                });
+                self.unasked = questions.into_values().flatten().collect();
+                return Step::Done;
+            }
+        };
+        let step = if answered.is_empty() { Step::Done } else { Step::Again };
+        for (interface, addresses) in questions {
+            for address in addresses {
+                let interface = interface.clone();
+                match answered.get(&address) {
+                    Some(mac) => drop(self.kept.in_use.insert(address, (interface, mac.clone()))),
+                    None => drop(self.kept.asked.insert(ProxyNeighbour { interface, address })),
+                }
+            }
+        }
+        step
+    }
+}
