@@ -16,19 +16,12 @@ use super::values::{claimed_ports, host_address, interface, label, prefix, quote
 use super::verdict::{ClaimedPorts, Refusal};
 use crate::api::mapping::PortMapping;
 use crate::api::network::{EgressDefault, SourceTranslation};
+use crate::api::schema::{GATEWAY_ADDRESSES_MAX, PORTS_MAX, PREFIXES_MAX, PROTECTED_MAX};
 use crate::api::{NatMapping, StagingNetwork, reasons};
 use crate::netfilter::IfName;
 
 /// What [`subdomain`] wants.
 const NAME: &str = "1 to 63 lower-case letters, digits, '-' and '.', the first and last a letter or digit";
-/// The most prefixes in a pool or inside.
-const PREFIXES_MAX: usize = 64;
-/// The most protected prefixes.
-const PROTECTED_MAX: usize = 256;
-/// The most addresses that a gateway answers for inside.
-const GATEWAY_ADDRESSES_MAX: usize = 16;
-/// The most port entries of one mapping.
-const PORTS_MAX: usize = 64;
 /// The widest pool or inside prefix.
 const WIDEST: u8 = 8;
 /// Problems that are spelled out in one message; the rest is counted.

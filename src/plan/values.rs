@@ -6,10 +6,9 @@ use ipnet::Ipv4Net;
 
 use super::verdict::ClaimedPorts;
 use crate::api::mapping::{PortMapping, Protocol};
+use crate::api::schema::NAME_MAX;
 use crate::netfilter::{IfName, PortRange, Transport};
 
-/// The longest name of a network or mapping: with a namespace it has to fit into a rule's comment (`xt_comment`: 255 bytes).
-const NAME_MAX: usize = 63;
 /// Characters of a user's value that a message repeats.
 const QUOTE_MAX: usize = 64;
 
