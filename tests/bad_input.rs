@@ -37,7 +37,7 @@ fn cases() -> Vec<Case> {
         case(
             "IPv6 where IPv4 is meant",
             claim("").replace("192.168.100.5", "2001:db8::5"),
-            &["bad", "spec.virtual.address", "IPv4", "2001:db8::5"],
+            &["default/bad", "spec.virtual.address", "IPv4"],
         ),
         case(
             "an overlapping claim",

@@ -47,6 +47,28 @@ impl Agent {
         Self { child, log, status }
     }
 
+    /// Starts `stagenet COMMAND ARGS` with a kubeconfig.
+    pub fn run(ns: &Ns, command: &str, kubeconfig: &str, args: &[&str]) -> Self {
+        let n = COUNT.fetch_add(1, Ordering::Relaxed);
+        let log = PathBuf::from(format!("/run/lab/{command}-{n}.log"));
+        let out = File::create(&log).unwrap();
+        let child = ns.enter(|| {
+            ns.command(BINARY)
+                .arg(command)
+                .args(args)
+                .env("KUBECONFIG", kubeconfig)
+                .stdout(out.try_clone().unwrap())
+                .stderr(Stdio::from(out))
+                .spawn()
+                .unwrap()
+        });
+        Self {
+            child,
+            log,
+            status: PathBuf::from("/nonexistent"),
+        }
+    }
+
     /// Everything it has said so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap()

@@ -10,6 +10,7 @@
 #![allow(missing_docs)]
 
 /// A test `NAME::nft` and a test `NAME::legacy` out of a function that is given the seed's hosts.
+#[allow(unused_macros)]
 macro_rules! labs {
     ($($(#[$about:meta])* fn $name:ident($seed:ident) $body:block)*) => {$(
         mod $name {
@@ -32,6 +33,7 @@ macro_rules! labs {
 }
 
 mod agent;
+mod api;
 mod net;
 mod seed;
 mod snapshot;
@@ -39,6 +41,7 @@ mod talk;
 mod world;
 
 pub use agent::{Agent, BINARY, stagenet};
+pub use api::{Api, isolated_with_api};
 pub use net::{Ns, Ran, bridge, veth};
 pub use seed::{Backend, Manifests, Seed, VIP, VIP_80, mapping, network};
 pub use snapshot::Snapshot;
