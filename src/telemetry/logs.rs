@@ -35,7 +35,13 @@ fn parse_filter(text: &str) -> Result<String, String> {
 
 /// Starts logging. Called once, by the commands that run on; a second call changes nothing.
 pub fn init(options: &LogOptions) {
-    let filter = EnvFilter::try_new(&options.log_level).unwrap_or_else(|_| EnvFilter::new("info"));
+    // The client logs every failed request as an error, without saying which; whoever made the request says it better.
+    let quiet = if options.log_level.contains("kube_client") {
+        ""
+    } else {
+        ",kube_client=off"
+    };
+    let filter = EnvFilter::try_new(format!("{}{quiet}", options.log_level)).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

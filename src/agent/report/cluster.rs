@@ -15,6 +15,7 @@ use super::{MANAGER, status};
 use crate::agent::runner::{Report, Reports};
 use crate::api::gatewaynode::GatewayNodeStatus;
 use crate::api::{GatewayNode, GatewayNodeSpec, conditions, reasons};
+use crate::controller::watch::chain;
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ResultLabel;
 
@@ -65,7 +66,7 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
             }
             Err(error) => {
                 metrics.reports.get_or_create(&ResultLabel { result: "failed" }).inc();
-                tracing::warn!(%error, "writing the status of GatewayNode {node}; it is tried again");
+                tracing::warn!(error = chain(&error), "writing the status of GatewayNode {node}; it is tried again");
                 // Somebody may have deleted or changed the object: what is there is read again.
                 written = None;
                 let pause = wait;
@@ -144,7 +145,7 @@ async fn tell(recorder: &Recorder, node: &str, report: &Report, told: &mut Vec<(
             secondary: None,
         };
         if let Err(error) = recorder.publish(&event, &reference).await {
-            tracing::debug!(%error, reason, "publishing an event");
+            tracing::debug!(error = chain(&error), reason, "publishing an event");
         }
     }
 }

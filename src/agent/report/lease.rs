@@ -11,6 +11,7 @@ use kube::Client;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams};
 
 use super::MANAGER;
+use crate::controller::watch::chain;
 use crate::telemetry::Health;
 
 /// How often the Lease is renewed.
@@ -32,10 +33,16 @@ pub async fn keep(client: Client, namespace: String, node: String, health: Arc<H
         match health.live() {
             Ok(()) => match renew(&api, &name, &node).await {
                 Ok(()) => failing = false,
-                Err(error) if failing => tracing::debug!(%error, lease = name, "renewing the heartbeat"),
+                Err(error) if failing => tracing::debug!(error = chain(&error), lease = name, "renewing the heartbeat"),
                 Err(error) => {
                     failing = true;
-                    tracing::warn!(%error, lease = name, namespace, "renewing the heartbeat; it is tried every {} s", RENEW.as_secs());
+                    tracing::warn!(
+                        error = chain(&error),
+                        lease = name,
+                        namespace,
+                        "renewing the heartbeat; it is tried every {} s",
+                        RENEW.as_secs()
+                    );
                 }
             },
             Err(why) => tracing::error!("no heartbeat: {why}"),

@@ -19,6 +19,7 @@ use super::cache::{Cache, Change};
 use super::{Problem, Snapshot, Snapshots};
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
 use crate::controller::gather;
+use crate::controller::watch::chain;
 
 /// Resource versions that mean nothing new are passed on this late: the controller's own status writes come by the thousand.
 const VERSION_DELAY: Duration = Duration::from_secs(1);
@@ -51,7 +52,7 @@ pub fn watch(client: &Client, node: &str) -> (Snapshots, tokio::task::JoinHandle
     let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
     let nodes = kube::runtime::watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), own)
         .default_backoff()
-        .map(|event| event.map_or_else(|e| News::Away("Node", e.to_string()), News::Node));
+        .map(|event| event.map_or_else(|e| News::Away("Node", chain(&e)), News::Node));
     let mut news = select_all([
         stream(client, "StagingNetwork", News::Network),
         stream(client, "NatMapping", News::Mapping),
@@ -94,7 +95,7 @@ where
     let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
     kube::runtime::watcher(api, watcher::Config::default())
         .default_backoff()
-        .map(move |event| event.map_or_else(|e| News::Away(kind, e.to_string()), news))
+        .map(move |event| event.map_or_else(|e| News::Away(kind, chain(&e)), news))
         .boxed()
 }
 
@@ -114,22 +115,22 @@ impl State {
     fn take(&mut self, news: News) -> Change {
         match news {
             News::Network(event) => {
-                self.back("StagingNetwork");
+                self.back("StagingNetwork", &event);
                 self.networks.take(event)
             }
             News::Mapping(event) => {
-                self.back("NatMapping");
+                self.back("NatMapping", &event);
                 self.mappings.take(event)
             }
             News::Gateway(event) => {
-                self.back("GatewayNode");
+                self.back("GatewayNode", &event);
                 let own = matches!(&event, Event::Apply(g) | Event::Delete(g) if g.name_any() == self.node);
                 let change = self.gateways.take(event);
                 // What this agent itself reported is no news to it.
                 if own || change == Change::Version { Change::None } else { change }
             }
             News::Node(event) => {
-                self.back("Node");
+                self.back("Node", &event);
                 self.take_node(event)
             }
             News::Away(kind, error) => {
@@ -141,8 +142,9 @@ impl State {
         }
     }
 
-    fn back(&mut self, kind: &'static str) {
-        if self.away.remove(kind).is_some() {
+    /// A watch says something again. Its beginning says nothing: it is told before anything was received.
+    fn back<K>(&mut self, kind: &'static str, event: &Event<K>) {
+        if !matches!(event, Event::Init) && self.away.remove(kind).is_some() {
             tracing::info!(kind, "watching again");
         }
     }
