@@ -174,6 +174,9 @@ impl Elector {
             let next = (Instant::now() + self.timing.retry).min(deadline);
             tokio::time::sleep_until(next.into()).await;
             let begun = Instant::now();
+            if begun >= deadline {
+                return Lost::Expired(self.timing.renew_deadline);
+            }
             match tokio::time::timeout_at(deadline.into(), self.bounded_attempt()).await {
                 Ok(Ok(Attempt::Leading)) => renewed = begun,
                 Ok(Ok(Attempt::Following(holder))) => return Lost::To(holder),
