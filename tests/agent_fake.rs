@@ -1,6 +1,14 @@
 //! The agent over a host in memory: it converges, writes nothing twice, survives a failure at every single call, and never has a translation or
 //! forwarding without the fence.
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::too_many_lines,
+    clippy::format_collect,
+    clippy::items_after_statements,
+    clippy::duration_suboptimal_units,
+    clippy::semicolon_if_nothing_returned
+)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
@@ -90,7 +98,7 @@ fn host() -> FakeHost {
     host.add_interface("eth1", facts(3, "192.168.200.2/24"));
     host.edit_chain(Family::V4, Table::Filter, "FORWARD", |rules| rules.push("-j DROP".to_owned()));
     host.edit_chain(Family::V4, Table::Nat, "POSTROUTING", |rules| {
-        rules.push("-o eth9 -j MASQUERADE".to_owned())
+        rules.push("-o eth9 -j MASQUERADE".to_owned());
     });
     // The kernel has all tables once a tool has looked.
     host.edit_chain(Family::V4, Table::Mangle, "FORWARD", |_| ());
@@ -151,7 +159,7 @@ fn assert_never_open(host: &FakeHost) {
             Write::Link(LinkChange::Set(name, settings)) if name.as_str() == "eth1" => forwarding |= settings.forwarding == Some(true),
             Write::Link(LinkChange::PutBack(name)) if name.as_str() == "eth1" => forwarding = false,
             Write::Link(LinkChange::AddProxy(_) | LinkChange::AddAddress(_)) => {
-                assert!(fence && nat, "attracting without fence or translation: {write:?}")
+                assert!(fence && nat, "attracting without fence or translation: {write:?}");
             }
             _ => {}
         }
@@ -452,10 +460,10 @@ impl Running {
     fn start(host: FakeHost, snapshot: Option<Arc<Snapshot>>) -> Self {
         let options = RunnerOptions {
             settings: settings(),
-            resync: Duration::from_secs(3600),
+            resync: Duration::from_hours(1),
             min_interval: Duration::from_millis(10),
         };
-        let health = Arc::new(Health::new("a pass", Duration::from_secs(60)));
+        let health = Arc::new(Health::new("a pass", Duration::from_mins(1)));
         let runner = Runner::new(host.clone(), options, Arc::new(Metrics::new()), health);
         let (objects, source) = tokio::sync::watch::channel(snapshot);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

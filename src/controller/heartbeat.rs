@@ -12,7 +12,7 @@ pub const LEASE_PREFIX: &str = "stagenet-agent-";
 /// How long an agent may be silent when its Lease does not say.
 const DEFAULT_DURATION: Duration = Duration::from_secs(40);
 /// What a Lease may ask for: less than the shortest would make every hiccup of an API server a silence, more than the longest would hide a dead node.
-const BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(600));
+const BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(10));
 
 /// What is known of an agent's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
