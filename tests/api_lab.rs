@@ -1,6 +1,8 @@
 //! The seed experiment through Kubernetes: a real API server, the kinds and the rights of `crds/` and `deploy/`, agents and controller as
 //! processes that have nothing but their service accounts' tokens.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect)]
+
 mod lab;
 
 use std::fs;

@@ -1,5 +1,7 @@
 //! Whatever is wrong is named where it is wrong, and everything else keeps working.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect)]
+
 #[macro_use]
 mod lab;
 

@@ -1,5 +1,7 @@
 //! Other programs and people change the gateway while the agent runs: what is ours comes back, what is theirs stays, and it is said.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect)]
+
 #[macro_use]
 mod lab;
 

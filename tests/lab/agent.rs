@@ -6,6 +6,7 @@ use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use super::net::command;
 use super::{Ns, Ran, wait_for, wait_until};
 
 pub const BINARY: &str = env!("CARGO_BIN_EXE_stagenet");
@@ -34,7 +35,7 @@ impl Agent {
         let status = PathBuf::from(format!("/run/lab/agent-{n}.status"));
         let out = File::create(&log).unwrap();
         let child = ns.enter(|| {
-            ns.command(BINARY)
+            command(BINARY)
                 .arg("agent")
                 .args(args)
                 .arg("--status-file")
@@ -47,14 +48,14 @@ impl Agent {
         Self { child, log, status }
     }
 
-    /// Starts `stagenet COMMAND ARGS` with a kubeconfig.
-    pub fn run(ns: &Ns, command: &str, kubeconfig: &str, args: &[&str]) -> Self {
+    /// Starts `stagenet PART ARGS` with a kubeconfig.
+    pub fn run(ns: &Ns, part: &str, kubeconfig: &str, args: &[&str]) -> Self {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
-        let log = PathBuf::from(format!("/run/lab/{command}-{n}.log"));
+        let log = PathBuf::from(format!("/run/lab/{part}-{n}.log"));
         let out = File::create(&log).unwrap();
         let child = ns.enter(|| {
-            ns.command(BINARY)
-                .arg(command)
+            command(BINARY)
+                .arg(part)
                 .args(args)
                 .env("KUBECONFIG", kubeconfig)
                 .stdout(out.try_clone().unwrap())

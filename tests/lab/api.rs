@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use super::net::plug;
+use super::net::{command, plug};
 use super::{Ns, Ran, bridge, seconds, wait_until};
 
 const SERVER: &str = "https://10.99.0.1:6443";
@@ -20,6 +20,7 @@ pub struct Api {
     pub host: Ns,
     segment: Ns,
     bin: PathBuf,
+    etcd: Option<Child>,
     server: Option<Child>,
 }
 
@@ -49,9 +50,10 @@ impl Api {
             host,
             segment,
             bin: bin.to_owned(),
+            etcd: None,
             server: None,
         };
-        api.run(
+        let etcd = api.run(
             "etcd",
             &[
                 "--data-dir=/run/lab/api/etcd",
@@ -62,8 +64,9 @@ impl Api {
                 "--log-level=error",
             ],
         );
+        api.etcd = Some(etcd);
         api.start_server();
-        fs::write(ADMIN, api.kubeconfig("admin-token")).unwrap();
+        fs::write(ADMIN, kubeconfig("admin-token")).unwrap();
         api.wait_ready();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         api.kubectl(&format!("apply -f {}", root.join("crds").display()));
@@ -122,22 +125,8 @@ impl Api {
             .unwrap();
         let path = self.bin.join(program);
         self.host
-            .enter(|| {
-                self.host
-                    .command(path)
-                    .args(args)
-                    .stdout(log.try_clone().unwrap())
-                    .stderr(log)
-                    .spawn()
-            })
+            .enter(|| command(path).args(args).stdout(log.try_clone().unwrap()).stderr(log).spawn())
             .unwrap_or_else(|e| panic!("starting {program}: {e}"))
-    }
-
-    fn kubeconfig(&self, token: &str) -> String {
-        format!(
-            "apiVersion: v1\nkind: Config\ncurrent-context: lab\nclusters:\n- name: lab\n  cluster: {{server: '{SERVER}', \
-             certificate-authority: /run/lab/api/certs/apiserver.crt}}\nusers:\n- name: lab\n  user: {{token: {token}}}\ncontexts:\n- name: lab\n  context: {{cluster: lab, user: lab}}\n"
-        )
     }
 
     /// Runs kubectl as administrator; it must succeed. Returns what it printed.
@@ -185,7 +174,7 @@ impl Api {
     fn token(&self, account: &str, name: &str) -> String {
         let token = self.kubectl(&format!("-n stagenet-system create token --duration=1h {account}"));
         let file = format!("/run/lab/{name}.kubeconfig");
-        fs::write(&file, self.kubeconfig(token.trim())).unwrap();
+        fs::write(&file, kubeconfig(token.trim())).unwrap();
         file
     }
 
@@ -205,4 +194,11 @@ impl Api {
             ready == format!("True {generation}")
         });
     }
+}
+
+fn kubeconfig(token: &str) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: lab\nclusters:\n- name: lab\n  cluster: {{server: '{SERVER}', \
+         certificate-authority: /run/lab/api/certs/apiserver.crt}}\nusers:\n- name: lab\n  user: {{token: {token}}}\ncontexts:\n- name: lab\n  context: {{cluster: lab, user: lab}}\n"
+    )
 }

@@ -6,7 +6,7 @@
 //!
 //! Labs speak in packets: [`Ns::tcp`] and [`Ns::ping`] are what people do, and snapshots compare what an administrator would see.
 #![allow(dead_code, unreachable_pub, unused_imports, unused_macros)] // every test binary uses its own part of this
-#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a lab that cannot be built has to end there, saying so
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods, clippy::format_collect)] // a lab that cannot be built has to end there, saying so
 #![allow(missing_docs)]
 
 /// A test `NAME::nft` and a test `NAME::legacy` out of a function that is given the seed's hosts.

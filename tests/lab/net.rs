@@ -59,18 +59,11 @@ impl Ns {
         })
     }
 
-    /// A command to be started with [`Ns::enter`].
-    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        let mut command = Command::new(program);
-        command.stdin(Stdio::null());
-        command
-    }
-
     /// Runs `program` and reports whatever came of it.
     pub fn exec(&self, program: impl AsRef<Path>, args: &[&str]) -> Ran {
         let program = program.as_ref();
         let output = self
-            .enter(|| self.command(program).args(args).output())
+            .enter(|| command(program).args(args).output())
             .unwrap_or_else(|e| panic!("running {}: {e}; run `make deps`", program.display()));
         Ran {
             code: code(output.status),
@@ -122,6 +115,13 @@ impl Ns {
             .map(str::to_owned)
             .collect()
     }
+}
+
+/// A command without input, to be started within [`Ns::enter`].
+pub fn command(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    command.stdin(Stdio::null());
+    command
 }
 
 fn code(status: std::process::ExitStatus) -> i32 {

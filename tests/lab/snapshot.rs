@@ -26,7 +26,7 @@ impl Snapshot {
             }
         }
         for what in ["-4 route show table all", "-4 rule", "-4 neigh show proxy", "-4 -o addr"] {
-            all += &format!("# ip {what}\n{}", ns.sh(&format!("ip {what}")));
+            all += &section(&format!("ip {what}"), &ns.sh(&format!("ip {what}")));
         }
         all += "# settings\n";
         all += &ns.sh(concat!(
