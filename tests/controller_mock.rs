@@ -47,6 +47,7 @@ fn api_server(answer: impl Fn(&str, &Value) -> Option<(u16, Value)> + Send + 'st
     (Client::new(service, "default"), log)
 }
 
+#[allow(clippy::unnecessary_wraps)] // the type of an answer
 fn refusal(code: u16, reason: &str) -> Option<(u16, Value)> {
     Some((
         code,
@@ -131,6 +132,7 @@ fn controller(client: &Client) -> (Reconciler, Writers) {
     )
 }
 
+#[allow(clippy::unnecessary_wraps)] // the type of an answer
 fn accept(line: &str, body: &Value) -> Option<(u16, Value)> {
     let object = if line == NETWORK_STATUS { network("10") } else { mapping("10") };
     Some((200, with_status(object, body, "11")))

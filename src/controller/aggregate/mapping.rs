@@ -26,7 +26,7 @@ pub(super) fn status(
     let facts = MappingFacts {
         generation: verdict.generation,
         accepted: verdict.accepted.as_ref().map(|_| ()).map_err(finding),
-        resolved_refs: verdict.resolved_refs.as_ref().map(|()| ()).map_err(finding),
+        resolved_refs: verdict.resolved_refs.as_ref().copied().map_err(finding),
         conflicted: verdict.conflicted,
         programmed,
     };

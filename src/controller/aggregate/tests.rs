@@ -203,6 +203,7 @@ fn a_mapping_in_the_kernel_of_its_gateway_is_ready() {
 
 /// Every row: what is changed in a scene in which all is well, and what the mapping's status says then.
 #[test]
+#[allow(clippy::too_many_lines)] // one row a case
 fn mapping_rows() {
     type Change = fn(&mut Scene);
     let rows: &[(&str, Change, &str)] = &[
