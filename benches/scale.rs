@@ -5,6 +5,7 @@
 //! Probing and announcing addresses on the segment are waits by design: they are shown by themselves and left out of the ratios.
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a bench that cannot run has to end there, saying so
+#![allow(clippy::similar_names)] // a side and its size
 #![allow(clippy::cast_precision_loss)] // microseconds as f64
 
 mod scale {

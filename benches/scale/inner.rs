@@ -111,7 +111,7 @@ async fn repeat(host: &mut Timed, kept: &mut Kept, objects: &Snapshot, settings:
 async fn timed(host: &mut Timed, kept: &mut Kept, objects: &Snapshot, settings: &Settings) -> Duration {
     let (start, waited) = (Instant::now(), host.waits);
     let outcome = pass::run(host, kept, objects, settings).await;
-    let took = start.elapsed().saturating_sub(host.waits - waited);
+    let took = start.elapsed().saturating_sub(host.waits.saturating_sub(waited));
     assert!(outcome.complete, "{:?}", outcome.troubles);
     took
 }
