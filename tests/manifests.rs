@@ -3,6 +3,7 @@
 //! `UPDATE=1 cargo test --test manifests` writes `deploy/install.yaml` and the chart's copies of the definitions anew.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 #![allow(missing_docs)]
+#![allow(clippy::case_sensitive_file_extension_comparisons, clippy::format_push_string)]
 
 use std::collections::BTreeMap;
 use std::fs;
