@@ -21,6 +21,7 @@
 
 mod apply;
 pub mod cleanup;
+mod files;
 pub mod kept;
 pub mod outcome;
 pub mod pass;
@@ -40,7 +41,7 @@ use thiserror::Error;
 #[derive(Debug, Error)]
 pub enum AgentError {
     /// The directory cannot be listed.
-    #[error("reading the manifests in {path}: {source}", path = path.display())]
+    #[error("reading the manifests in {path}: {source}; nothing was changed", path = path.display())]
     Manifests {
         /// The directory.
         path: PathBuf,

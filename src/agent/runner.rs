@@ -131,7 +131,8 @@ impl<H: Host> Runner<H> {
                     self.kept.doubt_tables();
                     self.schedule.want();
                 }
-                _ = denied.tick(), if self.reports.borrow().is_some() => self.count_denied().await,
+                // Without a condition: it is also what tells that the runner lives while there is nothing to do.
+                _ = denied.tick() => self.count_denied().await,
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
                     if let Some(snapshot) = snapshot {
                         self.pass(&snapshot).await;
@@ -221,6 +222,9 @@ impl<H: Host> Runner<H> {
     }
 
     async fn count_denied(&mut self) {
+        if self.reports.borrow().is_none() {
+            return;
+        }
         match self.host.denied().await {
             Ok(denied) => self.metrics.set_denied(&denied),
             Err(error) => tracing::debug!(%error, "reading the counters of denied packets"),

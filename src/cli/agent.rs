@@ -63,7 +63,7 @@ pub struct AgentArgs {
     #[arg(long, value_enum, default_value_t, env = "STAGENET_BACKEND", help_heading = "Host")]
     backend: BackendArg,
 
-    /// Where to keep what was found before interface settings were changed; should not outlive a boot
+    /// Where to keep what was found before interface settings were changed, and the last good version of each manifest; should not outlive a boot
     #[arg(long, value_name = "DIR", default_value = "/run/stagenet", help_heading = "Host")]
     state_dir: PathBuf,
 
@@ -228,7 +228,7 @@ async fn source(
                 file::keep(path, runner.reports(), metrics.clone()),
             );
         }
-        return source::directory::watch(directory);
+        return source::directory::watch(directory, &args.state_dir);
     }
     let client = Client::try_default()
         .await
@@ -258,7 +258,7 @@ const TRIES: u32 = 3;
 
 async fn once(args: &AgentArgs, mut runner: Runner<LinuxHost>) -> Result<ExitCode, CliError> {
     let directory = args.manifests.as_deref().unwrap_or_else(|| std::path::Path::new("."));
-    let snapshot = Arc::new(source::directory::read(directory)?);
+    let snapshot = Arc::new(source::directory::read(directory, &args.state_dir)?);
     let mut report = runner.once(&snapshot).await;
     for _ in 1..TRIES {
         if !report.outcome.failed() {

@@ -7,6 +7,7 @@ use clap::Args;
 
 use super::{BackendArg, CliError, EXIT_FAILED, EXIT_OK};
 use crate::agent::cleanup::{self, Cleaned};
+use crate::agent::source::directory;
 use crate::host::linux::{BackendChoice, LinuxHost, LinuxOptions};
 
 /// Remove everything of stagenet from this node
@@ -25,7 +26,7 @@ pub struct CleanupArgs {
     #[arg(long, value_enum, default_value_t)]
     backend: BackendArg,
 
-    /// Where what was found before interface settings were changed is kept
+    /// Where what was found before interface settings were changed and the last good version of each manifest are kept
     #[arg(long, value_name = "DIR", default_value = "/run/stagenet")]
     state_dir: PathBuf,
 }
@@ -45,6 +46,14 @@ pub(super) async fn run(args: CleanupArgs) -> Result<ExitCode, CliError> {
         let cleaned = cleanup::run(&mut host, args.backend == BackendArg::Auto).await;
         all.removed.extend(cleaned.removed);
         all.errors.extend(cleaned.errors);
+    }
+    match directory::clear(&args.state_dir) {
+        Ok(0) => {}
+        Ok(count) => all.removed.push(format!("the recorded last good version of {count} manifests")),
+        Err(error) => all.errors.push(format!(
+            "removing the records of manifests in {}: {error}",
+            args.state_dir.display()
+        )),
     }
     print!("{all}");
     all.errors.dedup();

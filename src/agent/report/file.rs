@@ -1,7 +1,7 @@
 //! Standalone: the statuses that a cluster would show, computed by the controller's own functions and kept in a file.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write as _};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use kube::ResourceExt;
 use serde_json::{Value, json};
 
 use super::status;
+use crate::agent::files;
 use crate::agent::runner::{Report, Reports};
 use crate::api::gatewaynode::GatewayNodeStatus;
 use crate::api::{GatewayNode, GatewayNodeSpec};
@@ -86,16 +87,7 @@ pub fn write(path: &Path, list: &Value) -> io::Result<()> {
     } else {
         format!("{list:#}\n")
     };
-    let name = path.file_name().ok_or_else(|| io::Error::other("the path names no file"))?;
-    let temporary = path.with_file_name(format!(".{}.{}", name.to_string_lossy(), std::process::id()));
-    let written = std::fs::File::create(&temporary)
-        .and_then(|mut file| file.write_all(text.as_bytes()).and_then(|()| file.sync_all()))
-        .and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        // The half-written file is of no use; that it cannot be removed adds nothing to the error.
-        let _ = std::fs::remove_file(&temporary);
-    }
-    written
+    files::replace(path, text.as_bytes())
 }
 
 /// Keeps `path` up to date until the runner ends.

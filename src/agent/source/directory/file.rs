@@ -1,0 +1,172 @@
+//! One manifest: what it says, and what of it is in force.
+//!
+//! What a file says wrongly keeps its last good version in force. A file that says nothing wrong is in force just as it is.
+
+use std::collections::BTreeSet;
+use std::fs::{self, Metadata};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::time::SystemTime;
+
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::source::Problem;
+use crate::api::decode::{self, Manifests};
+use crate::api::{NatMapping, StagingNetwork};
+
+/// Objects that a message names; of the others it gives the number.
+const NAMED: usize = 3;
+
+/// What a file looked like when it was read. The change time tells of new permissions and of a replacement that kept the old modification time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    modified: Option<SystemTime>,
+    changed: (i64, i64),
+    length: u64,
+}
+
+impl Stamp {
+    pub(super) fn new(meta: &Metadata) -> Self {
+        Self {
+            modified: meta.modified().ok(),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+            length: meta.len(),
+        }
+    }
+}
+
+/// The objects of a file that are in force, each from the last version of the file in which it could be used.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Good {
+    /// When the file was last put there without anything wrong, in seconds of Unix time. None: never since it is known.
+    pub(super) good: Option<i64>,
+    /// Since when something has been wrong with it, in seconds of Unix time.
+    pub(super) wrong: Option<i64>,
+    pub(super) networks: Vec<StagingNetwork>,
+    pub(super) mappings: Vec<NatMapping>,
+}
+
+/// A file as last read.
+#[derive(Clone, Debug, Default)]
+pub(super) struct File {
+    /// None: not read, what is in force was recorded by an earlier agent.
+    pub(super) stamp: Option<Stamp>,
+    pub(super) good: Good,
+    pub(super) problems: Vec<Problem>,
+}
+
+impl File {
+    /// Reads `path`. What it says wrongly stays as in `before`.
+    pub(super) fn read(path: &Path, stamp: Stamp, before: Good) -> Self {
+        let name = path.display().to_string();
+        let since = stamp.changed.0;
+        let (good, problems) = match fs::read_to_string(path) {
+            Ok(text) => take(&name, &decode::decode([(name.as_str(), text.as_str())]), before, since),
+            Err(error) => {
+                let mut problems = vec![Problem {
+                    place: name.clone(),
+                    message: format!("reading it: {error}"),
+                }];
+                let good = Good {
+                    wrong: before.wrong.or(Some(since)),
+                    ..before
+                };
+                let kept = good
+                    .networks
+                    .iter()
+                    .map(network_id)
+                    .chain(good.mappings.iter().map(mapping_id))
+                    .collect();
+                problems.extend(still_in_force(&name, &good, kept));
+                (good, problems)
+            }
+        };
+        Self {
+            stamp: Some(stamp),
+            good,
+            problems,
+        }
+    }
+}
+
+pub(super) fn network_id(network: &StagingNetwork) -> String {
+    format!("StagingNetwork {}", network.name_any())
+}
+
+pub(super) fn mapping_id(mapping: &NatMapping) -> String {
+    format!("NatMapping {}/{}", mapping.namespace().unwrap_or_default(), mapping.name_any())
+}
+
+/// What of a file is in force now: what it says, and the last good version of what it says wrongly.
+fn take(name: &str, now: &Manifests, before: Good, since: i64) -> (Good, Vec<Problem>) {
+    let lost = now.unreadable.contains(name);
+    // A misspelt kind takes nothing away either, and a problem of an object that nobody can name may be anyone's.
+    let called = |object: &str, name: &str| object.is_empty() || object.rsplit([' ', '/']).next() == Some(name);
+    let wrong = |name: &str| lost || now.problems.iter().any(|p| called(&p.object, name));
+    let mut good = Good {
+        good: Some(since),
+        wrong: None,
+        networks: now.networks.clone(),
+        mappings: now.mappings.clone(),
+    };
+    let mut kept = Vec::new();
+    for old in before.networks {
+        if wrong(&old.name_any()) && !good.networks.iter().any(|n| n.name_any() == old.name_any()) {
+            kept.push(network_id(&old));
+            good.networks.push(old);
+        }
+    }
+    let present: BTreeSet<String> = good.mappings.iter().map(mapping_id).collect();
+    for old in before.mappings {
+        let id = mapping_id(&old);
+        if wrong(&old.name_any()) && !present.contains(&id) {
+            kept.push(id);
+            good.mappings.push(old);
+        }
+    }
+    let mut problems: Vec<Problem> = now.problems.iter().map(|p| problem(name, p)).collect();
+    if now.more_problems > 0 {
+        problems.push(Problem {
+            place: name.to_owned(),
+            message: format!("{} more problems", now.more_problems),
+        });
+    }
+    if !problems.is_empty() {
+        (good.good, good.wrong) = (before.good, before.wrong.or(Some(since)));
+    }
+    problems.extend(still_in_force(name, &good, kept));
+    (good, problems)
+}
+
+/// Says what of a file stays in force although the file no longer says it. None: nothing.
+fn still_in_force(name: &str, good: &Good, mut kept: Vec<String>) -> Option<Problem> {
+    if kept.is_empty() {
+        return None;
+    }
+    kept.sort();
+    let more = kept.len().saturating_sub(NAMED);
+    kept.truncate(NAMED);
+    let mut objects = kept.join(", ");
+    if more > 0 {
+        objects = format!("{objects} and {more} more");
+    }
+    let when = |seconds: Option<i64>| seconds.and_then(|s| Timestamp::from_second(s).ok());
+    let since = when(good.wrong).map(|t| format!(" since {t}")).unwrap_or_default();
+    let version = when(good.good).map(|t| format!(" of {t}")).unwrap_or_default();
+    Some(Problem {
+        place: name.to_owned(),
+        message: format!(
+            "cannot be used as it is{since}; the last good version{version} stays in force of {objects}: mend the file, or delete it to remove them"
+        ),
+    })
+}
+
+fn problem(file: &str, found: &decode::Problem) -> Problem {
+    let text = found.to_string();
+    Problem {
+        place: file.to_owned(),
+        message: text.strip_prefix(&format!("{file}: ")).unwrap_or(&text).to_owned(),
+    }
+}
