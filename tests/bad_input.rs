@@ -8,7 +8,7 @@ mod lab;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use lab::{Backend, Manifests, Ran, Seed, Snapshot, VIP, VIP_80, isolated, mapping, network, seconds, wait_until};
+use lab::{Backend, Manifests, Ran, Seed, Snapshot, VIP, VIP_80, isolated, mapping, network, seconds, stagenet, wait_until};
 
 /// A file that cannot be used, and words of the answer.
 struct Case {
@@ -140,6 +140,92 @@ fn a_file_that_breaks_keeps_its_last_good_state() {
 
         manifests.remove("bad.yaml");
         manifests.write("mapping.yaml", &mapping("vm03", "segment-b", VIP, "192.168.200.4", ""));
+        seed.wait_serves("vm04");
+        agent.assert_alive();
+    });
+}
+
+/// The agent is started anew while a file is broken: what the file said last is in force, and what is wrong is said.
+#[test]
+fn an_agent_started_on_a_broken_file_takes_nothing_away() {
+    isolated("an_agent_started_on_a_broken_file_takes_nothing_away", || {
+        let seed = Seed::new(Backend::Nft);
+        let manifests = Manifests::seed();
+        let agent = seed.agent(&manifests, &[]);
+        seed.wait_serves("vm03");
+        agent.stop("TERM");
+        let good = Snapshot::of(&seed.vm02);
+        manifests.write("mapping.yaml", "apiVersion: [");
+
+        let ran = seed.once(&manifests);
+        assert_eq!(ran.code, 2, "{}", ran.said());
+        for words in ["mapping.yaml", "the last good version of", "NatMapping default/vm03"] {
+            assert!(ran.said().contains(words), "nothing of {words:?} in:\n{}", ran.said());
+        }
+        good.assert_same(&Snapshot::of(&seed.vm02));
+
+        let mut agent = seed.agent(&manifests, &[]);
+        agent.wait_status(seconds(20), &["mapping.yaml", "stays in force", "vm03"]);
+        good.assert_same(&Snapshot::of(&seed.vm02));
+        seed.iptables("-t nat -F SNET-DNAT");
+        seed.wait_serves("vm03");
+        agent.stop("TERM");
+
+        let cleaned = stagenet(&seed.vm02, &["cleanup"]);
+        assert!(cleaned.said().contains("last good version of"), "{}", cleaned.said());
+        assert!(!fs::exists("/run/stagenet/last-good").unwrap());
+    });
+}
+
+/// A directory that is not there, not yet or no longer, takes nothing away; neither does the empty directory below an unmounted volume.
+#[test]
+fn a_directory_that_is_missing_takes_nothing_away() {
+    isolated("a_directory_that_is_missing_takes_nothing_away", || {
+        let seed = Seed::new(Backend::Nft);
+        let volume = Manifests::empty("volume");
+        let (path, sh) = (volume.path().to_owned(), |line: &str| seed.vm02.sh(line));
+        let mount = |on: bool| {
+            if on {
+                sh(&format!("mount -t tmpfs none {path}"));
+            } else {
+                sh(&format!("umount -l {path}"));
+            }
+        };
+        let fill = || {
+            volume.write_in_place("network.yaml", &network("segment-b", "192.168.100.0/24", "192.168.200.0/24", ""));
+            volume.write_in_place("vm03.yaml", &mapping("vm03", "segment-b", VIP, "192.168.200.3", ""));
+        };
+        mount(true);
+        fill();
+        seed.converge(&volume);
+        let good = Snapshot::of(&seed.vm02);
+
+        mount(false);
+        let ran = seed.once(&volume);
+        assert_eq!(ran.code, 2, "{}", ran.said());
+        assert!(
+            ran.said().contains("unmounted") && ran.said().contains("nothing was changed"),
+            "{}",
+            ran.said()
+        );
+        fs::remove_dir(&path).unwrap();
+        let ran = seed.once(&volume);
+        assert_eq!(ran.code, 2, "{}", ran.said());
+        assert!(ran.said().contains(&path) && ran.said().contains("No such file"), "{}", ran.said());
+        good.assert_same(&Snapshot::of(&seed.vm02));
+
+        let mut agent = seed.agent(&volume, &[]);
+        agent.wait_log(seconds(20), &["cannot be read", "stays in force"]);
+        agent.wait_status(seconds(20), &[&path, "stays in force", "vm03"]);
+        good.assert_same(&Snapshot::of(&seed.vm02));
+        sh("iptables-nft -t nat -F SNET-DNAT");
+        seed.wait_serves("vm03");
+
+        fs::create_dir(&path).unwrap();
+        mount(true);
+        fill();
+        agent.wait_log(seconds(20), &["can be read again"]);
+        volume.write_in_place("vm03.yaml", &mapping("vm03", "segment-b", VIP, "192.168.200.4", ""));
         seed.wait_serves("vm04");
         agent.assert_alive();
     });

@@ -60,6 +60,11 @@ impl Manifests {
         fs::rename(temporary, self.0.join(file)).unwrap();
     }
 
+    /// Writes a file where it is, for a folder on a file system of its own.
+    pub fn write_in_place(&self, file: &str, text: &str) {
+        fs::write(self.0.join(file), text).unwrap();
+    }
+
     pub fn remove(&self, file: &str) {
         fs::remove_file(self.0.join(file)).unwrap();
     }

@@ -41,7 +41,7 @@ impl Stamp {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Good {
     /// When the file was last put there without anything wrong, in seconds of Unix time. None: never since it is known.
-    pub(super) good: Option<i64>,
+    pub(super) version: Option<i64>,
     /// Since when something has been wrong with it, in seconds of Unix time.
     pub(super) wrong: Option<i64>,
     pub(super) networks: Vec<StagingNetwork>,
@@ -106,7 +106,7 @@ fn take(name: &str, now: &Manifests, before: Good, since: i64) -> (Good, Vec<Pro
     let called = |object: &str, name: &str| object.is_empty() || object.rsplit([' ', '/']).next() == Some(name);
     let wrong = |name: &str| lost || now.problems.iter().any(|p| called(&p.object, name));
     let mut good = Good {
-        good: Some(since),
+        version: Some(since),
         wrong: None,
         networks: now.networks.clone(),
         mappings: now.mappings.clone(),
@@ -134,7 +134,7 @@ fn take(name: &str, now: &Manifests, before: Good, since: i64) -> (Good, Vec<Pro
         });
     }
     if !problems.is_empty() {
-        (good.good, good.wrong) = (before.good, before.wrong.or(Some(since)));
+        (good.version, good.wrong) = (before.version, before.wrong.or(Some(since)));
     }
     problems.extend(still_in_force(name, &good, kept));
     (good, problems)
@@ -154,7 +154,7 @@ fn still_in_force(name: &str, good: &Good, mut kept: Vec<String>) -> Option<Prob
     }
     let when = |seconds: Option<i64>| seconds.and_then(|s| Timestamp::from_second(s).ok());
     let since = when(good.wrong).map(|t| format!(" since {t}")).unwrap_or_default();
-    let version = when(good.good).map(|t| format!(" of {t}")).unwrap_or_default();
+    let version = when(good.version).map(|t| format!(" of {t}")).unwrap_or_default();
     Some(Problem {
         place: name.to_owned(),
         message: format!(

@@ -111,7 +111,9 @@ impl Records {
     /// Forgets manifests that are not in `present`.
     pub(super) fn retain(&mut self, present: impl Fn(&Path) -> bool) {
         let gone: Vec<PathBuf> = self.known.keys().filter(|file| !present(file)).cloned().collect();
-        gone.iter().for_each(|file| self.forget(file));
+        for file in &gone {
+            self.forget(file);
+        }
     }
 
     fn forget(&mut self, file: &Path) {
