@@ -304,19 +304,76 @@ labs! {
     }
 }
 
+/// The legacy tools hand over a whole table, and when the kernel refuses it they name nothing but the COMMIT. The rule is found by trying.
+#[test]
+fn a_rule_that_the_legacy_kernel_refuses_is_found_among_others() {
+    isolated("a_rule_that_the_legacy_kernel_refuses_is_found_among_others", || {
+        let seed = Seed::new(Backend::Legacy);
+        let manifests = Manifests::seed();
+        seed.converge(&manifests);
+        for n in 60..80 {
+            let name = if n == 66 { "poison".to_owned() } else { format!("vm{n}") };
+            manifests.mapping(&name, &format!("192.168.100.{n}"), &format!("192.168.200.{n}"), "");
+        }
+        manifests.mapping("later", "192.168.100.4", "192.168.200.4", "");
+        // To the tool this is fine; the kernel has no TCP ports to match where the protocol is not TCP.
+        let path = rewriting(seed.backend, "s|-d 192.168.100.66/32|& -m tcp --dport 80|");
+        let ran = once_with_path(&seed, &manifests, &path);
+        assert_eq!(ran.code, 2, "{}", ran.said());
+        let said = ran.said();
+        let line = said
+            .lines()
+            .find(|l| l.starts_with("default/poison: "))
+            .unwrap_or_else(|| panic!("{said}"));
+        assert!(
+            line.contains("the kernel refused") && line.contains("-d 192.168.100.66/32"),
+            "{line}"
+        );
+        assert_eq!(seed.vm01.tcp(VIP_80).expect("what stood").server, "vm03");
+        assert_eq!(seed.vm01.tcp("192.168.100.4:80").expect("what came with it").server, "vm04");
+        let rules = seed.rules();
+        assert!(
+            !rules.contains("192.168.100.66") && !rules.contains("SNET-TRY"),
+            "nothing of it is there:\n{rules}"
+        );
+        assert_eq!(seed.once(&manifests).code, 0, "a kernel that takes it gets it");
+        assert!(seed.rules().contains("192.168.100.66"));
+    });
+}
+
+/// A PATH on which the restore tool is given its input changed by a sed script.
+fn rewriting(backend: Backend, script: &str) -> String {
+    let dir = "/run/lab/rewriting";
+    fs::create_dir_all(dir).unwrap();
+    let name = format!("{}-restore", backend.iptables());
+    tool(dir, &name, &format!("sed -e '{script}' | {name} \"$@\""));
+    format!("{dir}:/usr/sbin:/sbin:/usr/bin:/bin")
+}
+
+/// Puts a shell script in the place of a tool.
+fn tool(dir: &str, name: &str, script: &str) {
+    fs::write(
+        format!("{dir}/{name}"),
+        format!("#!/bin/sh\nPATH=/usr/sbin:/sbin:/usr/bin:/bin\n{script}\n"),
+    )
+    .unwrap();
+    fs::set_permissions(format!("{dir}/{name}"), fs::Permissions::from_mode(0o755)).unwrap();
+}
+
 /// A PATH on which the restore tool refuses input with a line like `pattern`, as the kernel does with a rule it lacks a module for:
 /// the number of the line is named, and nothing is changed.
 fn refusing(backend: Backend, pattern: &str) -> String {
     let dir = "/run/lab/refusing";
     fs::create_dir_all(dir).unwrap();
     let name = format!("{}-restore", backend.iptables());
-    let script = format!(
-        "#!/bin/sh\nPATH=/usr/sbin:/sbin:/usr/bin:/bin\ninput=$(mktemp -p /run/lab)\ncat >\"$input\"\n\
-         line=$(grep -n -m 1 -e '{pattern}' \"$input\" | cut -d : -f 1)\n\
-         if [ -n \"$line\" ]; then echo \"{name} v1.8.9: line $line failed\" >&2; exit 1; fi\nexec {name} \"$@\" <\"$input\"\n"
+    tool(
+        dir,
+        &name,
+        &format!(
+            "input=$(mktemp -p /run/lab)\ncat >\"$input\"\nline=$(grep -n -m 1 -e '{pattern}' \"$input\" | cut -d : -f 1)\n\
+             if [ -n \"$line\" ]; then echo \"{name} v1.8.9: line $line failed\" >&2; exit 1; fi\nexec {name} \"$@\" <\"$input\""
+        ),
     );
-    fs::write(format!("{dir}/{name}"), script).unwrap();
-    fs::set_permissions(format!("{dir}/{name}"), fs::Permissions::from_mode(0o755)).unwrap();
     format!("{dir}:/usr/sbin:/sbin:/usr/bin:/bin")
 }
 

@@ -11,6 +11,7 @@ use super::staging;
 use crate::api::reasons;
 use crate::host::{HostError, LinkChange, ObservedLinks};
 use crate::netfilter::diff::TableChange;
+use crate::netfilter::render::RestoreText;
 use crate::netfilter::{ChainName, Family, Hook, Table, TableRules, render};
 use crate::plan::HostPlan;
 
@@ -48,11 +49,7 @@ impl Work<'_> {
         if let Err(error) = self.host.restore(family, &text.text).await {
             // An earlier table of the same text may be in the kernel.
             self.doubt(family, changes.keys());
-            let owner = match &error {
-                HostError::RestoreRejected { line, .. } => text.owner_at(*line),
-                _ => None,
-            };
-            return self.reject(owner, &error.to_string(), Trouble::from(&error));
+            return self.refused(family, &changes, &text, &error).await;
         }
         self.outcome.writes += 1;
         for (table, change) in &changes {
@@ -78,6 +75,28 @@ impl Work<'_> {
             }
         }
         Step::Done
+    }
+
+    /// The kernel or the tool did not take `text`: whose fault is it?
+    async fn refused(&mut self, family: Family, changes: &BTreeMap<Table, TableChange>, text: &RestoreText, error: &HostError) -> Step {
+        let mut trouble = Trouble::from(error);
+        let HostError::RestoreRejected { table, line, .. } = error else {
+            return self.reject(None, &trouble.message.clone(), trouble);
+        };
+        let change = changes.iter().find(|(name, _)| name.as_str() == table);
+        let (Some("COMMIT"), Some((table, change))) = (text.line(*line), change) else {
+            return self.reject(text.owner_at(*line), &error.to_string(), trouble);
+        };
+        let culprits = self.narrow(family, *table, change).await;
+        if culprits.is_empty() {
+            trouble.message += "; no rule of a mapping was found that is refused by itself; what was in force before stays so";
+            return self.reject(None, "", trouble);
+        }
+        let mut step = Step::Again;
+        for culprit in &culprits {
+            step = self.reject(Some(&culprit.owner), &culprit.said, trouble.clone());
+        }
+        step
     }
 
     fn doubt<'t>(&mut self, family: Family, tables: impl Iterator<Item = &'t Table>) {

@@ -11,7 +11,7 @@
 //! | [`source`] | snapshots of all objects | files or API server |
 //! | [`schedule`] | when the next pass may run | none |
 //! | [`runner`] | waits for reasons, runs passes | the host, through [`crate::host::Host`] |
-//! | [`pass`], `apply`, `probe` | one pass | the host |
+//! | [`pass`], `apply`, `narrow`, `probe` | one pass | the host |
 //! | [`staging`] | what changes in which order | none |
 //! | [`kept`] | what is known of the kernel | none |
 //! | [`report`] | status, events, heartbeat | API server or a file |
@@ -23,6 +23,7 @@ mod apply;
 pub mod cleanup;
 mod files;
 pub mod kept;
+mod narrow;
 pub mod outcome;
 pub mod pass;
 mod probe;

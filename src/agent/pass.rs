@@ -62,6 +62,8 @@ pub(super) struct Work<'a> {
     pub(super) colleagues: BTreeSet<String>,
     /// Addresses that could not be asked for.
     pub(super) unasked: BTreeSet<Ipv4Addr>,
+    /// Restores that may still be tried to find out which rule the kernel refuses. None: none was needed yet.
+    pub(super) trials_left: Option<u32>,
 }
 
 /// The rules of a plan, shared with the memory.
@@ -88,6 +90,7 @@ pub async fn run(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, sett
         verdicts: &verdicts,
         colleagues: probe::colleagues(snapshot),
         unasked: BTreeSet::new(),
+        trials_left: None,
     };
     work.ask_again().await;
     // One more than may be rejected, and two for addresses found in use.

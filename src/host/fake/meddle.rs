@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::net::Ipv4Addr;
 
 use super::tables::FakeTable;
-use super::{Call, FakeHost, State, Write, overlay};
+use super::{Call, FakeHost, Refusal, State, Write, overlay};
 use crate::host::{Backend, Finding, HostError, HostEvent};
 use crate::netfilter::rules::CHAIN_PREFIX;
 use crate::netfilter::{Family, IfName, Table};
@@ -63,7 +63,20 @@ impl FakeHost {
 
     /// Makes the kernel refuse every restore line that contains `part`, with these words.
     pub fn refuse(&self, part: &str, said: &str) {
-        self.lock().refused.push((part.to_owned(), said.to_owned()));
+        self.push_refusal(part, said, true);
+    }
+
+    /// As [`FakeHost::refuse`], but it is the COMMIT of the table that is named, as the legacy tools do.
+    pub fn refuse_table(&self, part: &str, said: &str) {
+        self.push_refusal(part, said, false);
+    }
+
+    fn push_refusal(&self, part: &str, said: &str, named: bool) {
+        self.lock().refused.push(Refusal {
+            part: part.to_owned(),
+            said: said.to_owned(),
+            named,
+        });
     }
 
     /// Makes somebody hold the xtables lock: restores fail with [`HostError::LockHeld`].

@@ -68,6 +68,16 @@ pub enum Write {
     Announced(IfName, Ipv4Addr),
 }
 
+/// What the kernel is made to refuse.
+#[derive(Clone, Debug)]
+struct Refusal {
+    /// Part of a restore line.
+    part: String,
+    said: String,
+    /// Whether the line is named, or only the COMMIT of its table.
+    named: bool,
+}
+
 #[derive(Default)]
 struct State {
     backend: Option<Backend>,
@@ -84,7 +94,7 @@ struct State {
     findings: Vec<Finding>,
     denied: BTreeMap<(String, String), u64>,
     lock_holder: Option<String>,
-    refused: Vec<(String, String)>,
+    refused: Vec<Refusal>,
     calls: u64,
     counts: BTreeMap<Call, u64>,
     fail_at: BTreeMap<u64, HostError>,
@@ -254,12 +264,7 @@ impl Host for FakeHost {
             });
         }
         let refused = &state.refused;
-        let objection = |line: &str| {
-            refused
-                .iter()
-                .find(|(part, _)| line.contains(part.as_str()))
-                .map(|(_, said)| said.clone())
-        };
+        let objection = |line: &str| refused.iter().find(|refusal| line.contains(&refusal.part));
         tables::restore(&mut state.tables, family, text, objection)?;
         state.journal.push(Write::Restore {
             family,

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use super::Refusal;
 use crate::host::HostError;
 use crate::netfilter::dump::{self, ObservedTable};
 use crate::netfilter::rules::CHAIN_PREFIX;
@@ -107,14 +108,16 @@ impl FakeTable {
     }
 }
 
-/// Runs a restore: one transaction a table. `refuse` may object to any line, as a kernel without some module would.
-pub(super) fn restore(
+/// Runs a restore: one transaction a table. `refuse` may object to any line, as a kernel without some module would; an objection that names no line is
+/// raised at the table's COMMIT.
+pub(super) fn restore<'r>(
     tables: &mut BTreeMap<(Family, Table), FakeTable>,
     family: Family,
     text: &str,
-    refuse: impl Fn(&str) -> Option<String>,
+    refuse: impl Fn(&str) -> Option<&'r Refusal>,
 ) -> Result<(), HostError> {
     let mut open: Option<(Table, FakeTable)> = None;
+    let mut unnamed: Option<&Refusal> = None;
     for (number, line) in (1..).zip(text.lines()) {
         let rejected = |table: Option<Table>, said: String| HostError::RestoreRejected {
             table: table.map_or("?", Table::as_str).to_owned(),
@@ -138,6 +141,9 @@ pub(super) fn restore(
         }
         if line == "COMMIT" {
             let (table, content) = open.take().ok_or_else(|| rejected(None, "COMMIT without a table".to_owned()))?;
+            if let Some(refusal) = unnamed {
+                return Err(rejected(Some(table), refusal.said.clone()));
+            }
             tables.insert((family, table), content);
             continue;
         }
@@ -145,9 +151,11 @@ pub(super) fn restore(
             return Err(rejected(None, "no table named yet".to_owned()));
         };
         let table = *table;
-        refuse(line)
-            .map_or_else(|| content.apply(line), Err)
-            .map_err(|said| rejected(Some(table), said))?;
+        match refuse(line) {
+            Some(refusal) if refusal.named => return Err(rejected(Some(table), refusal.said.clone())),
+            refusal => unnamed = unnamed.or(refusal),
+        }
+        content.apply(line).map_err(|said| rejected(Some(table), said))?;
     }
     match open {
         None => Ok(()),
