@@ -49,7 +49,7 @@ pub struct Drift {
 pub struct Outcome {
     /// What was judged.
     pub verdicts: Verdicts,
-    /// What was planned; its rules have been moved to the memory of the pass.
+    /// What was planned. Its rules have been moved to the memory of the pass, its mappings to [`Outcome::mappings`].
     pub plan: HostPlan,
     /// The node as planned for.
     pub facts: NodeFacts,

@@ -24,7 +24,7 @@ use super::outcome::{Outcome, Trouble};
 use super::source::Snapshot;
 use super::{apply, probe, staging};
 use crate::api::reasons;
-use crate::host::{Host, HostError, LinkChange};
+use crate::host::{Host, HostError, LinkChange, ObservedLinks};
 use crate::netfilter::{Family, IfName, Owner, Table, TableRules};
 use crate::plan::{self, HostOptions, HostPlan, MappingKey, MappingState, NodeFacts, Refusal, Verdicts};
 
@@ -79,9 +79,10 @@ pub async fn run(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, sett
             return outcome;
         }
     };
-    let world = snapshot.world(facts.clone());
+    let nodes = snapshot.nodes(facts.clone());
+    let world = snapshot.view(&nodes);
     outcome.facts = facts;
-    let verdicts = plan::judge(&world);
+    let verdicts = plan::judge(world);
     release_quarantine(kept, &verdicts);
     let mut work = Work {
         host,
@@ -96,10 +97,10 @@ pub async fn run(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, sett
     // One more than may be rejected, and two for addresses found in use.
     for _ in 0..MAX_REJECTED + 3 {
         let options = work.options(settings);
-        let mut plan = plan::host_plan(&world, &verdicts, &settings.node, &options);
-        let mut tables = mem::take(&mut plan.ruleset).tables;
-        let step = work.attempt(&plan, &mut tables).await;
-        work.outcome.mappings.clone_from(&plan.mappings);
+        let mut plan = plan::host_plan(world, &verdicts, &settings.node, &options);
+        let tables = mem::take(&mut plan.ruleset).tables;
+        let step = work.attempt(&plan, tables).await;
+        work.outcome.mappings = mem::take(&mut plan.mappings);
         work.outcome.plan = plan;
         match step {
             Step::Again => {}
@@ -128,6 +129,10 @@ async fn node_facts(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, s
         labels: snapshot.labels.clone(),
         interfaces,
     })
+}
+
+fn shared(tables: BTreeMap<(Family, Table), TableRules>) -> Tables {
+    tables.into_iter().map(|(at, rules)| (at, Arc::new(rules))).collect()
 }
 
 /// A mapping that claims something else than what was refused is tried again.
@@ -167,29 +172,31 @@ impl Work<'_> {
     }
 
     /// Plan to kernel, once.
-    async fn attempt(&mut self, plan: &HostPlan, tables: &mut BTreeMap<(Family, Table), TableRules>) -> Step {
+    async fn attempt(&mut self, plan: &HostPlan, mut tables: BTreeMap<(Family, Table), TableRules>) -> Step {
         self.preflight(plan).await;
         // A node that only has routes needs no iptables.
         let netfilter = !tables.is_empty() || self.host.backend().is_some();
         if !self.observe(plan, netfilter).await {
             return Step::Stop;
         }
-        let links = self.kept.links.clone().unwrap_or_default();
+        let nothing = ObservedLinks::default();
+        let links = self.kept.links.as_ref().unwrap_or(&nothing);
+        let stages = staging::link_stages(plan, links);
         let closing = if netfilter {
-            staging::closing(plan, &links)
+            staging::closing(plan, links)
         } else {
             BTreeSet::new()
         };
-        let open: Tables = tables.iter().map(|(at, rules)| (*at, Arc::new(rules.clone()))).collect();
-        staging::close(tables, &closing);
-        let closed: Tables = if closing.is_empty() {
-            open.clone()
+        let (open, closed) = if closing.is_empty() {
+            let open = shared(tables);
+            (open.clone(), open)
         } else {
-            mem::take(tables).into_iter().map(|(at, t)| (at, Arc::new(t))).collect()
+            let open = shared(tables.clone());
+            staging::close(&mut tables, &closing);
+            (open, shared(tables))
         };
 
         self.note_raised(plan, &closed);
-        let stages = staging::link_stages(plan, &links);
         let fence = if netfilter { self.fence(&closed).await } else { Step::Done };
         let removed = self.change_links(&stages.removals).await;
         if !matches!(fence, Step::Done) {

@@ -7,7 +7,7 @@ use ipnet::Ipv4Net;
 
 use super::sites::{self, Site};
 use super::verdict::Claim;
-use super::{FlowPolicy, HostOptions, MappingKey, NodeFacts, Refusal, Verdicts, World, links, rules};
+use super::{FlowPolicy, HostOptions, MappingKey, NodeFacts, Refusal, Verdicts, View, links, rules};
 use crate::api::gatewaynode::Role;
 use crate::api::reasons;
 use crate::netfilter::{IfName, Ruleset};
@@ -114,7 +114,7 @@ pub struct ProxyNeighbour {
 }
 
 /// See [`super::host_plan`].
-pub(super) fn host_plan(world: &World, verdicts: &Verdicts, node: &str, options: &HostOptions) -> HostPlan {
+pub(super) fn host_plan(world: View<'_>, verdicts: &Verdicts, node: &str, options: &HostOptions) -> HostPlan {
     let mut plan = HostPlan::default();
     let Some(facts) = world.nodes.iter().find(|facts| facts.name == node) else {
         return plan;

@@ -12,12 +12,12 @@ use jiff::Timestamp;
 use super::prefixes::{PrefixIndex, is_edge};
 use super::validate::{self, ValidMapping, ValidNetwork};
 use super::verdict::{Claim, ClaimedPorts, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
-use super::{World, selector};
+use super::{View, selector};
 use crate::api::{NatMapping, StagingNetwork, reasons};
 use crate::netfilter::Transport;
 
 /// See [`super::judge`].
-pub(super) fn judge(world: &World) -> Verdicts {
+pub(super) fn judge(world: View<'_>) -> Verdicts {
     let networks = networks(world);
     let taken = Taken::new(world, &networks);
     let mut mappings = BTreeMap::new();
@@ -40,9 +40,9 @@ pub(super) fn judge(world: &World) -> Verdicts {
     Verdicts { networks, mappings }
 }
 
-fn networks(world: &World) -> BTreeMap<String, NetworkVerdict> {
+fn networks(world: View<'_>) -> BTreeMap<String, NetworkVerdict> {
     let mut by_name: BTreeMap<&str, Vec<&StagingNetwork>> = BTreeMap::new();
-    for network in &world.networks {
+    for network in world.networks {
         by_name
             .entry(network.metadata.name.as_deref().unwrap_or_default())
             .or_default()
@@ -71,7 +71,7 @@ fn networks(world: &World) -> BTreeMap<String, NetworkVerdict> {
 }
 
 /// Names of the nodes that the network's selector matches. A node whose labels nobody knows is the one node of standalone mode.
-fn gateways(network: &StagingNetwork, world: &World) -> Vec<String> {
+fn gateways(network: &StagingNetwork, world: View<'_>) -> Vec<String> {
     let selector = &network.spec.gateway.node_selector;
     let mut names: Vec<String> = world
         .nodes
@@ -85,9 +85,9 @@ fn gateways(network: &StagingNetwork, world: &World) -> Vec<String> {
 }
 
 /// Objects by key, each list with its decisive object first. The API server has one object a key; a directory of files may have several.
-fn by_key(world: &World) -> BTreeMap<MappingKey, Vec<&NatMapping>> {
+fn by_key(world: View<'_>) -> BTreeMap<MappingKey, Vec<&NatMapping>> {
     let mut found: BTreeMap<MappingKey, Vec<&NatMapping>> = BTreeMap::new();
-    for mapping in &world.mappings {
+    for mapping in world.mappings {
         let meta = &mapping.metadata;
         let key = MappingKey {
             namespace: meta.namespace.clone().unwrap_or_else(|| "default".to_owned()),
@@ -142,7 +142,7 @@ struct Taken {
 }
 
 impl Taken {
-    fn new(world: &World, networks: &BTreeMap<String, NetworkVerdict>) -> Self {
+    fn new(world: View<'_>, networks: &BTreeMap<String, NetworkVerdict>) -> Self {
         let mut taken = Self {
             nodes: BTreeMap::new(),
             subnets: PrefixIndex::default(),

@@ -9,7 +9,7 @@ use super::host::{GatewayAddress, HostPlan, LinkSettings, NetworkPlan, ProxyNeig
 use super::interfaces::connects;
 use super::sites::{Served, Site};
 use super::validate::ValidNetwork;
-use super::{NodeFacts, Verdicts, World, selector, values};
+use super::{NodeFacts, Verdicts, View, selector, values};
 use crate::api::gatewaynode::Role;
 use crate::netfilter::IfName;
 
@@ -81,7 +81,7 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
 ///
 /// A pool gets one route, but single claimed addresses get one each where the whole prefix would be wrong: where it meets a subnet of the node
 /// itself (other hosts of that segment would be sent to the gateway), and where pools of networks with other gateways meet it.
-pub(super) fn route_clients(plan: &mut HostPlan, world: &World, verdicts: &Verdicts, facts: &NodeFacts) {
+pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Verdicts, facts: &NodeFacts) {
     let clients = client_networks(world, verdicts, facts);
     if clients.is_empty() {
         return;
@@ -139,13 +139,13 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: &World, verdicts: &Verdi
 }
 
 /// The accepted networks that this node is a client of, each with its generation and the next hop, once known.
-fn client_networks<'a>(world: &World, verdicts: &'a Verdicts, facts: &NodeFacts) -> Vec<(i64, &'a ValidNetwork, Option<Ipv4Addr>)> {
+fn client_networks<'a>(world: View<'_>, verdicts: &'a Verdicts, facts: &NodeFacts) -> Vec<(i64, &'a ValidNetwork, Option<Ipv4Addr>)> {
     // Without labels there is no cluster, and the one node is the gateway of everything.
     let Some(labels) = &facts.labels else {
         return Vec::new();
     };
     let mut found: BTreeMap<&str, (i64, &ValidNetwork, Option<Ipv4Addr>)> = BTreeMap::new();
-    for raw in &world.networks {
+    for raw in world.networks {
         let Some((name, verdict)) = raw.metadata.name.as_ref().and_then(|name| verdicts.networks.get_key_value(name)) else {
             continue;
         };

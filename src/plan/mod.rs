@@ -68,6 +68,27 @@ pub struct World {
     pub nodes: Vec<NodeFacts>,
 }
 
+/// A [`World`] that belongs to others: planning 10 000 mappings should not begin with copying them.
+#[derive(Clone, Copy, Debug)]
+pub struct View<'a> {
+    /// See [`World::networks`].
+    pub networks: &'a [StagingNetwork],
+    /// See [`World::mappings`].
+    pub mappings: &'a [NatMapping],
+    /// See [`World::nodes`].
+    pub nodes: &'a [NodeFacts],
+}
+
+impl<'a> From<&'a World> for View<'a> {
+    fn from(world: &'a World) -> Self {
+        Self {
+            networks: &world.networks,
+            mappings: &world.mappings,
+            nodes: &world.nodes,
+        }
+    }
+}
+
 /// How one node programs its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostOptions {
@@ -93,13 +114,13 @@ impl Default for HostOptions {
 }
 
 /// Judges every object. The controller, the agents, the command line and the standalone mode call just this.
-pub fn judge(world: &World) -> Verdicts {
-    judge::judge(world)
+pub fn judge<'a>(world: impl Into<View<'a>>) -> Verdicts {
+    judge::judge(world.into())
 }
 
 /// What node `node` must hold in its kernel, given the verdicts. A node that is in no network's selector gets an empty plan.
-pub fn host_plan(world: &World, verdicts: &Verdicts, node: &str, options: &HostOptions) -> HostPlan {
-    host::host_plan(world, verdicts, node, options)
+pub fn host_plan<'a>(world: impl Into<View<'a>>, verdicts: &Verdicts, node: &str, options: &HostOptions) -> HostPlan {
+    host::host_plan(world.into(), verdicts, node, options)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use super::prefixes::PrefixIndex;
 use super::rules::network_hash;
 use super::validate::{self, ValidNetwork};
 use super::verdict::{Claim, NetworkVerdict};
-use super::{MappingKey, NodeFacts, Refusal, Verdicts, World, values};
+use super::{MappingKey, NodeFacts, Refusal, Verdicts, View, values};
 use crate::api::gatewaynode::Role;
 use crate::api::reasons;
 use crate::netfilter::{IfName, Owner};
@@ -83,7 +83,7 @@ struct Held<'a> {
 }
 
 /// The networks that `node` is a gateway of, by age, then those refused ones whose fence must stand.
-pub(super) fn sites<'a>(world: &'a World, verdicts: &'a Verdicts, node: &NodeFacts) -> Vec<Site<'a>> {
+pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFacts) -> Vec<Site<'a>> {
     let mut accepted = Vec::new();
     let mut refused = Vec::new();
     for (name, verdict) in &verdicts.networks {
@@ -128,10 +128,10 @@ pub(super) fn sites<'a>(world: &'a World, verdicts: &'a Verdicts, node: &NodeFac
     sites
 }
 
-fn named_insides<'a>(world: &'a World, refused: &[(&str, &NetworkVerdict, &Refusal)]) -> BTreeMap<&'a str, IfName> {
+fn named_insides<'a>(world: View<'a>, refused: &[(&str, &NetworkVerdict, &Refusal)]) -> BTreeMap<&'a str, IfName> {
     let refused: BTreeSet<&str> = refused.iter().map(|(name, ..)| *name).collect();
     let mut found: BTreeMap<&str, IfName> = BTreeMap::new();
-    for raw in &world.networks {
+    for raw in world.networks {
         let name = raw.metadata.name.as_deref().unwrap_or_default();
         let Some(interface) = validate::named_inside(raw).filter(|_| refused.contains(name)) else {
             continue;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::api::{NatMapping, StagingNetwork};
-use crate::plan::{NodeFacts, World};
+use crate::plan::{NodeFacts, View, World};
 
 /// Everything that is known at one moment, but for the node's own kernel.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -45,11 +45,25 @@ impl std::fmt::Display for Problem {
 impl Snapshot {
     /// The world as the planner takes it, with what the node knows of itself.
     pub fn world(&self, own: NodeFacts) -> World {
-        let mut nodes: Vec<NodeFacts> = self.others.iter().filter(|n| n.name != own.name).cloned().collect();
-        nodes.push(own);
         World {
             networks: self.networks.clone(),
             mappings: self.mappings.clone(),
+            nodes: self.nodes(own),
+        }
+    }
+
+    /// What is known of all nodes, with what the node knows of itself.
+    pub fn nodes(&self, own: NodeFacts) -> Vec<NodeFacts> {
+        let mut nodes: Vec<NodeFacts> = self.others.iter().filter(|n| n.name != own.name).cloned().collect();
+        nodes.push(own);
+        nodes
+    }
+
+    /// [`Snapshot::world`] without a copy of the objects.
+    pub fn view<'a>(&'a self, nodes: &'a [NodeFacts]) -> View<'a> {
+        View {
+            networks: &self.networks,
+            mappings: &self.mappings,
             nodes,
         }
     }
