@@ -166,6 +166,10 @@ impl Work<'_> {
             .as_ref()
             .map_or_else(|| plan.flows.clone(), |before| plan.flows.covering(before));
         policy.raised.extend(self.kept.raised.iter().copied());
+        // An agent that has just started does not know what there was before; the interfaces that were changed tell that there was something.
+        if self.kept.links.as_ref().is_some_and(|links| !links.touched.is_empty()) {
+            policy.connmark = self.connmark;
+        }
         match self.host.sweep_flows(&policy).await {
             Ok(deleted) => {
                 self.outcome.flows_deleted += deleted;

@@ -96,7 +96,7 @@ fn describe(change: &LinkChange) -> String {
         LinkChange::RemoveProxy(p) | LinkChange::AddProxy(p) => format!("proxy neighbour {} on {}", p.address, p.interface),
         LinkChange::RemoveRoute(r) | LinkChange::AddRoute(r) => format!("route to {}", r.destination),
         LinkChange::RemoveAddress(a) | LinkChange::AddAddress(a) => format!("address {} on {}", a.address, a.interface),
-        LinkChange::Set(i, _) | LinkChange::PutBack(i) => format!("settings of {i} (what was found is put back)"),
+        LinkChange::Inside(i) | LinkChange::Set(i, _) | LinkChange::PutBack(i) => format!("settings of {i} (what was found is put back)"),
     }
 }
 

@@ -22,6 +22,7 @@
 mod apply;
 pub mod cleanup;
 mod files;
+mod hold;
 pub mod kept;
 mod narrow;
 pub mod outcome;

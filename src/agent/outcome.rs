@@ -1,9 +1,10 @@
 //! What one pass did and found: the only thing that reports, metrics and exit codes are made from.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::reasons;
 use crate::host::{Backend, Finding, HostError};
+use crate::netfilter::IfName;
 use crate::plan::{HostPlan, MappingKey, MappingState, NodeFacts, Verdicts};
 
 /// Something that kept a pass from doing all that it should.
@@ -63,6 +64,8 @@ pub struct Outcome {
     pub complete: bool,
     /// Whether the fences of all networks of the plan were read back from the kernel.
     pub fenced: bool,
+    /// Inside interfaces of networks that nobody can tell the end of: nothing passes them.
+    pub held: BTreeSet<IfName>,
     /// What went wrong.
     pub troubles: Vec<Trouble>,
     /// What others had changed.

@@ -22,7 +22,7 @@ use std::sync::Arc;
 use super::kept::{Kept, Quarantine, TABLES};
 use super::outcome::{Outcome, Trouble};
 use super::source::Snapshot;
-use super::{apply, probe, staging};
+use super::{apply, hold, probe, staging};
 use crate::api::reasons;
 use crate::host::{Host, HostError, LinkChange, ObservedLinks};
 use crate::netfilter::{Family, IfName, Owner, Table, TableRules};
@@ -60,6 +60,10 @@ pub(super) struct Work<'a> {
     pub(super) verdicts: &'a Verdicts,
     /// Hardware addresses of the other known nodes.
     pub(super) colleagues: BTreeSet<String>,
+    /// See [`HostOptions::connmark`].
+    pub(super) connmark: u32,
+    /// Whether something that was declared cannot be read.
+    pub(super) unreadable: bool,
     /// Addresses that could not be asked for.
     pub(super) unasked: BTreeSet<Ipv4Addr>,
     /// Restores that may still be tried to find out which rule the kernel refuses. None: none was needed yet.
@@ -90,6 +94,8 @@ pub async fn run(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, sett
         outcome,
         verdicts: &verdicts,
         colleagues: probe::colleagues(snapshot),
+        connmark: settings.connmark,
+        unreadable: !snapshot.problems.is_empty(),
         unasked: BTreeSet::new(),
         trials_left: None,
     };
@@ -187,6 +193,10 @@ impl Work<'_> {
         } else {
             BTreeSet::new()
         };
+        let held = hold::held(&closing, &links, plan, self.verdicts, self.unreadable, &self.outcome.facts.name);
+        hold::close(&mut tables, &held);
+        let closing: BTreeSet<IfName> = closing.difference(&held).cloned().collect();
+        self.outcome.held = held;
         let (open, closed) = if closing.is_empty() {
             let open = shared(tables);
             (open.clone(), open)

@@ -29,6 +29,15 @@ pub fn link_stages(plan: &HostPlan, seen: &ObservedLinks) -> LinkStages {
     out.extend(seen.routes.difference(&plan.routes).cloned().map(LinkChange::RemoveRoute));
     out.extend(seen.addresses.difference(&plan.addresses).cloned().map(LinkChange::RemoveAddress));
     let out = &mut stages.additions;
+    let insides: BTreeSet<&IfName> = plan.networks.values().filter_map(|network| network.inside.as_ref()).collect();
+    let recorded = |name: &IfName| seen.inside.contains(name) || !seen.links.contains_key(name);
+    out.extend(
+        insides
+            .into_iter()
+            .filter(|i| plan.links.contains_key(*i) && !recorded(i))
+            .cloned()
+            .map(LinkChange::Inside),
+    );
     for (interface, wanted) in &plan.links {
         if let Some(change) = seen.links.get(interface).and_then(|present| settings_change(wanted, present)) {
             out.push(LinkChange::Set(interface.clone(), change));
@@ -166,7 +175,14 @@ pub fn acknowledged(seen: &mut ObservedLinks, made: &[LinkChange]) {
                 present.rp_filter = set.rp_filter.or(present.rp_filter);
                 present.proxy_delay = set.proxy_delay.or(present.proxy_delay);
             }
-            LinkChange::PutBack(name) => drop(seen.touched.remove(name)),
+            LinkChange::Inside(name) => {
+                seen.touched.insert(name.clone());
+                seen.inside.insert(name.clone());
+            }
+            LinkChange::PutBack(name) => {
+                seen.touched.remove(name);
+                seen.inside.remove(name);
+            }
         }
     }
 }

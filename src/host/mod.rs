@@ -75,6 +75,8 @@ pub struct ObservedLinks {
     pub links: BTreeMap<IfName, LinkSettings>,
     /// Interfaces whose settings we changed, as recorded in the state directory.
     pub touched: BTreeSet<IfName>,
+    /// Those of `touched` that were recorded as inside interfaces.
+    pub inside: BTreeSet<IfName>,
 }
 
 /// One change over rtnetlink.
@@ -92,6 +94,8 @@ pub enum LinkChange {
     AddRoute(Route),
     /// Adds a proxy neighbour.
     AddProxy(ProxyNeighbour),
+    /// Records that an interface leads into a closed network, and what is found on it. Changes nothing on it.
+    Inside(IfName),
     /// Changes settings of an interface, recording first what was found.
     Set(IfName, LinkSettings),
     /// Puts back the recorded settings of an interface and forgets the record.

@@ -3,11 +3,13 @@
 //! Every gated chain ends in DROP. Chains are entered by goto, so RETURN in them leaves for the built-in chain, where others' rules go on: it means
 //! "may pass". Falling off the end of a chain would mean the same, so none may.
 //!
-//! How a new packet is judged in `SNET-FWD`:
-//! 1. Part of a connection that was let in before: passes.
-//! 2. Connection mark set: passes. Only flows that the fence itself admitted carry it.
-//! 3. To a virtual address by way of lo: a port that no mapping has. Dropped, else it would go round in circles.
-//! 4. From inside: judged by its source's network, before anybody asks where it goes, so that one closed network cannot reach another's virtual addresses.
+//! How a packet is judged in `SNET-FWD`:
+//! 1. Connection mark set: passes. Only flows that the fence itself admitted carry it.
+//! 2. To a virtual address by way of lo: a port that no mapping has. Dropped, else it would go round in circles.
+//! 3. From inside: judged by its source's network, before anybody asks where it goes, so that one closed network cannot reach another's virtual
+//!    addresses. That it is part of a known connection says nothing: what stays in the closed network makes connections too (routed back, or bridged with
+//!    bridge-nf-call-iptables), and a VM that has, or takes, a production address there would have its answers carried out to production.
+//! 4. Part of a known connection: passes. Bystanders, for the most part.
 //! 5. To inside: passes if a mapping translated it, and is marked; all else is dropped.
 //! 6. Translated by a mapping, yet not on its way inside (the interface is gone, the route leads elsewhere): dropped, since that way may lead to production.
 
@@ -49,9 +51,10 @@ pub(super) fn ipv4(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<Ipv4Addr>, o
 
     let established = || Rule::new(Owner::Base, [Match::State(ConnState::EstablishedOrRelated)], Target::Return);
     let admitted = Rule::new(Owner::Base, [Match::ConnMark(options.connmark)], Target::Return);
-    let mut chain = vec![established(), admitted];
+    let mut chain = vec![admitted];
     chain.extend(unmapped(sites));
     chain.extend(fenced().map(|(site, interface)| gate(site, Match::In(interface.clone()), "FO")));
+    chain.push(established());
     chain.extend(fenced().map(|(site, interface)| gate(site, Match::Out(interface.clone()), "FI")));
     chain.extend(sites.iter().flat_map(astray));
     table.chains.insert(forward, chain);
@@ -119,7 +122,7 @@ fn gate(site: &Site<'_>, interface: Match, kind: &str) -> Rule {
     rule(site, [interface], Target::Goto(network_chain(kind, site.hash)))
 }
 
-/// Step 3. Longer prefixes first, so that a drop counts for the network whose pool fits closest; of networks with the same prefix, for the oldest.
+/// Step 2. Longer prefixes first, so that a drop counts for the network whose pool fits closest; of networks with the same prefix, for the oldest.
 fn unmapped(sites: &[Site<'_>]) -> Chain {
     let lo = IfName::new("lo");
     let mut first: BTreeMap<(u8, Ipv4Net), &Site<'_>> = BTreeMap::new();
@@ -163,16 +166,20 @@ fn claimed_by_others(chains: &mut BTreeMap<ChainName, Chain>, addresses: &BTreeS
     Some(name)
 }
 
-/// Step 4, direction "out".
+/// Step 3, direction "out".
 fn from_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, inside: &IfName, beyond: &Beyond, options: &HostOptions) {
     let mut chain = Chain::new();
     let stays = Match::Out(inside.clone());
     if let Some(served) = site.served() {
-        // By way of a virtual address to a VM of the same network: marked, so that a foreign DROP does not hit it.
-        chain.extend(served.network.pool.iter().map(|pool| {
-            let matches = [stays.clone(), Match::State(ConnState::Dnat), Match::OriginalDestination(*pool)];
-            rule(site, matches, Target::SetConnMark(options.connmark))
-        }));
+        // By way of a virtual address to a VM of the same network: marked, so that a foreign DROP does not hit it. Without the mark no answer
+        // leaves, and the answer goes to whoever the source says it is: so that has to be somebody inside.
+        for pool in &served.network.pool {
+            chain.extend(served.network.inside.iter().map(|inside| {
+                let dialled = [Match::State(ConnState::Dnat), Match::OriginalDestination(*pool)];
+                let matches = [Match::Source(*inside), stays.clone()].into_iter().chain(dialled);
+                rule(site, matches, Target::SetConnMark(options.connmark))
+            }));
+        }
     }
     chain.push(rule(site, [stays], Target::Return));
     if let Some(served) = site.served().filter(|s| s.network.egress_allowed) {
@@ -221,7 +228,11 @@ fn to_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, options: 
 
 /// What may reach the node itself from inside, direction "node".
 fn to_node(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, options: &HostOptions) {
-    let mut chain = vec![rule(site, [Match::IcmpEchoRequest], Target::Return)];
+    // The node answers whoever the source says it is, and that has to be somebody inside.
+    let inside = site.network.iter().flat_map(|network| &network.inside);
+    let mut chain: Chain = inside
+        .map(|inside| rule(site, [Match::Source(*inside), Match::IcmpEchoRequest], Target::Return))
+        .collect();
     deny(&mut chain, site, "node", options);
     chains.insert(network_chain("N", site.hash), chain);
 }

@@ -32,6 +32,8 @@ pub struct FlowTuple {
     pub reply_source_port: u16,
     /// Destination of the answers: the dialler, unless its address was translated.
     pub reply_destination: Ipv4Addr,
+    /// Connection mark.
+    pub mark: u32,
 }
 
 /// What a mapping makes of a flow to a virtual address.
@@ -60,6 +62,8 @@ pub struct FlowPolicy {
     pub egress: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>>,
     /// Prefixes that nothing inside may dial.
     pub protected: BTreeSet<Ipv4Net>,
+    /// The mark of what the fence admits ([`HostOptions::connmark`](super::HostOptions::connmark)), on a node where there was a fence; else 0.
+    pub connmark: u32,
     /// Inside prefixes whose fence has just gone up: flows that touch them and were not made by a mapping are older than the fence.
     pub raised: BTreeSet<Ipv4Net>,
 }
@@ -110,7 +114,9 @@ impl FlowPolicy {
     /// Whether the plan would have made this entry, or has no say in it.
     ///
     /// It has a say in: what dials a claimed address, what was translated from a pool to an inside prefix, what left an inside prefix under an address of
-    /// a pool, and everything that touches a prefix in [`Self::raised`]. The node's own connections and those of bystanders are none of these.
+    /// a pool, what was translated and bears the fence's mark (whatever plan admitted it, it is not this one: an agent that was not there
+    /// when pools or prefixes changed knows nothing else of them), and everything that touches a prefix in [`Self::raised`]. The node's own
+    /// connections and those of bystanders are none of these.
     pub fn agrees(&self, flow: &FlowTuple) -> bool {
         match self.opinion(flow) {
             Opinion::Made => true,
@@ -133,6 +139,10 @@ impl FlowPolicy {
             let allowed = self.egress.get(&flow.source).is_some_and(|a| a.contains(&flow.reply_destination));
             let made = allowed && !any(&self.protected, flow.destination);
             return if made { Opinion::Made } else { Opinion::Wrong };
+        }
+        let admitted = self.connmark != 0 && flow.mark & self.connmark == self.connmark;
+        if admitted && (translated || renamed) {
+            return Opinion::Wrong;
         }
         Opinion::Foreign
     }

@@ -192,6 +192,15 @@ fn ready(outcome: &Outcome) -> NodeFinding {
             reasons::APPLY_FAILED,
             "The pass did not come to its end; it is tried again.".to_owned(),
         ),
+        None if !outcome.held.is_empty() => {
+            let names: Vec<&str> = outcome.held.iter().map(|name| name.as_str()).collect();
+            let message = format!(
+                "Nothing passes {}: it was the inside interface of a closed network, and it is not certain that this network is gone. Mend what \
+                 cannot be read, or the network that has no inside interface; if the network is to go, delete it.",
+                names.join(", ")
+            );
+            (false, reasons::DEGRADED, message)
+        }
         None if failed + unserved > 0 => {
             let message = format!("{failed} mappings and {unserved} networks could not be programmed; see failures and networks below.");
             (false, reasons::DEGRADED, message)

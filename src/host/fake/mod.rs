@@ -84,6 +84,7 @@ struct State {
     interfaces: BTreeMap<String, InterfaceFacts>,
     settings: BTreeMap<IfName, LinkSettings>,
     found: BTreeMap<IfName, LinkSettings>,
+    inside: BTreeSet<IfName>,
     tables: BTreeMap<(Family, Table), FakeTable>,
     routes: BTreeSet<Route>,
     foreign_routes: BTreeSet<Route>,
@@ -166,6 +167,12 @@ impl State {
                 self.need(&proxy.interface, "adding a proxy neighbour")?;
                 self.proxies.insert(proxy.clone());
             }
+            LinkChange::Inside(interface) => {
+                self.need(interface, "recording settings")?;
+                let present = self.settings.entry(interface.clone()).or_default();
+                self.found.entry(interface.clone()).or_insert_with(|| present.clone());
+                self.inside.insert(interface.clone());
+            }
             LinkChange::Set(interface, settings) => {
                 self.need(interface, "changing settings")?;
                 let present = self.settings.entry(interface.clone()).or_default();
@@ -178,6 +185,7 @@ impl State {
                     ..LinkSettings::default()
                 };
                 let record = self.found.remove(interface).unwrap_or(safe);
+                self.inside.remove(interface);
                 if let Some(present) = self.settings.get_mut(interface) {
                     overlay(present, &record);
                 }
@@ -282,6 +290,7 @@ impl Host for FakeHost {
             addresses: state.addresses.clone(),
             links: state.settings.clone(),
             touched: state.found.keys().cloned().collect(),
+            inside: state.inside.clone(),
         })
     }
 

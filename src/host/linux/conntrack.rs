@@ -15,6 +15,7 @@ use crate::plan::{FlowPolicy, FlowTuple};
 const NFGENMSG: usize = 4;
 const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
+const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_TUPLE_IP: u16 = 1;
@@ -59,11 +60,12 @@ fn tuple(bytes: &[u8]) -> Tuple {
 
 /// The flow of one entry. None for what is not IPv4.
 fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
-    let (mut original, mut reply) = (Tuple::default(), Tuple::default());
+    let (mut original, mut reply, mut mark) = (Tuple::default(), Tuple::default(), 0);
     for (kind, value) in answer.attributes(NFGENMSG) {
         match kind {
             CTA_TUPLE_ORIG => original = tuple(value),
             CTA_TUPLE_REPLY => reply = tuple(value),
+            CTA_MARK => mark = <[u8; 4]>::try_from(value).map_or(0, u32::from_be_bytes),
             _ => {}
         }
     }
@@ -75,6 +77,7 @@ fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
         reply_source: reply.source?,
         reply_source_port: reply.source_port,
         reply_destination: reply.destination?,
+        mark,
     })
 }
 

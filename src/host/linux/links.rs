@@ -43,9 +43,11 @@ pub(super) fn failed(action: String, error: &io::Error) -> HostError {
 /// What of ours there is.
 pub(super) fn read(netlink: &mut Netlink, found: &Found) -> io::Result<ObservedLinks> {
     let now = Snapshot::take(netlink)?;
-    let touched = now.names.iter().filter(|(index, name)| found.get(name, **index).is_some());
+    let touched = || now.names.iter().filter(|(index, name)| found.get(name, **index).is_some());
+    let inside = touched().filter(|(_, name)| found.is_inside(name));
     Ok(ObservedLinks {
-        touched: touched.map(|(_, name)| name.clone()).collect(),
+        touched: touched().map(|(_, name)| name.clone()).collect(),
+        inside: inside.map(|(_, name)| name.clone()).collect(),
         routes: now.routes.clone(),
         proxies: super::observe::ours(&now.proxies),
         addresses: now.our_addresses(),
@@ -95,10 +97,14 @@ pub(super) fn change(netlink: &mut Netlink, found: &mut Found, changes: &[LinkCh
 /// Records what is found on every interface that is about to be changed.
 fn record(found: &mut Found, now: &Snapshot, changes: &[LinkChange]) -> Result<(), HostError> {
     let about = changes.iter().filter_map(|change| match change {
-        LinkChange::Set(name, _) => now.links.get(name.as_str()).map(|link| (name, link.index, &link.settings)),
+        LinkChange::Inside(name) | LinkChange::Set(name, _) => now.links.get(name.as_str()).map(|link| (name, link.index, &link.settings)),
         _ => None,
     });
-    found.record(about)
+    let inside = changes.iter().filter_map(|change| match change {
+        LinkChange::Inside(name) => Some(name.as_str()),
+        _ => None,
+    });
+    found.record(about, &inside.collect())
 }
 
 /// The requests that make a change come true: none if it already is.
@@ -147,6 +153,10 @@ fn plan(now: &Snapshot, found: &Found, change: &LinkChange) -> Result<Vec<Reques
             vec![(0, RouteNetlinkMessage::DelAddress(address(wanted, index(&wanted.interface)?)))]
         }
         LinkChange::RemoveProxy(_) | LinkChange::RemoveAddress(_) => Vec::new(),
+        LinkChange::Inside(name) => {
+            index(name)?;
+            Vec::new()
+        }
         LinkChange::Set(name, wanted) => settings(index(name)?, wanted),
         // An interface that is gone took its settings along. Without a record the safe default is: no forwarding.
         LinkChange::PutBack(name) => index(name).map_or_else(
@@ -187,6 +197,7 @@ fn describe(change: &LinkChange) -> String {
         LinkChange::AddRoute(r) => format!("adding the route to {}", r.destination),
         LinkChange::RemoveAddress(a) => format!("removing address {} from {}", a.address, a.interface),
         LinkChange::AddAddress(a) => format!("adding address {} to {}", a.address, a.interface),
+        LinkChange::Inside(name) => format!("recording {name} as an inside interface"),
         LinkChange::Set(name, _) => format!("changing settings of {name}"),
         LinkChange::PutBack(name) => format!("putting back settings of {name}"),
     }

@@ -4,7 +4,7 @@
 //! record or the new one. An entry belongs to an interface by name *and* index; an interface that was made anew starts with the
 //! kernel's defaults, so an old entry says nothing about it. The directory should not outlive a boot (`/run`), as the settings do not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
@@ -18,6 +18,9 @@ use crate::plan::LinkSettings;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Entry {
     index: u32,
+    /// Whether it led into a closed network.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    inside: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     forwarding: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -38,6 +41,7 @@ impl Entry {
         } = found.clone();
         Self {
             index,
+            inside: false,
             forwarding,
             send_redirects,
             rp_filter,
@@ -94,12 +98,24 @@ impl Found {
         self.entries.get(name.as_str()).filter(|e| e.index == index).map(Entry::settings)
     }
 
-    /// Records what is found on interfaces that have no record yet. On disk when this returns.
-    pub(super) fn record<'a>(&mut self, found: impl Iterator<Item = (&'a IfName, u32, &'a LinkSettings)>) -> Result<(), HostError> {
+    /// Whether the interface that is recorded under this name was an inside interface.
+    pub(super) fn is_inside(&self, name: &IfName) -> bool {
+        self.entries.get(name.as_str()).is_some_and(|e| e.inside)
+    }
+
+    /// Records what is found on interfaces that have no record yet, and which of them are `inside`. On disk when this returns.
+    pub(super) fn record<'a>(
+        &mut self,
+        found: impl Iterator<Item = (&'a IfName, u32, &'a LinkSettings)>,
+        inside: &BTreeSet<&str>,
+    ) -> Result<(), HostError> {
         let mut entries = self.entries.clone();
         for (name, index, settings) in found {
             if self.get(name, index).is_none() {
                 entries.insert(name.to_string(), Entry::new(index, settings));
+            }
+            if let Some(entry) = entries.get_mut(name.as_str()) {
+                entry.inside |= inside.contains(name.as_str());
             }
         }
         self.write(entries)
@@ -164,12 +180,18 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("made/when/needed");
         let mut found = Found::load(&path);
-        found.record([(&name("eth1"), 3, &forwarding(false))].into_iter()).unwrap();
-        found.record([(&name("eth1"), 3, &forwarding(true))].into_iter()).unwrap();
+        found
+            .record([(&name("eth1"), 3, &forwarding(false))].into_iter(), &BTreeSet::new())
+            .unwrap();
+        found
+            .record([(&name("eth1"), 3, &forwarding(true))].into_iter(), &BTreeSet::new())
+            .unwrap();
         let mut again = Found::load(&path);
         assert_eq!(again.get(&name("eth1"), 3), Some(forwarding(false)));
         assert_eq!(again.get(&name("eth1"), 4), None, "made anew under the same name");
-        again.record([(&name("eth1"), 4, &forwarding(true))].into_iter()).unwrap();
+        again
+            .record([(&name("eth1"), 4, &forwarding(true))].into_iter(), &BTreeSet::new())
+            .unwrap();
         assert_eq!(Found::load(&path).get(&name("eth1"), 4), Some(forwarding(true)));
         again.forget([&name("eth1")].into_iter()).unwrap();
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "an empty record is no file");
@@ -187,7 +209,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("file"), b"").unwrap();
         let mut found = Found::load(&dir.path().join("file/state"));
-        assert!(found.record([(&name("eth1"), 3, &forwarding(false))].into_iter()).is_err());
+        assert!(
+            found
+                .record([(&name("eth1"), 3, &forwarding(false))].into_iter(), &BTreeSet::new())
+                .is_err()
+        );
         assert_eq!(found.get(&name("eth1"), 3), None);
     }
 }

@@ -20,6 +20,7 @@ fn flow(protocol: u8, source: &str, dialled: (&str, u16), answers: (&str, u16), 
         destination_port: dialled.1,
         reply_source: answers.0.parse().unwrap(),
         reply_source_port: answers.1,
+        mark: 0,
         reply_destination: to.parse().unwrap(),
     }
 }
@@ -142,4 +143,24 @@ fn flows_of_a_network_that_went_are_covered_by_the_earlier_policy() {
     let gone = FlowPolicy::default();
     assert!(gone.agrees(&old));
     assert!(!gone.covering(&seed_policy()).agrees(&old));
+}
+
+#[test]
+fn what_the_fence_admitted_ends_when_no_plan_knows_it() {
+    let mut p = policy(
+        json!({"outside": {"interface": "eth0", "addresses": ["192.168.100.128/25"]}}),
+        json!({}),
+    );
+    let mut old = flow(TCP, CLIENT, (VIP, 22), (VM, 22), GATEWAY);
+    old.mark = 0x2001;
+    assert!(p.agrees(&old), "no fence stood here before");
+    p.connmark = 0x2000;
+    assert!(!p.agrees(&old));
+    old.mark = 0x1000;
+    assert!(p.agrees(&old), "somebody else's mark");
+    let plain = FlowTuple {
+        mark: 0x2000,
+        ..flow(TCP, CLIENT, ("192.168.100.2", 22), ("192.168.100.2", 22), CLIENT)
+    };
+    assert!(p.agrees(&plain), "the fence admits nothing that is not translated");
 }

@@ -1,0 +1,61 @@
+//! Inside interfaces that stay closed although the plan no longer names them. Pure.
+//!
+//! A fence comes down because its network was deleted, and for no other reason. An interface may also leave the plan because its network was
+//! found by a subnet that the interface has lost, because the network is refused now, or because the file it is in cannot be read by an agent
+//! that has just started. What is behind it is as dangerous as before, so nothing passes it until that is mended.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::host::ObservedLinks;
+use crate::netfilter::{ChainName, ConnState, Family, Hook, IfName, Match, Owner, Rule, Table, TableRules, Target};
+use crate::plan::{HostPlan, Verdicts};
+
+/// Those of `closing`, the interfaces that left the plan, that must not be opened. `unreadable`: something that was declared cannot be read.
+pub(super) fn held(
+    closing: &BTreeSet<IfName>,
+    seen: &ObservedLinks,
+    plan: &HostPlan,
+    verdicts: &Verdicts,
+    unreadable: bool,
+    node: &str,
+) -> BTreeSet<IfName> {
+    let mut here = verdicts
+        .networks
+        .iter()
+        .filter(|(_, verdict)| verdict.gateways.iter().any(|g| g == node));
+    // A network that names its interface keeps its fence there, also while it is refused or the interface is missing.
+    let homeless = here.any(|(name, verdict)| match &verdict.accepted {
+        Ok(network) => network.inside_interface.is_none() && plan.networks.get(name).is_none_or(|n| n.inside.is_none()),
+        Err(_) => !plan.networks.contains_key(name),
+    });
+    if !(unreadable || homeless) {
+        return BTreeSet::new();
+    }
+    // One that has a fence in the plan needs no other.
+    let fenced = |name: &IfName| plan.networks.values().any(|network| network.inside.as_ref() == Some(name));
+    closing.intersection(&seen.inside).filter(|name| !fenced(name)).cloned().collect()
+}
+
+/// Drops what comes from or goes to `held` interfaces: forwarded, ahead of all else; to the node, but for answers to it.
+pub(super) fn close(tables: &mut BTreeMap<(Family, Table), TableRules>, held: &BTreeSet<IfName>) {
+    let Some(input) = ChainName::new("IN").filter(|_| !held.is_empty()) else {
+        return;
+    };
+    super::staging::close(tables, held);
+    for family in [Family::V4, Family::V6] {
+        let table = tables.entry((family, Table::Mangle)).or_default();
+        table.hooks.entry(Hook::Input).or_insert_with(|| input.clone());
+        let rules = table.chains.entry(input.clone()).or_default();
+        if rules.is_empty() {
+            rules.push(Rule::new(
+                Owner::Base,
+                [Match::State(ConnState::EstablishedOrRelated)],
+                Target::Return,
+            ));
+        }
+        rules.extend(
+            held.iter()
+                .map(|name| Rule::new(Owner::Base, [Match::In(name.clone())], Target::Drop)),
+        );
+    }
+}

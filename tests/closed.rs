@@ -1,0 +1,121 @@
+//! A fence comes down because its network was deleted, and for no other reason; and what a plan admitted ends when no plan admits it any more,
+//! also when that changed while no agent was there. On gateways that forward between all interfaces: only the fence stands between.
+
+#[macro_use]
+mod lab;
+
+use lab::{Manifests, Seed, Snapshot, VIP, VIP_80, seconds, wait_until};
+
+const PRODUCTION: &str = "192.168.100.1:80";
+
+/// A network whose interfaces are found by their subnets.
+const BY_SUBNET: &str = "apiVersion: stagenet.dev/v1alpha1
+kind: StagingNetwork
+metadata: {name: segment-b}
+spec:
+  gateway: {nodeSelector: {}}
+  outside: {addresses: [192.168.100.0/24]}
+  inside: {addresses: [192.168.200.0/24]}
+";
+
+/// A gateway that is an open router, with the routes to use it: without a fence VMs reach production.
+fn open_router(seed: &Seed) {
+    seed.vm02.set("ipv4/ip_forward", "1");
+    seed.vm01.sh("ip route add 192.168.200.0/24 via 192.168.100.2");
+    assert!(seed.vm03.tcp(PRODUCTION).is_some(), "without a fence the lab must leak");
+}
+
+fn is_closed(seed: &Seed, after: &str) {
+    for _ in 0..3 {
+        assert!(seed.vm03.tcp_is_dropped(PRODUCTION), "production is out of reach {after}");
+        assert!(seed.vm03.tcp_is_dropped("192.168.200.2:22"), "the gateway is out of reach {after}");
+    }
+}
+
+labs! {
+    fn a_subnet_that_the_inside_interface_loses_opens_nothing(seed) {
+        open_router(seed);
+        let untouched = Snapshot::of(&seed.vm02);
+        let manifests = Manifests::seed();
+        manifests.write("network.yaml", BY_SUBNET);
+        let mut agent = seed.agent(&manifests, &[]);
+        seed.wait_serves("vm03");
+
+        seed.vm02.sh("ip addr del 192.168.200.2/24 dev eth1");
+        agent.wait_status(seconds(20), &["InterfaceMissing"]);
+        // The way of packets without an address on the interface: straight to its hardware address.
+        let link = seed.vm02.sh("ip -o link show eth1");
+        let mac = link.split_whitespace().skip_while(|word| *word != "link/ether").nth(1).unwrap();
+        seed.gw_b.sh(&format!("ip neigh replace 192.168.200.2 lladdr {mac} dev eth0 nud permanent"));
+        is_closed(seed, "while the interface has no address");
+        assert_eq!(agent.stop("TERM"), Some(0));
+        let agent = seed.agent(&manifests, &[]);
+        std::thread::sleep(seconds(2));
+        is_closed(seed, "after a restart of the agent");
+
+        seed.vm02.sh("ip addr add 192.168.200.2/24 dev eth1");
+        seed.wait_serves("vm03");
+        is_closed(seed, "once it is served again");
+        assert_eq!(agent.stop("TERM"), Some(0));
+        seed.cleanup();
+        untouched.assert_same(&Snapshot::of(&seed.vm02));
+    }
+
+    fn a_file_that_cannot_be_read_at_the_start_opens_nothing(seed) {
+        open_router(seed);
+        let untouched = Snapshot::of(&seed.vm02);
+        let manifests = Manifests::seed();
+        seed.converge(&manifests);
+        manifests.write("network.yaml", "kind: StagingNetwork\n  spec: : :\n");
+        let mut agent = seed.agent(&manifests, &[]);
+        agent.wait_status(seconds(20), &["Nothing passes eth1"]);
+        is_closed(seed, "while nobody can tell what was declared");
+        assert!(seed.vm02.ping("192.168.200.3"), "the node's own calls are its own");
+
+        manifests.network("");
+        seed.wait_serves("vm03");
+        is_closed(seed, "once it is served again");
+        // Gone on purpose.
+        manifests.remove("network.yaml");
+        wait_until(seconds(20), "the fence to come down with its network", || seed.vm03.tcp(PRODUCTION).is_some());
+        assert_eq!(agent.stop("TERM"), Some(0));
+        seed.cleanup();
+        untouched.assert_same(&Snapshot::of(&seed.vm02));
+    }
+
+    fn flows_of_a_pool_that_changed_while_no_agent_ran_end(seed) {
+        let manifests = Manifests::seed();
+        seed.converge(&manifests);
+        let mut open = seed.vm01.tcp(VIP_80).unwrap();
+        assert!(open.works());
+        manifests.write("network.yaml", &lab::network("segment-b", "192.168.100.128/25", "192.168.200.0/24", ""));
+        assert_eq!(seed.once(&manifests).code, 2, "the mapping is outside the pool now");
+        assert!(open.is_cut());
+        assert!(seed.vm02.try_sh("conntrack -L").stdout.lines().all(|l| !(l.contains("dst=192.168.200.3") || l.contains("src=192.168.200.3"))),
+            "no entry leads inside from {VIP}");
+    }
+
+    /// A restored VM with an address that nobody declared: what it says to other VMs, by way of the gateway, must not make the answers go to
+    /// the production host that has this address.
+    fn answers_to_a_production_address_inside_go_nowhere(seed) {
+        open_router(seed);
+        seed.converge(&Manifests::seed());
+        // In production this address is vm01's. What vm01 gets from inside is counted.
+        seed.vm04.sh("ip addr add 192.168.100.1/32 dev lo && ip route add 192.168.100.3 via 192.168.200.2");
+        seed.vm04.sh("ip route add 192.168.200.3/32 via 192.168.200.2 && ip route add 192.168.200.2/32 dev eth0");
+        seed.vm03.sh("ip route add 192.168.100.1/32 via 192.168.200.2");
+        seed.vm01.sh("iptables-nft -t raw -A PREROUTING -i eth0 -d 192.168.100.1 -j ACCEPT");
+        let received = || seed.vm01.sh("iptables-nft-save -c -t raw | grep -- '-A PREROUTING'");
+        let before = received();
+        for to in ["192.168.200.3:80", VIP_80] {
+            assert!(seed.vm04.udp_from("192.168.100.1:0", to).is_none());
+        }
+        for to in ["192.168.200.3", "192.168.200.2", VIP] {
+            assert_ne!(seed.vm04.exec("ping", &["-n", "-c", "1", "-W", "1", "-I", "192.168.100.1", to]).code, 0);
+        }
+        assert_eq!(received(), before, "packets that reached production");
+        assert!(seed.vm04.ping("192.168.200.2"), "the gateway answers the closed network's own addresses");
+        assert_eq!(seed.vm04.udp(VIP_80).expect("and VMs use virtual addresses").0, "vm03");
+        seed.wait_serves("vm03");
+    }
+}
