@@ -10,6 +10,7 @@ use crate::api::conditions::{self, NodeFinding};
 use crate::api::gatewaynode::{FailureReport, GatewayNodeStatus, InterfaceStatus, NetworkReport};
 use crate::api::reasons::{self, types};
 use crate::controller::version;
+use crate::netfilter::IfName;
 use crate::plan::{MappingState, NodeFacts};
 
 /// `status.failures` holds at most this many.
@@ -193,7 +194,7 @@ fn ready(outcome: &Outcome) -> NodeFinding {
             "The pass did not come to its end; it is tried again.".to_owned(),
         ),
         None if !outcome.held.is_empty() => {
-            let names: Vec<&str> = outcome.held.iter().map(|name| name.as_str()).collect();
+            let names: Vec<&str> = outcome.held.iter().map(IfName::as_str).collect();
             let message = format!(
                 "Nothing passes {}: it was the inside interface of a closed network, and it is not certain that this network is gone. Mend what \
                  cannot be read, or the network that has no inside interface; if the network is to go, delete it.",
