@@ -1,6 +1,8 @@
 //! A fence comes down because its network was deleted, and for no other reason; and what a plan admitted ends when no plan admits it any more,
 //! also when that changed while no agent was there. On gateways that forward between all interfaces: only the fence stands between.
 
+#![allow(clippy::unwrap_used)]
+
 #[macro_use]
 mod lab;
 
