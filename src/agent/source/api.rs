@@ -104,7 +104,7 @@ impl State {
         Self {
             node: node.to_owned(),
             networks: Cache::new(|a, b| a.spec == b.spec && active(a) == active(b)),
-            mappings: Cache::new(|a, b| a.spec == b.spec),
+            mappings: Cache::new(|a: &NatMapping, b| a.spec == b.spec).trimmed(|mapping| mapping.status = None),
             gateways: Cache::new(|a, b| interfaces(a) == interfaces(b)),
             labels: None,
             found: false,

@@ -34,6 +34,8 @@ pub(super) struct Cache<K> {
     pub(super) ready: bool,
     /// Whether two versions of an object mean the same to this node.
     same: fn(&K, &K) -> bool,
+    /// Takes away what nobody looks at.
+    trim: fn(&mut K),
 }
 
 impl<K: Resource<DynamicType = ()>> Cache<K> {
@@ -44,7 +46,13 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
             bad: BTreeMap::new(),
             ready: false,
             same,
+            trim: |_| (),
         }
+    }
+
+    /// Without what `trim` takes away: ten thousand statuses are held, copied and dropped for nothing.
+    pub(super) fn trimmed(self, trim: fn(&mut K)) -> Self {
+        Self { trim, ..self }
     }
 
     /// All objects, sorted.
@@ -105,6 +113,7 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
         match object.0 {
             Ok(mut object) => {
                 object.managed_fields_mut().clear();
+                (self.trim)(&mut object);
                 self.bad.remove(&key);
                 (key, Some(Arc::new(object)))
             }
