@@ -48,7 +48,8 @@ fn interfaces() {
     for line in [
         "link set lo up",
         "link add out0 type veth peer name peer0",
-        "link add in0 type dummy",
+        "link add in0 type veth peer name peer1",
+        "link set peer1 up",
         "link set peer0 up",
         "link set out0 up",
         "link set in0 up",
