@@ -97,7 +97,7 @@ fn the_examples_of_the_seed_are_good() {
         .into();
     let got = decode(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
     assert!(got.problems.is_empty(), "{:?}", got.problems);
-    assert_eq!(got.networks[0].spec.inside.gateway_addresses, ["192.168.200.254"]);
+    assert_eq!(got.networks[0].spec.inside.addresses, ["192.168.200.0/24"]);
     assert_eq!(got.mappings[0].spec.r#virtual.address, "192.168.100.3");
     assert_eq!(got.mappings[0].metadata.namespace.as_deref(), Some("default"));
 }

@@ -49,7 +49,7 @@ fn cases() -> Vec<Case> {
         case(
             "port 0",
             claim("ports:\n- {protocol: TCP, port: 0}"),
-            &["bad", "port", "1 to 65535"],
+            &["bad", "port", "spec.ports[0].port: must be at least 1, is 0"],
         ),
         case(
             "a reversed range",

@@ -192,8 +192,8 @@ fn explain(error: &jsonschema::ValidationError<'_>) -> FieldProblem {
                 .unwrap_or_default();
             format!("must be {}, is {is}", words.join(" or "))
         }
-        ValidationErrorKind::Minimum { limit } => format!("must be at least {limit}, is {is}"),
-        ValidationErrorKind::Maximum { limit } => format!("must be at most {limit}, is {is}"),
+        ValidationErrorKind::Minimum { limit } => format!("must be at least {}, is {is}", whole(limit)),
+        ValidationErrorKind::Maximum { limit } => format!("must be at most {}, is {is}", whole(limit)),
         ValidationErrorKind::MinLength { .. } => "must not be empty".to_owned(),
         ValidationErrorKind::MaxLength { limit } => format!("must be at most {limit} characters long, is {is}"),
         ValidationErrorKind::MinItems { limit } => format!("must have at least {limit} entries"),
@@ -203,6 +203,12 @@ fn explain(error: &jsonschema::ValidationError<'_>) -> FieldProblem {
         _ => error.to_string(),
     };
     FieldProblem::new(path, message)
+}
+
+/// A bound as a person writes it: schemas carry whole numbers as 1.0, too.
+fn whole(limit: &Value) -> String {
+    let text = limit.to_string();
+    text.strip_suffix(".0").map(str::to_owned).unwrap_or(text)
 }
 
 fn article(kind: &str) -> String {
