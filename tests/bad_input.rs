@@ -54,7 +54,7 @@ fn cases() -> Vec<Case> {
         case(
             "a reversed range",
             claim("ports:\n- {protocol: TCP, port: 90, endPort: 80}"),
-            &["bad", "endPort", "90"],
+            &["bad", "endPort must be at least port"],
         ),
         case(
             "a port that is no port",
