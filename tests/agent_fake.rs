@@ -423,6 +423,26 @@ async fn an_unnamed_refusal_that_is_no_mappings_fault_keeps_the_last_good_state(
     assert_eq!(state(&host), good);
 }
 
+/// A kernel out of memory names the rule at which it had none left. If that rule stands already, its mapping has done nothing and keeps what it has.
+#[tokio::test]
+async fn a_refusal_that_names_a_rule_that_stands_takes_nothing_away() {
+    let (host, mut kept) = (host(), Kept::default());
+    pass(&host, &mut kept, &one()).await;
+    let good = state(&host);
+    host.refuse("-to-destination 192.168.200.3", "Cannot allocate memory");
+    let outcome = pass(&host, &mut kept, &two()).await;
+    assert!(outcome.failed() && outcome.quarantined.is_empty(), "{:?}", outcome.quarantined);
+    assert!(
+        outcome.troubles[0].message.contains("Cannot allocate memory"),
+        "{:?}",
+        outcome.troubles
+    );
+    assert_eq!(state(&host), good);
+    host.mend();
+    assert!(pass(&host, &mut kept, &two()).await.complete);
+    assert_eq!(state(&host), converged(&[two()]).await);
+}
+
 /// The agent dies or the kernel fails in another way in the midst of looking for a culprit.
 #[tokio::test]
 async fn a_search_for_a_culprit_that_is_cut_short_leaves_nothing() {

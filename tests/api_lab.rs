@@ -42,7 +42,7 @@ impl Cluster {
 }
 
 fn controller(api: &Api, kubeconfig: &str) -> Agent {
-    Agent::run(&api.host, "controller", kubeconfig, &["--listen", "none"])
+    Agent::run(&api.host, "controller", kubeconfig, &[])
 }
 
 fn agent(node: &lab::Ns, kubeconfig: &str) -> Agent {
@@ -89,10 +89,23 @@ fn a_mapping_lives_and_dies_by_kubectl() {
         ] {
             assert!(table.contains(word), "{word} in\n{table}");
         }
-        assert!(
-            c.api.kubectl("get stagenet").contains("gatewaynode"),
-            "the category names all kinds"
+        for kind in ["natmapping", "stagingnetwork", "gatewaynode"] {
+            assert!(c.api.kubectl("get stagenet").contains(kind), "the category names all kinds");
+        }
+        let of = |network: &str| {
+            c.api
+                .kubectl(&format!("get natmap -o name --field-selector spec.networkRef.name={network}"))
+        };
+        assert_eq!(
+            (of("segment-b").trim(), of("segment-c").trim()),
+            ("natmapping.stagenet.dev/vm03", "")
         );
+        for (host, port) in [(&c.api.host, 9470), (&c.seed.vm02, 9469), (&c.seed.vm01, 9469)] {
+            for (page, word) in [("livez", "200 OK"), ("readyz", "200 OK"), ("metrics", "stagenet_build_info")] {
+                let answer = host.http(port, page);
+                assert!(answer.contains(word), "/{page} of the component on {}: {answer}", host.name());
+            }
+        }
         let explained = c
             .api
             .kubectl("explain natmapping.spec")
@@ -125,6 +138,9 @@ fn a_mapping_lives_and_dies_by_kubectl() {
                 == "True"
         });
         assert_eq!(c.seed.vm01.tcp(VIP_80).unwrap().server, "vm04", "the older claim stands");
+        wait_until(seconds(20), "an Event about the conflict", || {
+            c.api.kubectl("get events").contains("natmapping/rival")
+        });
         c.api.kubectl("delete natmapping/rival");
 
         let mut open = c.seed.vm01.tcp(VIP_80).unwrap();
@@ -190,6 +206,12 @@ fn traffic_survives_the_loss_of_every_component() {
         let before = versions(&c.api);
         std::thread::sleep(seconds(8));
         assert_eq!(before, versions(&c.api), "no write without a change");
+        // This API server has counted since it came back: statuses of four objects, a few of them more than once while the picture became complete.
+        let written = c.api.status_writes();
+        assert!(
+            (1..=40).contains(&written),
+            "{written} status writes since the API server came back"
+        );
         c.client.assert_alive();
     });
 }
@@ -228,6 +250,13 @@ fn nodes_have_their_roles_and_rights() {
             "patch natmapping/vm03 --type=merge -p '{\"metadata\":{\"labels\":{\"a\":\"b\"}}}'",
         );
         assert!(spec.code != 0 && spec.stderr.contains("forbidden"), "{}", spec.said());
+
+        // A node that is selected no more loses the route, and gets it back with the label.
+        let route = |c: &Cluster| c.seed.vm01.sh("ip route").contains("192.168.150.0/24");
+        c.api.kubectl("label node vm01 role-");
+        wait_until(seconds(20), "the client's route to go", || !route(&c));
+        c.api.kubectl("label node vm01 role=client");
+        wait_until(seconds(20), "the client's route to come back", || route(&c));
 
         c.gateway.stop("KILL");
         wait_until(seconds(120), "a silent gateway's mapping to be Unknown", || {

@@ -5,7 +5,7 @@
 #[macro_use]
 mod lab;
 
-use lab::{Manifests, Snapshot, VIP, VIP_80, seconds, stagenet, wait_until};
+use lab::{Manifests, Ns, Snapshot, VIP, VIP_80, seconds, stagenet, wait_until};
 
 labs! {
     /// What the experiment began with: nobody answers for the address, and the segments do not reach each other.
@@ -126,7 +126,11 @@ labs! {
         assert_eq!(seed.vm01.tcp("192.168.100.3:80").expect("the other mapping of the address").server, "vm04");
         assert_eq!(seed.vm01.udp("192.168.100.3:80").expect("udp").0, "vm03");
         for port in 8000..=8002 {
-            assert_eq!(seed.vm01.tcp(&format!("192.168.100.3:{port}")).expect("a port of the range").server, "vm03");
+            let _open = seed.vm01.tcp(&format!("192.168.100.3:{port}")).expect("a port of the range");
+            // The answers come from the port that is as far into the target's range.
+            let (dialled, answering) = (format!(" dport={port} "), format!(" src=192.168.200.3 dst=192.168.200.2 sport={} ", port + 1000));
+            let flows = seed.vm02.flows(VIP);
+            assert!(flows.iter().any(|f| f.contains(&dialled) && f.contains(&answering)), "{flows:#?}");
         }
         let counted = seed.dropped("SNET-U-");
         assert!(seed.vm01.tcp_is_dropped("192.168.100.3:8003"), "beyond the range");
@@ -246,6 +250,78 @@ labs! {
         assert!(seen == "192.168.200.2" || seen == "192.168.200.254", "{seen} is the gateway's");
         assert_eq!(seed.vm01.udp(VIP_80).unwrap().1.ip().to_string(), "192.168.100.1");
         assert!(seed.vm03.ping("192.168.200.254"));
+        seed.cleanup();
+        before.assert_same(&Snapshot::of(&seed.vm02));
+    }
+
+    /// What is denied is shown to who listens to the NFLOG group, with direction and network, if the network asks for it.
+    fn denied_packets_are_logged_if_asked_for(seed) {
+        let listen = |call: &dyn Fn()| {
+            let heard = std::thread::scope(|scope| {
+                let listener = scope.spawn(|| seed.vm02.try_sh("timeout 3 tcpdump -v -l -n -i nflog:5 -e 2>&1"));
+                std::thread::sleep(seconds(1));
+                call();
+                listener.join().unwrap()
+            });
+            assert!(heard.stdout.contains("listening on nflog:5"), "{}", heard.said());
+            heard.stdout.contains("192.168.200.3 > 192.168.100.1")
+        };
+        let call_out = || assert!(!seed.vm03.ping("192.168.100.1"));
+        let manifests = Manifests::seed();
+        seed.converge(&manifests);
+        assert!(!listen(&call_out), "nobody asked");
+        manifests.network("egress: {default: Deny, log: true}");
+        seed.converge(&manifests);
+        assert!(listen(&call_out), "the packet is shown");
+        let counted = seed.dropped("SNET-FO-");
+        call_out();
+        assert!(seed.dropped("SNET-FO-") > counted, "and dropped and counted all the same");
+        for direction in ["in", "out", "node", "unmapped"] {
+            assert!(seed.rules().contains(&format!("--nflog-prefix stagenet:{direction}:segment-b")) || seed.rules().contains(&format!("--nflog-prefix \"stagenet:{direction}:segment-b\"")), "{}", seed.rules());
+        }
+    }
+
+    /// Two closed networks behind one gateway: each is served, neither reaches the other, directly or by virtual addresses, and one goes without harm
+    /// to the other.
+    fn two_networks_share_a_gateway_and_nothing_else(seed) {
+        let vm05 = Ns::new("vm05");
+        let _segment_c = lab::bridge("segment-c", &[(&seed.vm02, "eth2", "192.168.201.2/24"), (&vm05, "eth0", "192.168.201.5/24")]);
+        vm05.sh("ip route add default via 192.168.201.2");
+        seed.vm03.sh("ip route replace default via 192.168.200.2");
+        let _server = vm05.serve(80);
+        let manifests = Manifests::empty("two");
+        let networks = |egress: &str| {
+            manifests.write("b.yaml", &lab::network("segment-b", "192.168.100.0/25", "192.168.200.0/24", egress));
+            let c = lab::network("segment-c", "192.168.100.128/26", "192.168.201.0/24", egress);
+            manifests.write("c.yaml", &c.replace("eth1", "eth2"));
+        };
+        manifests.write("vm03.yaml", &lab::mapping("vm03", "segment-b", VIP, "192.168.200.3", ""));
+        manifests.write("vm05.yaml", &lab::mapping("vm05", "segment-c", "192.168.100.130", "192.168.201.5", ""));
+        let before = Snapshot::of(&seed.vm02);
+        for egress in ["", "egress: {default: Allow}"] {
+            networks(egress);
+            seed.converge(&manifests);
+            assert_eq!(seed.vm01.tcp(VIP_80).expect("the first network").server, "vm03");
+            assert_eq!(seed.vm01.tcp("192.168.100.130:80").expect("the second network").server, "vm05");
+            for (from, to) in [
+                (&seed.vm03, "192.168.201.5:80"),
+                (&seed.vm03, "192.168.100.130:80"),
+                (&seed.vm03, "192.168.201.2:22"),
+                (&vm05, "192.168.200.3:80"),
+                (&vm05, VIP_80),
+            ] {
+                assert!(from.tcp_is_dropped(to), "{} to {to} with {egress:?}", from.name());
+            }
+            assert_eq!(seed.vm03.tcp("192.168.100.1:80").is_some(), !egress.is_empty());
+            assert_eq!(vm05.tcp("192.168.100.1:80").is_some(), !egress.is_empty());
+        }
+        let mut open = seed.vm01.tcp(VIP_80).unwrap();
+        let mut gone = seed.vm01.tcp("192.168.100.130:80").unwrap();
+        for file in ["c.yaml", "vm05.yaml"] {
+            manifests.remove(file);
+        }
+        seed.converge(&manifests);
+        assert!(open.works() && gone.is_cut());
         seed.cleanup();
         before.assert_same(&Snapshot::of(&seed.vm02));
     }

@@ -84,7 +84,8 @@ impl Work<'_> {
             return self.reject(None, &trouble.message.clone(), trouble);
         };
         let change = changes.iter().find(|(name, _)| name.as_str() == table);
-        let (Some("COMMIT"), Some((table, change))) = (text.line(*line), change) else {
+        let named = text.line(*line).unwrap_or_default();
+        let Some((table, change)) = change.filter(|(table, _)| named == "COMMIT" || self.stands((family, **table), named)) else {
             return self.reject(text.owner_at(*line), &error.to_string(), trouble);
         };
         let culprits = self.narrow(family, *table, change).await;

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::host::ObservedLinks;
 use crate::netfilter::{ChainName, ConnState, Family, Hook, IfName, Match, Owner, Rule, Table, TableRules, Target};
+use crate::plan::rules::close_interfaces;
 use crate::plan::{HostPlan, Verdicts};
 
 /// Those of `closing`, the interfaces that left the plan, that must not be opened. `unreadable`: something that was declared cannot be read.
@@ -41,7 +42,7 @@ pub(super) fn close(tables: &mut BTreeMap<(Family, Table), TableRules>, held: &B
     let Some(input) = ChainName::new("IN").filter(|_| !held.is_empty()) else {
         return;
     };
-    super::staging::close(tables, held);
+    close_interfaces(tables, held);
     for family in [Family::V4, Family::V6] {
         let table = tables.entry((family, Table::Mangle)).or_default();
         table.hooks.entry(Hook::Input).or_insert_with(|| input.clone());

@@ -1,4 +1,5 @@
 //! Whose rule was it, when the kernel refuses a table without naming a line? The legacy tools hand over a whole table and learn only that it was refused.
+//! And when it names a rule that it has already, as a kernel out of memory may: that one stays, whatever is to blame.
 //!
 //! The rules that are new are tried by halves in a chain that nothing leads to. No packet sees it, and what is in force stays in force meanwhile: the
 //! kernel checks every rule of a table, whether or not anything leads to it. What it does not check there is where a rule is reached from; a rule that is
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::pass::Work;
 use crate::host::HostError;
 use crate::netfilter::diff::TableChange;
-use crate::netfilter::dump::RuleHash;
+use crate::netfilter::dump::{self, RuleHash};
 use crate::netfilter::{ChainName, Family, Owner, Rule, Table, Target, render};
 
 /// A rule of a mapping that the kernel refuses even alone.
@@ -108,8 +109,7 @@ impl Work<'_> {
 
     /// Rules of mappings that are not in the kernel yet. Those that lead on are left out: where to may not exist yet.
     fn suspects(&self, at: (Family, Table), change: &TableChange) -> Vec<Suspect> {
-        let seen = self.kept.tables.get(&at).map(|kept| &kept.seen.chains);
-        let present: BTreeSet<&RuleHash> = seen.into_iter().flat_map(BTreeMap::values).flatten().flatten().collect();
+        let present = self.present(at);
         let suspicious = |rule: &&Rule| {
             matches!(rule.owner, Owner::Mapping(_))
                 && !matches!(rule.target, Target::Jump(_) | Target::Goto(_))
@@ -123,6 +123,18 @@ impl Work<'_> {
             .filter(|(_, rule)| suspicious(rule))
             .map(|(name, rule)| (name.clone(), rule.clone()))
             .collect()
+    }
+
+    fn present(&self, at: (Family, Table)) -> BTreeSet<&RuleHash> {
+        let seen = self.kept.tables.get(&at).map(|kept| &kept.seen.chains);
+        seen.into_iter().flat_map(BTreeMap::values).flatten().flatten().collect()
+    }
+
+    /// Whether the rule in this line of restore input was in the kernel before: then it is not what the kernel has something against.
+    pub(super) fn stands(&self, at: (Family, Table), line: &str) -> bool {
+        let named = dump::parse(line);
+        let present = self.present(at);
+        named.chains.values().flatten().flatten().any(|hash| present.contains(hash))
     }
 
     async fn try_restore(&mut self, family: Family, table: Table, change: TableChange) -> Trial {

@@ -202,7 +202,7 @@ impl Work<'_> {
             (open.clone(), open)
         } else {
             let open = shared(tables.clone());
-            staging::close(&mut tables, &closing);
+            plan::rules::close_interfaces(&mut tables, &closing);
             (open, shared(tables))
         };
 

@@ -8,7 +8,7 @@ use std::net::Ipv4Addr;
 
 use super::outcome::Drift;
 use crate::host::{LinkChange, ObservedLinks};
-use crate::netfilter::{ChainName, Family, Hook, IfName, Match, Owner, Rule, Table, TableRules, Target};
+use crate::netfilter::{ChainName, IfName, Owner, TableRules};
 use crate::plan::{HostPlan, LinkSettings};
 
 /// The link changes of a pass, by stage.
@@ -70,26 +70,6 @@ pub fn closing(plan: &HostPlan, seen: &ObservedLinks) -> BTreeSet<IfName> {
         .filter(|name| !plan.links.contains_key(*name))
         .cloned()
         .collect()
-}
-
-/// Where the fence begins.
-fn fence_root() -> Option<ChainName> {
-    ChainName::new("FWD")
-}
-
-/// Puts drops of everything through the `closing` interfaces before all other rules of the fence, in both families.
-pub fn close(tables: &mut BTreeMap<(Family, Table), TableRules>, closing: &BTreeSet<IfName>) {
-    let Some(root) = fence_root().filter(|_| !closing.is_empty()) else {
-        return;
-    };
-    for family in [Family::V4, Family::V6] {
-        let table = tables.entry((family, Table::Mangle)).or_default();
-        table.hooks.entry(Hook::Forward).or_insert_with(|| root.clone());
-        let drops = closing
-            .iter()
-            .flat_map(|name| [Match::In(name.clone()), Match::Out(name.clone())].map(|side| Rule::new(Owner::Base, [side], Target::Drop)));
-        table.chains.entry(root.clone()).or_default().splice(0..0, drops);
-    }
 }
 
 /// What others changed of ours since `before` was read, as far as the interfaces still exist: the kernel itself removes what hangs on an

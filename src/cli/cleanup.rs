@@ -22,8 +22,8 @@ use crate::host::linux::{BackendChoice, LinuxHost, LinuxOptions};
         Exit status: 0 nothing is left; 1 something could not be removed (what and why is on standard error)."
 )]
 pub struct CleanupArgs {
-    /// Remove the rules of this variant only; both when auto
-    #[arg(long, value_enum, default_value_t)]
+    /// Remove the rules of this variant of iptables only, nft or legacy; of both when auto
+    #[arg(long, value_enum, default_value_t, hide_possible_values = true)]
     backend: BackendArg,
 
     /// Where what was found before interface settings were changed and the last good version of each manifest are kept

@@ -72,9 +72,9 @@ pub enum BackendArg {
     /// The one that the node's other programs use
     #[default]
     Auto,
-    /// `iptables-nft`
+    /// iptables-nft, which writes to nftables
     Nft,
-    /// iptables-legacy
+    /// iptables-legacy, which writes to the kernel's own tables of iptables
     Legacy,
 }
 

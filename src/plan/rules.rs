@@ -8,7 +8,7 @@
 //! ```
 //! H is a hash of the network's name ([`network_hash`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use sha2::{Digest, Sha256};
@@ -47,13 +47,13 @@ pub(super) fn ruleset(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<Ipv4Addr>
     ruleset
 }
 
-/// Drops everything forwarded from and to `interfaces`, ahead of all else: for interfaces that are no longer ours while their settings are put back.
-pub fn close_interfaces(ruleset: &mut Ruleset, interfaces: &BTreeSet<IfName>) {
+/// Drops everything forwarded from and to `interfaces`, ahead of all else: for interfaces that are no longer in the plan and must not open yet.
+pub fn close_interfaces(tables: &mut BTreeMap<(Family, Table), TableRules>, interfaces: &BTreeSet<IfName>) {
     if interfaces.is_empty() {
         return;
     }
     for family in [Family::V4, Family::V6] {
-        let table = ruleset.tables.entry((family, Table::Mangle)).or_default();
+        let table = tables.entry((family, Table::Mangle)).or_default();
         let forward = hook(table, Hook::Forward, FORWARD);
         let drops = interfaces.iter().flat_map(|interface| {
             [Match::In(interface.clone()), Match::Out(interface.clone())].map(|m| Rule::new(Owner::Base, [m], Target::Drop))

@@ -178,6 +178,17 @@ impl Api {
         file
     }
 
+    /// How often this run of the API server was asked to write a status of our kinds.
+    pub fn status_writes(&self) -> u64 {
+        let ours = |l: &&str| {
+            l.starts_with("apiserver_request_total{") && l.contains("group=\"stagenet.dev\"") && l.contains("subresource=\"status\"")
+        };
+        let written = |l: &&str| ["PUT", "PATCH", "APPLY"].iter().any(|verb| l.contains(&format!("verb=\"{verb}\"")));
+        let page = self.kubectl("get --raw /metrics");
+        let counts = page.lines().filter(ours).filter(written);
+        counts.filter_map(|l| l.rsplit(' ').next()?.parse::<u64>().ok()).sum()
+    }
+
     /// A field of an object, by JSON path.
     pub fn field(&self, object: &str, path: &str) -> String {
         self.try_kubectl(&format!("get {object} -o jsonpath='{{{path}}}'")).stdout

@@ -2,7 +2,7 @@
 //!
 //! Every server says who it is and whom it sees, so a test reads from an answer both where a packet went and as whom.
 
-use std::io::{BufRead, BufReader, ErrorKind, Write};
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
@@ -103,6 +103,18 @@ impl Ns {
             }
         }
         None
+    }
+
+    /// What a web server on the host itself answers, headers included.
+    pub fn http(&self, port: u16, page: &str) -> String {
+        let mut answer = String::new();
+        let stream = self.enter(|| TcpStream::connect((Ipv4Addr::LOCALHOST, port)));
+        let read = stream.and_then(|mut stream| {
+            stream.set_read_timeout(Some(PATIENCE))?;
+            write!(stream, "GET /{page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
+            stream.read_to_string(&mut answer)
+        });
+        read.map_or_else(|e| e.to_string(), |_| answer)
     }
 
     /// Whether an ICMP echo is answered within a second.

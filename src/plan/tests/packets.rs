@@ -9,7 +9,7 @@ use crate::api::StagingNetworkStatus;
 use crate::api::network::ActiveGateway;
 use crate::netfilter::path::{Fate, Node, Trace};
 use crate::netfilter::trace::{Packet, Payload};
-use crate::netfilter::{IfName, Ruleset, Transport};
+use crate::netfilter::{Family, IfName, Ruleset, Table, Transport, render};
 
 const SSH: Payload = Payload::Transport(Transport::Tcp, 22);
 
@@ -165,6 +165,31 @@ fn ports_lead_where_they_are_mapped_and_the_others_nowhere() {
     assert_dropped(&to(53, Transport::Tcp), "U", "net");
     assert_dropped(&to(8010, Transport::Tcp), "U", "net");
     assert_dropped(&lab.send("eth1", "192.168.200.9", "192.168.100.3", SSH), "U", "net");
+}
+
+#[test]
+fn sctp_is_mapped_like_tcp_and_apart_from_it() {
+    let lab = Lab::new(&seed_with(
+        json!({}),
+        json!({"ports": [{"protocol": "SCTP", "port": 2905, "endPort": 2907, "targetPort": 3905}, {"protocol": "TCP", "port": 2905}]}),
+    ));
+    let to = |port, transport| lab.send("eth0", "192.168.100.1", "192.168.100.3", Payload::Transport(transport, port));
+    assert_left(&to(2906, Transport::Sctp), &left("eth1", "192.168.200.2", "192.168.200.3", 3906));
+    assert_left(&to(2905, Transport::Tcp), &left("eth1", "192.168.200.2", "192.168.200.3", 2905));
+    assert_dropped(&to(2906, Transport::Tcp), "U", "net");
+    assert_dropped(&to(2908, Transport::Sctp), "U", "net");
+    assert_dropped(
+        &lab.send("eth1", "192.168.200.3", "192.168.100.1", Payload::Transport(Transport::Sctp, 2905)),
+        "FO",
+        "net",
+    );
+    let dnat = &lab.rules.tables[&(Family::V4, Table::Nat)];
+    let text = render::table(Family::V4, Table::Nat, dnat).unwrap().text;
+    assert!(
+        text.contains("-d 192.168.100.3/32 -p sctp -m sctp --dport 2905:2907")
+            && text.contains("-j DNAT --to-destination 192.168.200.3:3905-3907/2905"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -358,7 +383,7 @@ fn closing_an_interface_drops_even_what_is_established() {
         ),
     );
     for mut rules in [plan.ruleset, Ruleset::default()] {
-        super::super::rules::close_interfaces(&mut rules, &[link("eth1")].into());
+        super::super::rules::close_interfaces(&mut rules.tables, &[link("eth1")].into());
         let back = node.trace(&rules, there.packet.answer());
         assert_eq!(
             back.dropped_by().map(|s| (s.chain.as_str(), s.position)),
