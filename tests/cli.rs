@@ -26,9 +26,17 @@ fn stagenet(args: &[&str]) -> (i32, String, String) {
 
 #[test]
 fn help_says_what_it_does_and_shows_examples() {
-    for command in ["agent", "controller", "plan", "cleanup"] {
+    for (command, more) in [
+        ("agent", "everything stays in force"),
+        ("controller", "Several replicas"),
+        ("plan", "without privileges"),
+        ("cleanup", "Stop the agent first"),
+    ] {
         let (code, out, _) = stagenet(&[command, "--help"]);
         assert_eq!(code, 0);
+        assert!(out.contains(more), "the long text: {out}");
+        let short = stagenet(&[command, "-h"]).1;
+        assert!(!short.contains(more) && short.lines().count() < out.lines().count(), "{short}");
         assert!(out.contains("Examples:") && out.contains(&format!("stagenet {command}")), "{out}");
         for line in out.lines().filter(|l| l.trim_start().starts_with("--") && l.contains('<')) {
             assert!(line.contains('>'), "{line}");
@@ -59,13 +67,13 @@ fn the_seeds_plan_is_golden() {
     let (_, v6, _) = stagenet(&["plan", "-f", "examples/seed", "--node", "vm02", "-o", "restore", "--family", "ipv6"]);
     for (path, text) in [("tests/golden/seed.restore", &out), ("tests/golden/seed.restore6", &v6)] {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-        if std::env::var_os("STAGENET_UPDATE").is_some() {
+        if std::env::var_os("UPDATE").is_some() {
             std::fs::write(&path, text).unwrap();
         }
         assert_eq!(
             std::fs::read_to_string(&path).unwrap(),
             *text,
-            "run STAGENET_UPDATE=1 cargo test --test cli if this is wanted"
+            "run UPDATE=1 cargo test --test cli if this is wanted"
         );
     }
 }

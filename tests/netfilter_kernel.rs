@@ -399,7 +399,7 @@ fn one_change_among_5000_mappings_rewrites_one_small_chain() {
     });
 }
 
-/// The seed's manifests, through the whole product, to what the tools take. The text is kept in `tests/golden`; `UPDATE_GOLDEN=1` writes it anew.
+/// The seed's manifests, through the whole product, to what the tools take. The text is kept in `tests/golden`; `UPDATE=1` writes it anew.
 #[test]
 fn what_plan_prints_for_the_seed_is_taken_as_it_is() {
     let root = env!("CARGO_MANIFEST_DIR");
@@ -410,7 +410,7 @@ fn what_plan_prints_for_the_seed_is_taken_as_it_is() {
     assert!(printed.status.success(), "{}", String::from_utf8_lossy(&printed.stderr));
     let printed = String::from_utf8(printed.stdout).unwrap();
     let golden = format!("{root}/tests/golden/plan-seed.restore");
-    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+    if std::env::var_os("UPDATE").is_some() {
         std::fs::write(&golden, &printed).unwrap();
     }
     assert_eq!(printed, std::fs::read_to_string(&golden).unwrap(), "{golden}");

@@ -29,7 +29,7 @@ use crate::telemetry::{Health, LogOptions, Metrics, logs, serve};
 /// How long the runner may be silent: an ARP probe, a held lock and a cold start with 10 000 mappings together stay below half of it.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// Keep this node as planned
+/// Keep this node as planned: from a cluster, or standalone from a directory of manifests
 #[derive(Debug, Args)]
 #[command(
     long_about = "Keep this node as planned: translations, fence, routes, proxy neighbours, interface settings.\n\n\

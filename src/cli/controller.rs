@@ -9,7 +9,7 @@ use super::{CliError, EXIT_OK};
 use crate::controller::{self, ControllerOptions, leader::Timing};
 use crate::telemetry::{LogOptions, logs};
 
-/// Judge all objects, elect gateways and write status
+/// Judge all objects, elect gateways and write status; run it in the cluster
 #[derive(Debug, Args)]
 #[command(
     long_about = "Judge all objects, elect gateways and write status.\n\n\

@@ -53,14 +53,14 @@ pub struct Cli {
 
 /// The commands.
 #[derive(Debug, Subcommand)]
+#[allow(
+    missing_docs,
+    reason = "the help is that of the arguments; a comment here would take the place of all of it but the first line"
+)]
 pub enum Command {
-    /// Keep this node as planned: from a cluster, or standalone from a directory of manifests
     Agent(agent::AgentArgs),
-    /// Judge all objects, elect gateways and write status; run it in the cluster
     Controller(controller::ControllerArgs),
-    /// Print what a node would be programmed with; reads and touches no kernel
     Plan(plan::PlanArgs),
-    /// Remove everything of stagenet from this node
     Cleanup(cleanup::CleanupArgs),
     /// Print the custom resource definitions
     Crd,

@@ -13,7 +13,7 @@ use crate::api::decode::Manifests;
 use crate::netfilter::{Family, IfName, Ruleset, render};
 use crate::plan::{self, HostOptions, HostPlan, InterfaceFacts, MappingState, NodeFacts, Verdicts, World};
 
-/// Print what a node would be programmed with
+/// Print what a node would be programmed with; reads and touches no kernel
 #[derive(Debug, Args)]
 #[command(
     long_about = "Print what a node would be programmed with, if it were the gateway of every network in the manifests. Reads no kernel and touches nothing, so it \

@@ -216,7 +216,7 @@ mod tests {
         assert_eq!(out.owner_at(0), None);
     }
 
-    /// If this text changes on purpose, so do the rules on every node after an upgrade. Set `UPDATE_GOLDEN=1` to write the files anew.
+    /// If this text changes on purpose, so do the rules on every node after an upgrade. Set `UPDATE=1` to write the files anew.
     #[test]
     fn the_seed_experiment_as_restore_input() {
         for ((family, name), rules) in &super::super::sample::seed().tables {
@@ -227,7 +227,7 @@ mod tests {
                 name.as_str()
             )
             .to_lowercase();
-            if std::env::var_os("UPDATE_GOLDEN").is_some() {
+            if std::env::var_os("UPDATE").is_some() {
                 std::fs::write(&file, &text).unwrap();
             }
             assert_eq!(std::fs::read_to_string(&file).unwrap(), text, "{file}");

@@ -173,7 +173,7 @@ pub const ALL: &[Descriptor] = &[
 pub fn markdown() -> String {
     let mut out = String::from(
         "# Metrics\n\n\
-         <!-- Made from src/telemetry/describe.rs; a test compares the two. Write it anew with `STAGENET_UPDATE=1 cargo test --lib telemetry`. -->\n\n\
+         <!-- Made from src/telemetry/describe.rs; a test compares the two. Write it anew with `UPDATE=1 cargo test --lib telemetry`. -->\n\n\
          `stagenet agent` and `stagenet controller` serve these at `/metrics` of their `--listen` address, in base units (seconds, packets).\n\
          A metric with labels appears once there is something to tell. No label ever names a mapping, so the number of series does not\n\
          grow with the number of claims.\n\n\
@@ -207,13 +207,13 @@ mod tests {
     #[test]
     fn the_committed_page_is_fresh() {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
-        if std::env::var_os("STAGENET_UPDATE").is_some() {
+        if std::env::var_os("UPDATE").is_some() {
             std::fs::write(path, markdown()).unwrap();
         }
         assert_eq!(
             std::fs::read_to_string(path).unwrap_or_default(),
             markdown(),
-            "docs/metrics.md is stale: run STAGENET_UPDATE=1 cargo test --lib telemetry"
+            "docs/metrics.md is stale: run UPDATE=1 cargo test --lib telemetry"
         );
     }
 
