@@ -24,7 +24,11 @@ fn claim(more: &str) -> String {
 fn cases() -> Vec<Case> {
     let case = |what, file, words| Case { what, file, words };
     vec![
-        case("text that is not YAML", "spec: [unclosed\n".into(), &["bad.yaml"]),
+        case(
+            "text that is not YAML",
+            "spec: [unclosed\n".into(),
+            &["bad.yaml", "not usable YAML", "line 1"],
+        ),
         case(
             "an unknown kind",
             claim("").replace("NatMapping", "NatMaping"),
@@ -253,22 +257,38 @@ fn a_missing_iptables_tool_is_named() {
         assert_eq!(ran.code, 1, "{}", ran.said());
         assert!(ran.said().contains("iptables-nft") && ran.said().contains("PATH"), "{}", ran.said());
         before.assert_same(&Snapshot::of(&seed.vm02));
+
+        // It goes missing later: what stands goes on.
+        seed.converge(&manifests);
+        let good = Snapshot::of(&seed.vm02);
+        manifests.mapping("later", "192.168.100.4", "192.168.200.4", "");
+        let ran = once_with_path(&seed, &manifests, "/run/lab/empty");
+        assert_eq!(ran.code, 1, "{}", ran.said());
+        assert_eq!(seed.vm01.tcp(VIP_80).expect("what stood").server, "vm03");
+        good.assert_same(&Snapshot::of(&seed.vm02));
     });
 }
 
 labs! {
     fn without_net_admin_nothing_is_half_done(seed) {
         let manifests = Manifests::seed();
-        let before = Snapshot::of(&seed.vm02);
         let backend = seed.backend.name();
-        let ran = seed.vm02.try_sh(&format!(
-            "exec setpriv --bounding-set -net_admin,-net_raw --inh-caps -net_admin,-net_raw timeout 60 {} agent --manifests {} --node vm02 --backend {backend} --once",
-            lab::BINARY,
-            manifests.path()
-        ));
-        assert_eq!(ran.code, 1, "{}", ran.said());
-        assert!(ran.said().contains("NET_ADMIN"), "{}", ran.said());
-        before.assert_same(&Snapshot::of(&seed.vm02));
+        let fails_and_changes_nothing = || {
+            let before = Snapshot::of(&seed.vm02);
+            let ran = seed.vm02.try_sh(&format!(
+                "exec setpriv --bounding-set -net_admin,-net_raw --inh-caps -net_admin,-net_raw timeout 60 {} agent --manifests {} --node vm02 --backend {backend} --once",
+                lab::BINARY,
+                manifests.path()
+            ));
+            assert_eq!(ran.code, 1, "{}", ran.said());
+            assert!(ran.said().contains("NET_ADMIN"), "{}", ran.said());
+            before.assert_same(&Snapshot::of(&seed.vm02));
+        };
+        fails_and_changes_nothing();
+        seed.converge(&manifests);
+        manifests.mapping("later", "192.168.100.4", "192.168.200.4", "");
+        fails_and_changes_nothing();
+        assert_eq!(seed.vm01.tcp(VIP_80).expect("what stood").server, "vm03");
     }
 
     /// A restore that the kernel refuses: its line is named, the claim that it came from is left out, and all others are served.
