@@ -10,7 +10,7 @@ use super::crd::definitions;
 pub fn markdown() -> String {
     let mut out = String::from(concat!(
         "# Fields of the three kinds\n\n",
-        "Generated from `src/api`; `UPDATE=1 cargo test --test crds` writes it anew. The same texts: `kubectl explain natmapping.spec --recursive`.\n\n",
+        "Generated from `src/api`; `UPDATE=1 cargo test --test crds` writes it anew. The same texts: `kubectl explain natmapping.spec`.\n\n",
         "Group `stagenet.dev`, version `v1alpha1`. The API server and standalone mode check the same schemas and rules and refuse what breaks one of them; ",
         "nothing is rewritten. Conditions and their reasons: [reasons.md](reasons.md).\n",
     ));
