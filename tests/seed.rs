@@ -140,6 +140,27 @@ labs! {
         assert!(seed.dropped("SNET-U-") >= counted + 4, "each was counted");
     }
 
+    /// SCTP, too, by the packet that opens an association.
+    fn sctp_ports_lead_where_they_are_mapped(seed) {
+        let manifests = Manifests::empty("sctp");
+        manifests.network("");
+        manifests.mapping("signalling", VIP, "192.168.200.3", "ports:\n- {protocol: SCTP, port: 2905, endPort: 2907, targetPort: 3905}");
+        seed.converge(&manifests);
+        let counted = seed.dropped("SNET-U-");
+        let arrived = std::thread::scope(|scope| {
+            let watch = scope.spawn(|| seed.vm03.try_sh("timeout 3 tcpdump -l -n -i eth0 sctp 2>&1"));
+            std::thread::sleep(seconds(1));
+            for port in [2904, 2906] {
+                seed.vm01.sctp_init(40_000, format!("{VIP}:{port}").parse().unwrap());
+            }
+            watch.join().unwrap().stdout
+        });
+        let arrived: Vec<_> = arrived.lines().filter(|l| l.contains("[INIT]")).collect();
+        assert!(arrived.len() == 1 && arrived[0].contains("192.168.200.2.40000 > 192.168.200.3.3906:"), "{arrived:#?}");
+        assert_eq!(seed.dropped("SNET-U-"), counted + 1, "the port before the range");
+        assert!(seed.vm01.tcp_is_dropped("192.168.100.3:2906"), "the same port of another protocol");
+    }
+
     /// Editing a file moves the traffic, stops what went to the old target, and leaves other mappings alone.
     fn editing_the_target_moves_traffic_and_stops_old_flows(seed) {
         let manifests = Manifests::seed();

@@ -3,8 +3,10 @@
 //! Every server says who it is and whom it sees, so a test reads from an answer both where a packet went and as whom.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
+
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType};
 
 use super::Ns;
 
@@ -117,10 +119,34 @@ impl Ns {
         read.map_or_else(|e| e.to_string(), |_| answer)
     }
 
+    /// Sends the packet that opens an SCTP association. Made by hand: not every kernel has SCTP sockets, but every gateway passes SCTP on.
+    pub fn sctp_init(&self, from: u16, to: SocketAddrV4) {
+        let mut sctp = [&from.to_be_bytes()[..], &to.port().to_be_bytes(), &[0; 8]].concat();
+        // INIT (RFC 9260, 3.3.2): tag, window, one stream each way, first sequence number.
+        sctp.extend([1, 0, 0, 20, 0, 0, 0, 7, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 7]);
+        let sum = crc32c(&sctp).to_le_bytes();
+        sctp[8..12].copy_from_slice(&sum);
+        // The kernel fills in lengths, checksum and source.
+        let ip = [&[0x45, 0, 0, 0, 0, 0, 0, 0, 64, 132, 0, 0, 0, 0, 0, 0], &to.ip().octets()[..]].concat();
+        self.enter(|| {
+            let raw = socket::socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), SockProtocol::Raw).unwrap();
+            // Of UDP it has no more than the way to send: the protocol is in the header.
+            let sent = UdpSocket::from(raw).send_to(&[ip, sctp].concat(), to);
+            assert_eq!(sent.unwrap(), 52);
+        });
+    }
+
     /// Whether an ICMP echo is answered within a second.
     pub fn ping(&self, to: &str) -> bool {
         self.exec("ping", &["-n", "-c", "1", "-W", "1", to]).code == 0
     }
+}
+
+/// The checksum of SCTP (RFC 9260, appendix A).
+fn crc32c(bytes: &[u8]) -> u32 {
+    let bit = |crc: u32| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82F6_3B78 };
+    let byte = |crc: u32, byte: &u8| (0..8).fold(crc ^ u32::from(*byte), |crc, _| bit(crc));
+    !bytes.iter().fold(!0, byte)
 }
 
 impl Conversation {
