@@ -165,7 +165,7 @@ labs! {
     fn editing_the_target_moves_traffic_and_stops_old_flows(seed) {
         let manifests = Manifests::seed();
         manifests.mapping("steady", "192.168.100.4", "192.168.200.4", "");
-        let _agent = seed.agent(&manifests, &[]);
+        let agent = seed.agent(&manifests, &["--log-format", "json"]);
         seed.wait_serves("vm03");
         let mut old = seed.vm01.tcp(VIP_80).unwrap();
         let mut steady = seed.vm01.tcp("192.168.100.4:80").expect("the other mapping");
@@ -179,6 +179,9 @@ labs! {
         edit_mapping(&manifests, "192.168.200.4", "192.168.200.3");
         seed.wait_serves("vm03");
         assert!(steady.works());
+        let log = agent.log();
+        let is_json = |line: &str| serde_json::from_str::<serde_json::Value>(line).is_ok_and(|l| l["level"].is_string() && l["message"].is_string());
+        assert!(!log.is_empty() && log.lines().all(is_json), "one JSON object a line:\n{log}");
     }
 
     /// Deleting a file stops new and open flows at once and leaves no rule, neighbour, route or conntrack entry.
