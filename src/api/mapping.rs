@@ -27,7 +27,7 @@ use super::schema;
     cel,
     doc = "One claim: a virtual address outside, or ports of it, leads to a machine in a closed network. The address exists nowhere else: the network's \
            gateway answers for it and translates. Of two claims to the same address and port the older one stands. Deleting the mapping stops new and \
-           open connections. `kubectl wait --for=condition=Ready natmapping/NAME` returns once every gateway has it in its kernel.",
+           open connections. `kubectl wait --for=condition=Ready natmapping/NAME` returns once the gateway that serves it has it in its kernel.",
     validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters long"),
     printcolumn(name = "Virtual", type_ = "string", json_path = ".spec.virtual.address"),
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.target.address"),
