@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use super::kept::chain_name;
 use super::outcome::Trouble;
 use super::pass::{Step, Tables, Work};
 use super::staging;
@@ -15,7 +14,7 @@ use crate::netfilter::render::RestoreText;
 use crate::netfilter::{ChainName, Family, Hook, Table, TableRules, render};
 use crate::plan::HostPlan;
 
-/// Above this many changed chains the whole table is read back at once.
+/// Above this many changed chains, or if jumps or chains went or came, the whole table is read back at once.
 const READ_BACK_CHAINS: usize = 64;
 
 impl Work<'_> {
@@ -53,8 +52,8 @@ impl Work<'_> {
         }
         self.outcome.writes += 1;
         for (table, change) in &changes {
-            let chains: BTreeSet<ChainName> = change.touched().iter().filter_map(|name| chain_name(name)).collect();
-            let part = (chains.len() <= READ_BACK_CHAINS).then_some(&chains);
+            let chains: BTreeSet<ChainName> = change.write.keys().cloned().collect();
+            let part = (change.only_writes() && chains.len() <= READ_BACK_CHAINS).then_some(&chains);
             let now = match self.host.read_table(family, *table, part).await {
                 Ok(now) => now,
                 Err(error) => {
@@ -63,7 +62,7 @@ impl Work<'_> {
                     return Step::Stop;
                 }
             };
-            if !self.kept.take_back((family, *table), desired(*table), change, now) {
+            if !self.kept.take_back((family, *table), desired(*table), change, part.is_none(), now) {
                 self.outcome.troubles.push(Trouble {
                     reason: reasons::APPLY_FAILED,
                     message: format!(

@@ -13,7 +13,6 @@ use super::outcome::Drift;
 use crate::host::{Finding, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::dump::ObservedTable;
-use crate::netfilter::rules::CHAIN_PREFIX;
 use crate::netfilter::{ChainName, Family, IfName, Table, TableRules};
 use crate::plan::{Claim, FlowPolicy, InterfaceFacts, MappingKey, ProxyNeighbour};
 
@@ -152,14 +151,24 @@ impl Kept {
         diff::diff(&diff::narrow(desired, &differing), &part(&kept.seen, desired, &differing))
     }
 
-    /// Takes in `chains` of a table, read back after `change` was written, and tells whether they are as desired.
-    pub(super) fn take_back(&mut self, at: (Family, Table), desired: &Arc<TableRules>, change: &TableChange, now: ObservedTable) -> bool {
+    /// Takes in what was read back after `change` was written, the `whole` table or just the chains of it that were written, and tells
+    /// whether they are as desired.
+    pub(super) fn take_back(
+        &mut self,
+        at: (Family, Table),
+        desired: &Arc<TableRules>,
+        change: &TableChange,
+        whole: bool,
+        now: ObservedTable,
+    ) -> bool {
         let kept = self.tables.entry(at).or_default();
         for name in change.touched() {
             kept.seen.chains.remove(&name);
         }
         kept.seen.chains.extend(now.chains);
-        kept.seen.hooks = now.hooks;
+        if whole {
+            kept.seen.hooks = now.hooks;
+        }
         let names: BTreeSet<ChainName> = change.write.keys().cloned().collect();
         let stands = diff::diff(&diff::narrow(desired, &names), &part(&kept.seen, desired, &names)).is_empty();
         kept.verified = stands.then(|| desired.clone());
@@ -172,11 +181,6 @@ impl Kept {
         let kept = self.tables.entry(at).or_default();
         kept.verified = Some(desired.clone());
     }
-}
-
-/// The name of a chain of ours. None: others named it so, and it cannot be asked for by itself.
-pub(super) fn chain_name(name: &str) -> Option<ChainName> {
-    ChainName::new(name.strip_prefix(CHAIN_PREFIX)?)
 }
 
 /// `seen` without those chains of `desired` that are not in `names`.

@@ -115,7 +115,7 @@ pub trait Host: Send {
     /// Preflight: what the node lacks or has that an operator should know. Chooses the backend anew if there was none.
     async fn preflight(&mut self, outside: &BTreeSet<IfName>, inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError>;
 
-    /// Reads a table, or only the named chains and the hooks of it. The whole table when `chains` is None.
+    /// Reads a table. With `chains`: only these chains of it, and no hooks, which is far cheaper in a large table.
     async fn read_table(&mut self, family: Family, table: Table, chains: Option<&BTreeSet<ChainName>>) -> Result<ObservedTable, HostError>;
 
     /// Runs one `restore --noflush`. `text` is complete `iptables-restore` input; one transaction a table, in the order of the text.

@@ -34,6 +34,11 @@ impl TableChange {
         self.write.is_empty() && self.delete.is_empty() && self.empty.is_empty() && self.unhook.is_empty() && self.hook.is_empty()
     }
 
+    /// Whether chains are written, and nothing else: no chain and no jump comes or goes.
+    pub fn only_writes(&self) -> bool {
+        self.delete.is_empty() && self.empty.is_empty() && self.unhook.is_empty() && self.hook.is_empty()
+    }
+
     /// Chains that this change touches: what to read back.
     pub fn touched(&self) -> BTreeSet<String> {
         let written = self.write.keys().map(|name| name.as_str().to_owned());

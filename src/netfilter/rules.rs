@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use ipnet::Ipv4Net;
 
@@ -71,7 +72,7 @@ pub const CHAIN_NAME_MAX: usize = 28;
 
 /// Name of one of our chains: `SNET-`, then upper-case letters, digits and `-`, at most 28 characters in all.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ChainName(String);
+pub struct ChainName(Arc<str>);
 
 impl ChainName {
     /// Puts `SNET-` before `suffix`. None if the result is no valid chain name.
@@ -79,7 +80,7 @@ impl ChainName {
         let valid = !suffix.is_empty()
             && suffix.len() <= CHAIN_NAME_MAX - CHAIN_PREFIX.len()
             && suffix.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'-');
-        valid.then(|| Self(format!("{CHAIN_PREFIX}{suffix}")))
+        valid.then(|| Self(format!("{CHAIN_PREFIX}{suffix}").into()))
     }
 
     /// Like [`ChainName::new`] for suffixes that are fixed in the program: what no chain name may have is left out, so there is always a name.
@@ -88,7 +89,7 @@ impl ChainName {
             .chars()
             .filter(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || *c == '-')
             .take(CHAIN_NAME_MAX - CHAIN_PREFIX.len());
-        Self(CHAIN_PREFIX.chars().chain(kept).collect())
+        Self(CHAIN_PREFIX.chars().chain(kept).collect::<String>().into())
     }
 
     /// The whole name.
@@ -104,9 +105,9 @@ impl fmt::Display for ChainName {
 }
 
 /// Name of a network interface as the kernel takes it (`dev_valid_name` in net/core/dev.c: 1 to 15 bytes, no `/`, `:` or white space),
-/// narrowed to letters, digits, `.`, `_`, `-` and `@`: a trailing `+` would be a wildcard to iptables.
+/// narrowed to letters, digits, `.`, `_`, `-` and `@`: a trailing `+` would be a wildcard to iptables. Cheap to clone: thousands of plan entries name the same one.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct IfName(String);
+pub struct IfName(Arc<str>);
 
 impl IfName {
     /// None if `name` is no such name.
@@ -116,7 +117,7 @@ impl IfName {
             && name != ".."
             && !name.starts_with('-')
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-@".contains(&b));
-        valid.then(|| Self(name.to_owned()))
+        valid.then(|| Self(name.into()))
     }
 
     /// The name.

@@ -20,17 +20,23 @@ use crate::netfilter::Transport;
 pub(super) fn judge(world: View<'_>) -> Verdicts {
     let networks = networks(world);
     let taken = Taken::new(world, &networks);
-    let mut mappings = BTreeMap::new();
-    let mut contenders = Vec::new();
-    for (key, objects) in by_key(world) {
-        let Some(newest) = objects.first() else { continue };
-        let verdict = mapping(&key, newest, objects.len() > 1, &networks, &taken);
-        if let Ok(claim) = &verdict.accepted {
-            contenders.push((claim.created, key.clone(), claim.clone()));
-        }
-        mappings.insert(key, verdict);
-    }
-    contenders.sort_unstable_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+    let mut mappings: BTreeMap<MappingKey, MappingVerdict> = by_key(world)
+        .into_iter()
+        .map(|(object, twice)| {
+            let (namespace, name) = names(object);
+            let key = MappingKey {
+                namespace: namespace.to_owned(),
+                name: name.to_owned(),
+            };
+            let verdict = mapping(&key, object, twice, &networks, &taken);
+            (key, verdict)
+        })
+        .collect();
+    let mut contenders: Vec<Contender<'_>> = mappings
+        .iter()
+        .filter_map(|(key, verdict)| verdict.accepted.as_ref().ok().map(|claim| (claim.created, key, claim)))
+        .collect();
+    contenders.sort_unstable_by_key(|(created, key, _)| (*created, *key));
     for (key, refusal) in losers(&contenders) {
         if let Some(verdict) = mappings.get_mut(&key) {
             verdict.conflicted = true;
@@ -84,24 +90,28 @@ fn gateways(network: &StagingNetwork, world: View<'_>) -> Vec<String> {
     names
 }
 
-/// Objects by key, each list with its decisive object first. The API server has one object a key; a directory of files may have several.
-fn by_key(world: View<'_>) -> BTreeMap<MappingKey, Vec<&NatMapping>> {
-    let mut found: BTreeMap<MappingKey, Vec<&NatMapping>> = BTreeMap::new();
-    for mapping in world.mappings {
-        let meta = &mapping.metadata;
-        let key = MappingKey {
-            namespace: meta.namespace.clone().unwrap_or_else(|| "default".to_owned()),
-            name: meta.name.clone().unwrap_or_default(),
-        };
-        found.entry(key).or_default().push(mapping);
-    }
-    for objects in found.values_mut().filter(|objects| objects.len() > 1) {
-        objects.sort_by_cached_key(|m| rank(&m.metadata, &m.spec));
-        if !differ(objects, |a, b| a.spec == b.spec) {
-            objects.truncate(1);
-        }
-    }
-    found
+/// Namespace and name of a mapping, the way it is judged.
+fn names(mapping: &NatMapping) -> (&str, &str) {
+    let meta = &mapping.metadata;
+    (
+        meta.namespace.as_deref().unwrap_or("default"),
+        meta.name.as_deref().unwrap_or_default(),
+    )
+}
+
+/// The decisive object of each namespace and name, and whether others of that name say something else. The API server has one object a key; a
+/// directory of files may have several.
+fn by_key(world: View<'_>) -> Vec<(&NatMapping, bool)> {
+    let mut all: Vec<&NatMapping> = world.mappings.iter().collect();
+    all.sort_by_key(|mapping| names(mapping));
+    all.chunk_by_mut(|a, b| names(a) == names(b))
+        .filter_map(|objects| {
+            if objects.len() > 1 {
+                objects.sort_by_cached_key(|m| rank(&m.metadata, &m.spec));
+            }
+            Some((*objects.first()?, differ(objects, |a, b| a.spec == b.spec)))
+        })
+        .collect()
 }
 
 type Metadata = k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -322,11 +332,14 @@ impl Held {
     }
 }
 
+/// A claim that stands by itself: since when, whose, what.
+type Contender<'a> = (Option<Timestamp>, &'a MappingKey, &'a Claim);
+
 /// Claims that an older one rules out, given all claims from the oldest to the youngest.
 ///
 /// An address belongs to the network of its oldest claim: ports of one address never lead into two closed networks, which would tie the two together
 /// and could not be announced by two gateways at once.
-fn losers(claims: &[(Option<Timestamp>, MappingKey, Claim)]) -> Vec<(MappingKey, Refusal)> {
+fn losers(claims: &[Contender<'_>]) -> Vec<(MappingKey, Refusal)> {
     let mut held: BTreeMap<Ipv4Addr, Held> = BTreeMap::new();
     let mut lost = Vec::new();
     for (at, (_, key, claim)) in claims.iter().enumerate() {
@@ -349,7 +362,7 @@ fn losers(claims: &[(Option<Timestamp>, MappingKey, Claim)]) -> Vec<(MappingKey,
         };
         match winner.and_then(|w| claims.get(w)) {
             None => holder.ranges.extend(ranges(claim, at)),
-            Some(winner) => lost.push((key.clone(), conflict(key, claim, winner))),
+            Some(winner) => lost.push(((*key).clone(), conflict(key, claim, winner))),
         }
     }
     lost
@@ -363,7 +376,7 @@ fn ranges(claim: &Claim, at: usize) -> impl Iterator<Item = ((Transport, u16), (
 }
 
 /// Names the winner only to its own namespace: what others claim is theirs to tell.
-fn conflict(key: &MappingKey, claim: &Claim, (since, winner, won): &(Option<Timestamp>, MappingKey, Claim)) -> Refusal {
+fn conflict(key: &MappingKey, claim: &Claim, (since, winner, won): &Contender<'_>) -> Refusal {
     let who = if winner.namespace == key.namespace {
         format!("NatMapping {}", winner.name)
     } else {

@@ -56,9 +56,9 @@ pub(super) fn claimed_ports(port: &PortMapping) -> Result<ClaimedPorts, String> 
     })
 }
 
-/// `text` as a host's address, if it is written just as the address is printed.
+/// `text` as a host's address. The parser takes one spelling of an address only: four decimal octets without leading zeros (RFC 6943, 3.1.1).
 pub(super) fn host_address(text: &str) -> Result<Ipv4Addr, String> {
-    let found = text.parse::<Ipv4Addr>().ok().filter(|a| a.to_string() == text).ok_or_else(|| {
+    let found = text.parse::<Ipv4Addr>().map_err(|_| {
         let but = if text.contains(':') {
             "an IPv4 address, IPv6 is not served"
         } else {

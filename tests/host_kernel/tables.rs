@@ -25,13 +25,15 @@ fn rules_are_restored_read_back_counted_and_taken_away() {
                 host.restore(Family::V4, FENCE).await.unwrap();
                 for chains in [None, Some(BTreeSet::from([chain("FWD"), chain("FO-AABBCCDD")]))] {
                     let seen = host.read_table(Family::V4, Table::Mangle, chains.as_ref()).await.unwrap();
-                    assert_eq!(seen.hooks[&Hook::Forward].jumps, [(1, chain("FWD"))]);
+                    if chains.is_none() {
+                        assert_eq!(seen.hooks[&Hook::Forward].jumps, [(1, chain("FWD"))]);
+                    }
                     assert_eq!(seen.chains["SNET-FWD"][0].as_ref().unwrap().0, "ba9876543210");
                     assert_eq!(seen.chains.len(), 2);
                 }
                 let absent = BTreeSet::from([chain("NOT-THERE")]);
                 let seen = host.read_table(Family::V4, Table::Mangle, Some(&absent)).await.unwrap();
-                assert!(seen.chains.is_empty() && seen.hooks.len() == 1, "{seen:?}");
+                assert!(seen.chains.is_empty() && seen.hooks.is_empty(), "{seen:?}");
             });
             // A new flow from inside to outside is dropped and counted.
             sh("echo 1 > /proc/sys/net/ipv4/ip_forward");

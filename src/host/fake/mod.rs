@@ -257,6 +257,7 @@ impl Host for FakeHost {
         let mut seen = state.tables.get(&(family, table)).map(FakeTable::observe).unwrap_or_default();
         if let Some(wanted) = chains {
             seen.chains.retain(|name, _| wanted.iter().any(|w| w.as_str() == name));
+            seen.hooks.clear();
         }
         Ok(seen)
     }

@@ -13,7 +13,7 @@ use super::tools::{LOCK_WAIT, PATIENCE, Tools, execute};
 use crate::host::{Backend, HostError};
 use crate::netfilter::dump::{self, ObservedTable};
 use crate::netfilter::render::{RULE_COMMENT, error_line};
-use crate::netfilter::{ChainName, Family, Hook, Table};
+use crate::netfilter::{ChainName, Family, Table};
 
 /// The most that a tool may say. A table of 100 000 rules is 20 MB.
 const OUTPUT_MAX: u64 = 256 << 20;
@@ -190,23 +190,14 @@ pub(super) async fn save(tools: Tools, family: Family, table: Table, counters: b
     Err(classify(tools, &format!("reading {}", table.as_str()), said.status, &said.errors))
 }
 
-/// The built-in chains of `table` that the plan jumps from. A jump of ours anywhere else is found when the whole table is read.
-fn hooks(table: Table) -> &'static [Hook] {
-    match table {
-        Table::Mangle => &[Hook::Input, Hook::Forward],
-        Table::Nat => &[Hook::Prerouting, Hook::Postrouting],
-        Table::Filter => &[Hook::Forward],
-    }
-}
-
-/// Reads a table, or some chains of it and its hooks.
+/// Reads a table, or some chains of it.
 pub(super) async fn read_table(
     tools: Tools,
     family: Family,
     table: Table,
     chains: Option<&BTreeSet<ChainName>>,
 ) -> Result<ObservedTable, HostError> {
-    let few = chains.filter(|c| c.len() + hooks(table).len() <= LIST_MAX);
+    let few = chains.filter(|c| c.len() <= LIST_MAX);
     if let Some(listed) = match few {
         Some(chains) if tools.registered(family, table.as_str()) => list(tools, family, table, chains).await?,
         _ => None,
@@ -216,6 +207,7 @@ pub(super) async fn read_table(
     let mut seen = dump::parse(&save(tools, family, table, false).await?);
     if let Some(chains) = chains {
         seen.chains.retain(|name, _| chains.iter().any(|c| c.as_str() == name));
+        seen.hooks.clear();
     }
     Ok(seen)
 }
@@ -223,7 +215,7 @@ pub(super) async fn read_table(
 /// Lists chains one by one. None if one could not be listed: the tools do not tell a missing chain from other failures, the save does.
 async fn list(tools: Tools, family: Family, table: Table, chains: &BTreeSet<ChainName>) -> Result<Option<String>, HostError> {
     let mut text = String::new();
-    for chain in hooks(table).iter().map(|h| h.as_str()).chain(chains.iter().map(ChainName::as_str)) {
+    for chain in chains {
         let output = execute(tools.command(family), table.as_str(), &format!("-w {LOCK_WAIT} -S {chain}")).await?;
         if !output.status.success() {
             return Ok(None);
