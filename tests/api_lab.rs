@@ -89,6 +89,25 @@ fn a_mapping_lives_and_dies_by_kubectl() {
         ] {
             assert!(table.contains(word), "{word} in\n{table}");
         }
+        for (kind, columns) in [
+            (
+                "snet",
+                [
+                    "POOL",
+                    "INSIDE",
+                    "GATEWAY",
+                    "READY",
+                    "192.168.100.0/24",
+                    "192.168.200.0/24",
+                    "vm02",
+                    "True",
+                ],
+            ),
+            ("gwnode", ["BACKEND", "FAILURES", "READY", "AGE", "vm02", "nft", "0", "True"]),
+        ] {
+            let table = c.api.kubectl(&format!("get {kind}"));
+            assert!(columns.iter().all(|word| table.contains(word)), "{columns:?} in\n{table}");
+        }
         for kind in ["natmapping", "stagingnetwork", "gatewaynode"] {
             assert!(c.api.kubectl("get stagenet").contains(kind), "the category names all kinds");
         }
