@@ -72,68 +72,7 @@ fn a_mapping_lives_and_dies_by_kubectl() {
         assert!(c.seed.vm01.ping(VIP));
         assert!(c.seed.vm03.tcp_is_dropped("192.168.100.1:80"));
 
-        let table = c.api.kubectl("get natmap -o wide");
-        for word in [
-            "VIRTUAL",
-            "TARGET",
-            "NETWORK",
-            "GATEWAY",
-            "READY",
-            "REASON",
-            "AGE",
-            VIP,
-            "192.168.200.3",
-            "segment-b",
-            "vm02",
-            "True",
-        ] {
-            assert!(table.contains(word), "{word} in\n{table}");
-        }
-        for (kind, columns) in [
-            (
-                "snet",
-                [
-                    "POOL",
-                    "INSIDE",
-                    "GATEWAY",
-                    "READY",
-                    "192.168.100.0/24",
-                    "192.168.200.0/24",
-                    "vm02",
-                    "True",
-                ],
-            ),
-            ("gwnode", ["BACKEND", "FAILURES", "READY", "AGE", "vm02", "nft", "0", "True"]),
-        ] {
-            let table = c.api.kubectl(&format!("get {kind}"));
-            assert!(columns.iter().all(|word| table.contains(word)), "{columns:?} in\n{table}");
-        }
-        for kind in ["natmapping", "stagingnetwork", "gatewaynode"] {
-            assert!(c.api.kubectl("get stagenet").contains(kind), "the category names all kinds");
-        }
-        let of = |network: &str| {
-            c.api
-                .kubectl(&format!("get natmap -o name --field-selector spec.networkRef.name={network}"))
-        };
-        assert_eq!(
-            (of("segment-b").trim(), of("segment-c").trim()),
-            ("natmapping.stagenet.dev/vm03", "")
-        );
-        for (host, port) in [(&c.api.host, 9470), (&c.seed.vm02, 9469), (&c.seed.vm01, 9469)] {
-            for (page, word) in [("livez", "200 OK"), ("readyz", "200 OK"), ("metrics", "stagenet_build_info")] {
-                let answer = host.http(port, page);
-                assert!(answer.contains(word), "/{page} of the component on {}: {answer}", host.name());
-            }
-        }
-        let explained = c
-            .api
-            .kubectl("explain natmapping.spec")
-            .split_whitespace()
-            .collect::<Vec<_>>()
-            .join(" ");
-        for word in ["ports", "every protocol", "sourceTranslation", "networkRef"] {
-            assert!(explained.contains(word), "{word} in\n{explained}");
-        }
+        answers_what_people_ask(&c);
         for (kind, condition) in [
             ("natmapping/vm03", "Accepted"),
             ("natmapping/vm03", "ResolvedRefs"),
@@ -172,6 +111,72 @@ fn a_mapping_lives_and_dies_by_kubectl() {
             process.assert_alive();
         }
     });
+}
+
+/// Columns, categories, selectors, `explain` and probes, with the seed's mapping in force.
+fn answers_what_people_ask(c: &Cluster) {
+    let table = c.api.kubectl("get natmap -o wide");
+    for word in [
+        "VIRTUAL",
+        "TARGET",
+        "NETWORK",
+        "GATEWAY",
+        "READY",
+        "REASON",
+        "AGE",
+        VIP,
+        "192.168.200.3",
+        "segment-b",
+        "vm02",
+        "True",
+    ] {
+        assert!(table.contains(word), "{word} in\n{table}");
+    }
+    for (kind, columns) in [
+        (
+            "snet",
+            [
+                "POOL",
+                "INSIDE",
+                "GATEWAY",
+                "READY",
+                "192.168.100.0/24",
+                "192.168.200.0/24",
+                "vm02",
+                "True",
+            ],
+        ),
+        ("gwnode", ["BACKEND", "FAILURES", "READY", "AGE", "vm02", "nft", "0", "True"]),
+    ] {
+        let table = c.api.kubectl(&format!("get {kind}"));
+        assert!(columns.iter().all(|word| table.contains(word)), "{columns:?} in\n{table}");
+    }
+    for kind in ["natmapping", "stagingnetwork", "gatewaynode"] {
+        assert!(c.api.kubectl("get stagenet").contains(kind), "the category names all kinds");
+    }
+    let of = |network: &str| {
+        c.api
+            .kubectl(&format!("get natmap -o name --field-selector spec.networkRef.name={network}"))
+    };
+    assert_eq!(
+        (of("segment-b").trim(), of("segment-c").trim()),
+        ("natmapping.stagenet.dev/vm03", "")
+    );
+    for (host, port) in [(&c.api.host, 9470), (&c.seed.vm02, 9469), (&c.seed.vm01, 9469)] {
+        for (page, word) in [("livez", "200 OK"), ("readyz", "200 OK"), ("metrics", "stagenet_build_info")] {
+            let answer = host.http(port, page);
+            assert!(answer.contains(word), "/{page} of the component on {}: {answer}", host.name());
+        }
+    }
+    let explained = c
+        .api
+        .kubectl("explain natmapping.spec")
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ");
+    for word in ["ports", "every protocol", "sourceTranslation", "networkRef"] {
+        assert!(explained.contains(word), "{word} in\n{explained}");
+    }
 }
 
 /// Whatever is killed, traffic goes on and everything converges again, without anything being written twice.
@@ -271,17 +276,20 @@ fn nodes_have_their_roles_and_rights() {
         assert!(spec.code != 0 && spec.stderr.contains("forbidden"), "{}", spec.said());
 
         // A node that is selected no more loses the route, and gets it back with the label.
-        let route = |c: &Cluster| c.seed.vm01.sh("ip route").contains("192.168.150.0/24");
+        let route = |seed: &Seed| seed.vm01.sh("ip route").contains("192.168.150.0/24");
         c.api.kubectl("label node vm01 role-");
-        wait_until(seconds(20), "the client's route to go", || !route(&c));
+        wait_until(seconds(20), "the client's route to go", || !route(&c.seed));
         c.api.kubectl("label node vm01 role=client");
-        wait_until(seconds(20), "the client's route to come back", || route(&c));
+        wait_until(seconds(20), "the client's route to come back", || route(&c.seed));
 
         c.gateway.stop("KILL");
         wait_until(seconds(120), "a silent gateway's mapping to be Unknown", || {
             c.api.field("natmapping/vm03", ".status.conditions[?(@.type==\"Ready\")].status") == "Unknown"
         });
         assert_eq!(c.seed.vm01.tcp("192.168.150.3:80").expect("its rules still serve").server, "vm03");
+
+        c.api.kubectl("delete natmapping/vm03 snet/segment-b");
+        wait_until(seconds(20), "the client's route to go with the network", || !route(&c.seed));
     });
 }
 
