@@ -143,7 +143,7 @@ reasons! {
         "See the message; usually the interface is down or NET_RAW is missing.";
 
     TOOL_MISSING = "ToolMissing", "An iptables tool is not on the node.",
-        "Install the iptables package, or use the published agent image. Nothing was changed.";
+        "Install the iptables package, or use the image of the Dockerfile. Nothing was changed.";
     NOT_PERMITTED = "NotPermitted", "The kernel refused the agent what it needs.",
         "Give the agent NET_ADMIN and NET_RAW in the node's network namespace.";
     LOCK_HELD = "LockHeld", "Another program holds the xtables lock.",

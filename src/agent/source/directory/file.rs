@@ -158,7 +158,7 @@ fn still_in_force(name: &str, good: &Good, mut kept: Vec<String>) -> Option<Prob
     Some(Problem {
         place: name.to_owned(),
         message: format!(
-            "cannot be used as it is{since}; the last good version{version} stays in force of {objects}: mend the file, or delete it to remove them"
+            "cannot be used as it is{since}; the last good version{version} stays in force for {objects}: mend the file, or delete it to remove them"
         ),
     })
 }
