@@ -38,9 +38,9 @@ fn main() {
     for backend in ["nft", "legacy"] {
         println!("\n### {backend}\n");
         println!(
-            "| mappings | cold start, ms | ÷ bare | one change, ms | ÷ bare | second pass, ms | ÷ bare restore | full check, ms | probe and announce, ms |"
+            "| mappings | cold start, ms | ÷ bare | one change, ms | ÷ bare | second pass, ms | ÷ bare restore | full check, ms | drift repaired, ms | probe and announce, ms |"
         );
-        println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
+        println!("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
         for (size, rounds) in SIZES {
             row(backend, size, rounds);
         }
@@ -60,9 +60,9 @@ fn row(backend: &str, size: usize, rounds: usize) {
     let mut ms = ms;
     let (cold, bare_cold, bare_restore) = (ms("agent.cold"), ms("bare.cold"), ms("bare.restore"));
     let (change, bare_change) = (ms("agent.change"), ms("bare.change"));
-    let (second, full, waits) = (ms("agent.second"), ms("agent.full"), ms("agent.waits"));
+    let (second, full, drift, waits) = (ms("agent.second"), ms("agent.full"), ms("agent.drift"), ms("agent.waits"));
     println!(
-        "| {size} | {cold:.1} | {:.2} | {change:.1} | {:.2} | {second:.2} | {:.3} | {full:.1} | {waits:.0} |",
+        "| {size} | {cold:.1} | {:.2} | {change:.1} | {:.2} | {second:.2} | {:.3} | {full:.1} | {drift:.0} | {waits:.0} |",
         cold / bare_cold,
         change / bare_change,
         second / bare_restore,

@@ -8,18 +8,23 @@ use std::time::{Duration, Instant};
 
 use stagenet::agent::kept::Kept;
 use stagenet::agent::pass::{self, Settings};
+use stagenet::agent::runner::{Report, Runner, RunnerOptions};
 use stagenet::agent::source::Snapshot;
 use stagenet::host::Host;
 use stagenet::host::linux::{BackendChoice, LinuxHost, LinuxOptions};
 use stagenet::netfilter::dump::ObservedTable;
 use stagenet::netfilter::{Family, Ruleset, Table, TableRules, diff, render};
 use stagenet::plan::{self, HostOptions, HostPlan, NodeFacts, Via};
+use stagenet::telemetry::{Health, Metrics};
+use tokio::sync::watch;
 
 use super::timed::Timed;
 use super::world::{INSIDE, OUTSIDE, mapping, snapshot};
 
 /// Single changes that the median is taken of.
 const CHANGES: usize = 15;
+/// Repairs that the median is taken of.
+const FLUSHES: usize = 5;
 
 pub fn run(case: &str) {
     let mut words = case.split(' ');
@@ -98,6 +103,39 @@ async fn agent(backend: &str, size: usize) {
         took.push(timed(&mut host, &mut kept, &objects, &settings).await);
     }
     report("change", median(took));
+    report("drift", drift(backend, host, objects, settings).await);
+}
+
+/// From a foreign flush of our jump into table nat until the running agent has put it back and read it back.
+async fn drift(backend: &str, host: Timed, objects: Snapshot, settings: Settings) -> Duration {
+    let options = RunnerOptions {
+        settings,
+        resync: Duration::from_mins(10),
+        min_interval: Duration::from_millis(50),
+    };
+    let health = Arc::new(Health::new("the first pass", Duration::from_mins(10)));
+    let runner = Runner::new(host, options, Arc::new(Metrics::new()), health);
+    let mut reports = runner.reports();
+    let (_objects, source) = watch::channel(Some(Arc::new(objects)));
+    let work = tokio::spawn(runner.run(source, std::future::pending()));
+    reports.wait_for(|r| r.as_ref().is_some_and(|r| r.outcome.complete)).await.unwrap();
+    let mut took = Vec::new();
+    for _ in 0..FLUSHES {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        reports.mark_unchanged();
+        let start = Instant::now();
+        feed(&format!("iptables-{backend}"), &["-w", "5", "-t", "nat", "-F", "PREROUTING"], "");
+        loop {
+            reports.changed().await.unwrap();
+            let repaired = |r: &Arc<Report>| r.outcome.complete && !r.outcome.drift.is_empty();
+            if reports.borrow_and_update().as_ref().is_some_and(repaired) {
+                break;
+            }
+        }
+        took.push(start.elapsed());
+    }
+    work.abort();
+    median(took)
 }
 
 async fn repeat(host: &mut Timed, kept: &mut Kept, objects: &Snapshot, settings: &Settings) -> Vec<Duration> {
