@@ -89,6 +89,7 @@ fn facts(index: u32, address: &str) -> InterfaceFacts {
         mac: format!("02:00:00:00:00:0{index}"),
         addresses: BTreeSet::from([address.parse().unwrap()]),
         rp_filter: 0,
+        master: None,
     }
 }
 
@@ -507,6 +508,44 @@ async fn an_interface_may_appear_later() {
     pass(&host, &mut kept, &one()).await;
     assert_eq!(host.proxies().len(), 1);
     assert_never_open(&host);
+}
+
+#[tokio::test]
+async fn an_inside_interface_may_become_a_port_and_be_released() {
+    let (host, mut kept) = (host(), Kept::default());
+    pass(&host, &mut kept, &one()).await;
+    let served = state(&host);
+    host.add_interface("br1", InterfaceFacts::default());
+    host.enslave("eth1", Some("br1"));
+    kept.doubt_interfaces();
+    let outcome = pass(&host, &mut kept, &one()).await;
+    assert!(outcome.complete, "{:?}", outcome.troubles);
+    assert_eq!(
+        outcome.plan.networks["segment-b"].problem.as_ref().unwrap().reason,
+        reasons::INTERFACE_ENSLAVED
+    );
+    assert!(host.proxies().is_empty() && host.dump().contains("-i br1 ") && host.dump().contains("-i eth1 "));
+    host.enslave("eth1", None);
+    kept.doubt_interfaces();
+    pass(&host, &mut kept, &one()).await;
+    assert_eq!(state(&host), served);
+    assert_never_open(&host);
+}
+
+#[tokio::test]
+async fn what_stays_closed_without_a_network_is_followed_to_its_bridge() {
+    let (host, mut kept) = (host(), Kept::default());
+    let network = NETWORK.replace("interface: eth1, ", "");
+    assert_ne!(network, NETWORK);
+    let found = snapshot(&network);
+    pass(&host, &mut kept, &found).await;
+    host.add_interface("br1", InterfaceFacts::default());
+    host.add_interface("eth1", InterfaceFacts::default());
+    host.enslave("eth1", Some("br1"));
+    kept.doubt_interfaces();
+    let outcome = pass(&host, &mut kept, &found).await;
+    assert_eq!(outcome.held, BTreeSet::from([interface("br1"), interface("eth1")]));
+    assert!(host.dump().contains("-i br1 "));
 }
 
 #[tokio::test]

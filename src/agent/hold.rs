@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::host::ObservedLinks;
 use crate::netfilter::{ChainName, ConnState, Family, Hook, IfName, Match, Owner, Rule, Table, TableRules, Target};
 use crate::plan::rules::close_interfaces;
-use crate::plan::{HostPlan, Verdicts};
+use crate::plan::{HostPlan, NodeFacts, Verdicts};
 
 /// Those of `closing`, the interfaces that left the plan, that must not be opened. `unreadable`: something that was declared cannot be read.
 pub(super) fn held(
@@ -18,12 +18,12 @@ pub(super) fn held(
     plan: &HostPlan,
     verdicts: &Verdicts,
     unreadable: bool,
-    node: &str,
+    facts: &NodeFacts,
 ) -> BTreeSet<IfName> {
     let mut here = verdicts
         .networks
         .iter()
-        .filter(|(_, verdict)| verdict.gateways.iter().any(|g| g == node));
+        .filter(|(_, verdict)| verdict.gateways.contains(&facts.name));
     // A network that names its interface keeps its fence there, also while it is refused or the interface is missing.
     let homeless = here.any(|(name, verdict)| match &verdict.accepted {
         Ok(network) => network.inside_interface.is_none() && plan.networks.get(name).is_none_or(|n| n.inside.is_none()),
@@ -34,7 +34,15 @@ pub(super) fn held(
     }
     // One that has a fence in the plan needs no other.
     let fenced = |name: &IfName| plan.networks.values().any(|network| network.inside.as_ref() == Some(name));
-    closing.intersection(&seen.inside).filter(|name| !fenced(name)).cloned().collect()
+    let mut held: BTreeSet<IfName> = closing.intersection(&seen.inside).filter(|name| !fenced(name)).cloned().collect();
+    // One that became a port is routed by the name of its bridge; but what leads outside is not closed, it is the node's own way.
+    let leads_out = |master: &IfName| {
+        let mut outsides = plan.networks.values().filter_map(|network| network.outside.as_ref());
+        outsides.any(|outside| outside == master || facts.masters(outside.as_str()).contains(master))
+    };
+    let masters: Vec<IfName> = held.iter().flat_map(|name| facts.masters(name.as_str())).collect();
+    held.extend(masters.into_iter().filter(|master| !fenced(master) && !leads_out(master)));
+    held
 }
 
 /// Drops what comes from or goes to `held` interfaces: forwarded, ahead of all else; to the node, but for answers to it.

@@ -193,7 +193,7 @@ impl Work<'_> {
         } else {
             BTreeSet::new()
         };
-        let held = hold::held(&closing, links, plan, self.verdicts, self.unreadable, &self.outcome.facts.name);
+        let held = hold::held(&closing, links, plan, self.verdicts, self.unreadable, &self.outcome.facts);
         hold::close(&mut tables, &held);
         let closing: BTreeSet<IfName> = closing.difference(&held).cloned().collect();
         self.outcome.held = held;

@@ -110,6 +110,7 @@ const FINAL: &[&str] = &[
     reasons::INTERFACE_AMBIGUOUS,
     reasons::SAME_INTERFACE,
     reasons::INTERFACE_SHARED,
+    reasons::INTERFACE_ENSLAVED,
     reasons::TOOL_MISSING,
     reasons::NOT_PERMITTED,
     reasons::RESTORE_REJECTED,

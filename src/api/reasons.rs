@@ -135,6 +135,8 @@ reasons! {
         "Give the closed network an interface of its own.";
     INTERFACE_SHARED = "InterfaceShared", "The inside interface serves another network as well.",
         "Give each closed network an inside interface of its own.";
+    INTERFACE_ENSLAVED = "InterfaceEnslaved", "The interface is a port of a bridge, a bond or a VRF: routed packets carry the name of that, which a fence of the port does not see.",
+        "Name the bridge in the network's spec, or release the interface from it.";
     ADDRESS_IN_USE = "AddressInUse", "Somebody on the outside segment answers ARP for the virtual address; the message has the hardware address. It was not taken, because that somebody may be production.",
         "Find the owner of the hardware address, or choose another virtual address. It is asked again from time to time.";
     PROBING = "Probing", "The agent is asking the outside segment whether anybody has the virtual address already.",

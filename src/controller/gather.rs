@@ -58,7 +58,7 @@ pub fn reports(gateways: &[GatewayNode], life: impl Fn(&str) -> Life) -> Reports
 }
 
 /// Interfaces as reported. What is no address with prefix length is left out: it is an agent of another version that wrote it.
-/// The reverse path filter is the agent's own affair and not reported.
+/// The reverse path filter and what an interface is a port of are the agent's own affair and not reported.
 fn facts(interfaces: &[InterfaceStatus]) -> BTreeMap<String, InterfaceFacts> {
     let one = |interface: &InterfaceStatus| InterfaceFacts {
         index: interface.index,
@@ -67,6 +67,7 @@ fn facts(interfaces: &[InterfaceStatus]) -> BTreeMap<String, InterfaceFacts> {
         mac: interface.mac.clone(),
         addresses: interface.addresses.iter().filter_map(|a| a.parse().ok()).collect::<BTreeSet<_>>(),
         rp_filter: 0,
+        master: None,
     };
     interfaces
         .iter()

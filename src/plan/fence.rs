@@ -46,7 +46,7 @@ pub(super) fn ipv4(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<Ipv4Addr>, o
     let fenced = || {
         sites
             .iter()
-            .filter_map(|site| site.fence.as_ref().map(|interface| (site, interface)))
+            .flat_map(|site| site.fence.iter().map(move |interface| (site, interface)))
     };
 
     let established = || Rule::new(Owner::Base, [Match::State(ConnState::EstablishedOrRelated)], Target::Return);
@@ -71,8 +71,8 @@ pub(super) fn ipv4(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<Ipv4Addr>, o
             .collect(),
         elsewhere: claimed_by_others(&mut table.chains, claimed_elsewhere),
     };
-    for (site, interface) in fenced() {
-        from_inside(&mut table.chains, site, interface, &beyond, options);
+    for site in sites.iter().filter(|site| !site.fence.is_empty()) {
+        from_inside(&mut table.chains, site, &beyond, options);
         to_inside(&mut table.chains, site, options);
         to_node(&mut table.chains, site, options);
         let mut unmapped = Chain::new();
@@ -90,15 +90,19 @@ pub(super) fn ipv6(sites: &[Site<'_>]) -> TableRules {
     let mut through = Chain::new();
     let mut to_node = Chain::new();
     for site in sites {
-        let Some(inside) = &site.fence else { continue };
-        let (from, to) = (Match::In(inside.clone()), Match::Out(inside.clone()));
-        through.push(rule(site, [from.clone(), to.clone()], Target::Return));
-        through.push(rule(site, [from.clone()], Target::Drop));
-        through.push(rule(site, [to], Target::Drop));
-        for kind in [135, 136] {
-            to_node.push(rule(site, [from.clone(), Match::NeighbourDiscovery(kind)], Target::Return));
+        for from in &site.fence {
+            let stays = site.fence.iter().map(|to| [Match::In(from.clone()), Match::Out(to.clone())]);
+            through.extend(stays.map(|stays| rule(site, stays, Target::Return)));
         }
-        to_node.push(rule(site, [from], Target::Drop));
+        for inside in &site.fence {
+            let (from, to) = (Match::In(inside.clone()), Match::Out(inside.clone()));
+            through.push(rule(site, [from.clone()], Target::Drop));
+            through.push(rule(site, [to], Target::Drop));
+            for kind in [135, 136] {
+                to_node.push(rule(site, [from.clone(), Match::NeighbourDiscovery(kind)], Target::Return));
+            }
+            to_node.push(rule(site, [from], Target::Drop));
+        }
     }
     table.chains.insert(forward, through);
     table.chains.insert(input, to_node);
@@ -167,21 +171,26 @@ fn claimed_by_others(chains: &mut BTreeMap<ChainName, Chain>, addresses: &BTreeS
 }
 
 /// Step 3, direction "out".
-fn from_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, inside: &IfName, beyond: &Beyond, options: &HostOptions) {
+fn from_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, beyond: &Beyond, options: &HostOptions) {
     let mut chain = Chain::new();
-    let stays = Match::Out(inside.clone());
     if let Some(served) = site.served() {
         // By way of a virtual address to a VM of the same network: marked, so that a foreign DROP does not hit it. Without the mark no answer
         // leaves, and the answer goes to whoever the source says it is: so that has to be somebody inside.
         for pool in &served.network.pool {
             chain.extend(served.network.inside.iter().map(|inside| {
                 let dialled = [Match::State(ConnState::Dnat), Match::OriginalDestination(*pool)];
-                let matches = [Match::Source(*inside), stays.clone()].into_iter().chain(dialled);
+                let matches = [Match::Source(*inside), Match::Out(served.inside.clone())]
+                    .into_iter()
+                    .chain(dialled);
                 rule(site, matches, Target::SetConnMark(options.connmark))
             }));
         }
     }
-    chain.push(rule(site, [stays], Target::Return));
+    let stays = site
+        .fence
+        .iter()
+        .map(|inside| rule(site, [Match::Out(inside.clone())], Target::Return));
+    chain.extend(stays);
     if let Some(served) = site.served().filter(|s| s.network.egress_allowed) {
         let egress = network_chain("E", site.hash);
         chain.push(rule(site, [Match::Out(served.outside.clone())], Target::Jump(egress.clone())));

@@ -1,6 +1,6 @@
 //! Which interface of a node serves a network: by name, or the one whose connected subnet covers the network's addresses.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use ipnet::Ipv4Net;
@@ -51,12 +51,19 @@ pub(super) fn find(node: &NodeFacts, network: &ValidNetwork, side: Side) -> Resu
             ),
         });
     }
-    let found: Vec<IfName> = node
+    let mut found: Vec<IfName> = node
         .interfaces
         .iter()
         .filter(|(name, facts)| name.as_str() != "lo" && prefixes.iter().all(|prefix| connects(facts, *prefix)))
         .filter_map(|(name, _)| IfName::new(name))
         .collect();
+    // A port that was left an address of its bridge's subnet is no second candidate.
+    let ports: BTreeSet<IfName> = found
+        .iter()
+        .filter(|name| node.masters(name.as_str()).iter().any(|master| found.contains(master)))
+        .cloned()
+        .collect();
+    found.retain(|name| !ports.contains(name));
     match found.as_slice() {
         [one] => Ok(one.clone()),
         [] => Err(Refusal {
@@ -79,6 +86,34 @@ pub(super) fn find(node: &NodeFacts, network: &ValidNetwork, side: Side) -> Resu
             ),
         }),
     }
+}
+
+/// Why `interface` cannot serve a side of `network`: it is a port, and what is routed comes in by its topmost master.
+/// `outside`: the interfaces that lead outside, each with the network that says so; no fence may stand around them.
+pub(super) fn enslaved(
+    node: &NodeFacts,
+    network: &str,
+    interface: &IfName,
+    side: Side,
+    outside: &BTreeMap<IfName, &str>,
+) -> Option<Refusal> {
+    let masters = node.masters(interface.as_str());
+    let (master, top) = (masters.first()?, masters.last()?);
+    let word = side.word();
+    let is = format!("the {word} interface {interface} on node {} is a port of {master}", node.name);
+    let leads_out = masters.iter().find_map(|m| outside.get(m).map(|other| (m, other)));
+    let message = match (side, leads_out) {
+        (Side::Inside, Some((m, other))) => format!(
+            "{is}: routed packets carry the name {top}, and no fence can stand around {m}, which leads outside for network {other}; release {interface} from {master} at once"
+        ),
+        _ => format!(
+            "{is}: routed packets carry the name {top}; name {top} as spec.{word}.interface of network {network}, or release {interface} from {master}"
+        ),
+    };
+    Some(Refusal {
+        reason: reasons::INTERFACE_ENSLAVED,
+        message,
+    })
 }
 
 /// Whether all of `prefix` is in a connected subnet of the interface.

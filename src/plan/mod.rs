@@ -28,6 +28,7 @@ use std::net::Ipv4Addr;
 use ipnet::Ipv4Net;
 
 use crate::api::{NatMapping, StagingNetwork};
+use crate::netfilter::IfName;
 
 /// What is known of one node. Made by the agent from the kernel, or by the controller from a `GatewayNode`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,6 +56,19 @@ pub struct InterfaceFacts {
     pub addresses: BTreeSet<Ipv4Net>,
     /// Effective reverse path filter, the greater of `all` and the interface's: 0 off, 1 strict, 2 loose (Documentation/networking/ip-sysctl.rst).
     pub rp_filter: u8,
+    /// The bridge, bond or VRF that it is a port of (`IFLA_MASTER`). What is routed comes in by that name. Not known of other nodes.
+    pub master: Option<String>,
+}
+
+impl NodeFacts {
+    /// What `interface` is a port of, and what that is a port of, up to the one whose name routed packets carry. Empty for what is no port.
+    pub fn masters(&self, interface: &str) -> Vec<IfName> {
+        let master = |name: &str| IfName::new(self.interfaces.get(name)?.master.as_deref()?);
+        // Bounded: the kernel allows no rings, facts that are read while they change may.
+        std::iter::successors(master(interface), |above| master(above.as_str()))
+            .take(self.interfaces.len())
+            .collect()
+    }
 }
 
 /// Everything that is decided upon.

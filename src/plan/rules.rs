@@ -34,7 +34,7 @@ pub(super) fn network_chain(kind: &str, hash: u32) -> ChainName {
 /// All rules of the node. Empty if no network has a fence here: then no table is touched.
 pub(super) fn ruleset(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<Ipv4Addr>, options: &HostOptions) -> Ruleset {
     let mut ruleset = Ruleset::default();
-    if sites.iter().any(|site| site.fence.is_some()) {
+    if sites.iter().any(|site| !site.fence.is_empty()) {
         ruleset
             .tables
             .insert((Family::V4, Table::Mangle), fence::ipv4(sites, claimed_elsewhere, options));

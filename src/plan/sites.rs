@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::Ipv4Net;
+use jiff::Timestamp;
 
 use super::interfaces::{self, Side};
 use super::prefixes::PrefixIndex;
@@ -35,8 +36,9 @@ pub(super) struct Site<'a> {
     pub(super) outside: Option<IfName>,
     /// The inside interface, once found.
     pub(super) inside: Option<IfName>,
-    /// The interface that this network's fence stands around. A named one is fenced before it exists, so that it never appears without.
-    pub(super) fence: Option<IfName>,
+    /// What this network's fence stands around: the inside interface, and what that is a port of. A named one is fenced before it exists, so that it
+    /// never appears without. Empty: no fence.
+    pub(super) fence: Vec<IfName>,
     /// Why the network is not served here.
     pub(super) problem: Option<Refusal>,
     /// The claims that are programmed here.
@@ -80,6 +82,32 @@ struct Held<'a> {
     outside: BTreeMap<IfName, &'a str>,
     prefixes: PrefixIndex<&'a str>,
     hashes: BTreeMap<u32, &'a str>,
+    /// What leads outside, for whichever network, with what it is a port of: a fence around one would cut off clients, and the node itself.
+    ways_out: BTreeMap<IfName, &'a str>,
+}
+
+impl Held<'_> {
+    /// What the fence of a network stands around whose inside interface is, or will be, `inside`.
+    fn fence(&self, node: &NodeFacts, inside: &IfName) -> Vec<IfName> {
+        let free = |master: &IfName| !self.ways_out.contains_key(master) && !self.inside.contains_key(master);
+        let masters = node.masters(inside.as_str()).into_iter().filter(free);
+        std::iter::once(inside.clone()).chain(masters).collect()
+    }
+}
+
+/// See [`Held::ways_out`]; of several networks the oldest counts.
+fn ways_out<'a>(node: &NodeFacts, accepted: &[(Option<Timestamp>, &'a str, &NetworkVerdict, &ValidNetwork)]) -> BTreeMap<IfName, &'a str> {
+    let mut ways = BTreeMap::new();
+    for (_, name, _, network) in accepted {
+        let Ok(outside) = interfaces::find(node, network, Side::Outside) else {
+            continue;
+        };
+        let masters = node.masters(outside.as_str());
+        for way in std::iter::once(outside).chain(masters) {
+            ways.entry(way).or_insert(*name);
+        }
+    }
+    ways
 }
 
 /// The networks that `node` is a gateway of, by age, then those refused ones whose fence must stand.
@@ -96,7 +124,10 @@ pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFact
         }
     }
     accepted.sort_unstable_by_key(|(created, name, ..)| (*created, *name));
-    let mut held = Held::default();
+    let mut held = Held {
+        ways_out: ways_out(node, &accepted),
+        ..Held::default()
+    };
     let mut sites: Vec<Site<'a>> = accepted
         .into_iter()
         .map(|(_, name, verdict, network)| site(name, verdict, network, node, &mut held))
@@ -111,7 +142,8 @@ pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFact
         if held.hashes.insert(hash, name).is_some() {
             continue;
         }
-        held.inside.insert(fence.clone(), name);
+        let stands = held.fence(node, fence);
+        held.inside.extend(stands.iter().map(|interface| (interface.clone(), name)));
         sites.push(Site {
             name,
             generation: verdict.generation,
@@ -120,7 +152,7 @@ pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFact
             role: role(verdict, node),
             outside: None,
             inside: node.interfaces.contains_key(fence.as_str()).then(|| fence.clone()),
-            fence: Some(fence.clone()),
+            fence: stands,
             problem: Some(refusal.clone()),
             claims: Vec::new(),
         });
@@ -165,8 +197,16 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         (Some(w), None) => shared(w, outside.as_ref().ok(), network, node, held),
         (None, None) => None,
     };
-    let fence = wanted.filter(|_| unfenced.is_none());
-    let structural = unfenced.or_else(|| {
+    let fence = match &wanted {
+        Some(inside) if unfenced.is_none() => held.fence(node, inside),
+        _ => Vec::new(),
+    };
+    let enslaved = |side, interface: &Result<IfName, Refusal>| {
+        let interface = interface.as_ref().ok()?;
+        interfaces::enslaved(node, name, interface, side, &held.ways_out)
+    };
+    let structural = unfenced.or_else(|| enslaved(Side::Inside, &inside));
+    let structural = structural.or_else(|| {
         let outside = outside.as_ref().ok()?;
         let older = held.inside.get(outside)?;
         Some(refusal(
@@ -177,10 +217,11 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
             ),
         ))
     });
+    let structural = structural.or_else(|| enslaved(Side::Outside, &outside));
     let structural = structural.or_else(|| overlap(network, inside.as_ref().ok()?, node, held));
 
-    if let Some(fence) = &fence {
-        held.inside.insert(fence.clone(), name);
+    if !fence.is_empty() {
+        held.inside.extend(fence.iter().map(|interface| (interface.clone(), name)));
         held.hashes.insert(hash, name);
     }
     if structural.is_none() && inside.is_ok() {

@@ -74,6 +74,7 @@ pub(super) fn node(name: &str, labels: Option<&[(&str, &str)]>, interfaces: &[(&
                     mac: format!("02:00:00:00:00:{index:02x}"),
                     addresses: addresses.iter().map(|a| a.parse::<Ipv4Net>().unwrap()).collect(),
                     rp_filter: 0,
+                    master: None,
                 };
                 (name.to_string(), facts)
             })

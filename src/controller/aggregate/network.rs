@@ -19,6 +19,7 @@ const UNFIT: &[&str] = &[
     reasons::INTERFACE_AMBIGUOUS,
     reasons::SAME_INTERFACE,
     reasons::INTERFACE_SHARED,
+    reasons::INTERFACE_ENSLAVED,
 ];
 
 pub(super) fn status(inputs: &Inputs<'_>, object: &StagingNetwork, verdict: &NetworkVerdict) -> StagingNetworkStatus {

@@ -170,10 +170,22 @@ impl FakeHost {
         state.emit(HostEvent::Links);
     }
 
+    /// `ip link set NAME master MASTER`; None: `nomaster`.
+    pub fn enslave(&self, name: &str, master: Option<&str>) {
+        let mut state = self.lock();
+        if let Some(facts) = state.interfaces.get_mut(name) {
+            facts.master = master.map(str::to_owned);
+        }
+        state.emit(HostEvent::Links);
+    }
+
     /// Removes an interface, and with it what the kernel removes: routes, proxies, addresses and settings of it.
     pub fn remove_interface(&self, name: &str) {
         let mut state = self.lock();
         state.interfaces.remove(name);
+        for port in state.interfaces.values_mut().filter(|i| i.master.as_deref() == Some(name)) {
+            port.master = None;
+        }
         state.settings.retain(|i, _| i.as_str() != name);
         state.proxies.retain(|p| p.interface.as_str() != name);
         state.addresses.retain(|a| a.interface.as_str() != name);

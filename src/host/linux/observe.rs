@@ -27,6 +27,7 @@ const NDTMSG: usize = 4;
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
+const IFLA_MASTER: u16 = 10;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
 const IFA_ADDRESS: u16 = 1;
@@ -59,6 +60,8 @@ pub(super) struct Link {
     pub(super) mtu: u32,
     pub(super) up: bool,
     pub(super) mac: Vec<u8>,
+    /// Index of the bridge, bond or VRF that it is a port of.
+    pub(super) master: Option<u32>,
     pub(super) settings: LinkSettings,
 }
 
@@ -102,6 +105,7 @@ fn link(answer: &Answer<'_>) -> Option<(String, Link)> {
             IFLA_IFNAME => name = Some(text(value)),
             IFLA_ADDRESS => link.mac = value.to_vec(),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
+            IFLA_MASTER => link.master = u32_at(value, 0),
             IFLA_AF_SPEC => link.settings = inet_settings(value),
             _ => {}
         }
@@ -293,6 +297,7 @@ pub(super) fn interfaces(netlink: &mut Netlink) -> io::Result<BTreeMap<String, I
     let addresses = addresses(netlink)?;
     let all = fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").ok();
     let all = all.and_then(|v| v.trim().parse::<u8>().ok()).unwrap_or_default();
+    let names: BTreeMap<u32, String> = links.iter().map(|(name, link)| (link.index, name.clone())).collect();
     let facts = |link: Link| InterfaceFacts {
         index: link.index,
         mtu: link.mtu,
@@ -304,6 +309,7 @@ pub(super) fn interfaces(netlink: &mut Netlink) -> io::Result<BTreeMap<String, I
             .map(|((_, net), _)| *net)
             .collect(),
         rp_filter: link.settings.rp_filter.unwrap_or_default().max(all),
+        master: link.master.and_then(|index| names.get(&index).cloned()),
     };
     Ok(links.into_iter().map(|(name, link)| (name, facts(link))).collect())
 }

@@ -6,4 +6,5 @@ mod flows;
 mod golden;
 mod host;
 mod packets;
+mod ports;
 mod verdicts;

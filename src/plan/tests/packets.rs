@@ -11,7 +11,7 @@ use crate::netfilter::path::{Fate, Node, Trace};
 use crate::netfilter::trace::{Packet, Payload};
 use crate::netfilter::{Family, IfName, Ruleset, Table, Transport, render};
 
-const SSH: Payload = Payload::Transport(Transport::Tcp, 22);
+pub(super) const SSH: Payload = Payload::Transport(Transport::Tcp, 22);
 
 fn link(name: &str) -> IfName {
     IfName::new(name).unwrap()
@@ -38,13 +38,13 @@ fn kernel(facts: &NodeFacts, plan: &HostPlan) -> Node {
     node
 }
 
-struct Lab {
+pub(super) struct Lab {
     node: Node,
     rules: Ruleset,
 }
 
 impl Lab {
-    fn new(world: &World) -> Self {
+    pub(super) fn new(world: &World) -> Self {
         let (_, plan) = plan(world);
         Self {
             node: kernel(&world.nodes[0], &plan),
@@ -52,7 +52,7 @@ impl Lab {
         }
     }
 
-    fn send(&self, input: &str, from: &str, to: &str, payload: Payload) -> Trace {
+    pub(super) fn send(&self, input: &str, from: &str, to: &str, payload: Payload) -> Trace {
         let packet = Packet::new(&link(input), from.parse().unwrap(), to.parse().unwrap(), payload);
         self.node.trace(&self.rules, packet)
     }
