@@ -63,6 +63,27 @@ labs! {
         untouched.assert_same(&Snapshot::of(&seed.vm02));
     }
 
+    fn an_inside_interface_that_is_renamed_opens_nothing(seed) {
+        open_router(seed);
+        let untouched = Snapshot::of(&seed.vm02);
+        let manifests = Manifests::seed();
+        let mut agent = seed.agent(&manifests, &[]);
+        seed.wait_serves("vm03");
+
+        let rename = |from: &str, to: &str| {
+            seed.vm02.sh(&format!("ip link set {from} down; ip link set {from} name {to}; ip link set {to} up"));
+        };
+        rename("eth1", "other1");
+        agent.wait_status(seconds(20), &["InterfaceMissing", "Nothing passes other1"]);
+        is_closed(seed, "under the new name");
+        rename("other1", "eth1");
+        seed.wait_serves("vm03");
+        is_closed(seed, "once it has its name again");
+        assert_eq!(agent.stop("TERM"), Some(0));
+        seed.cleanup();
+        untouched.assert_same(&Snapshot::of(&seed.vm02));
+    }
+
     fn a_file_that_cannot_be_read_at_the_start_opens_nothing(seed) {
         open_router(seed);
         let untouched = Snapshot::of(&seed.vm02);

@@ -1,7 +1,7 @@
 //! Inside interfaces that stay closed although the plan no longer names them. Pure.
 //!
 //! A fence comes down because its network was deleted, and for no other reason. An interface may also leave the plan because its network was
-//! found by a subnet that the interface has lost, because the network is refused now, or because the file it is in cannot be read by an agent
+//! found by a subnet that the interface has lost, because the network is refused now, because the interface was renamed, or because the file it is in cannot be read by an agent
 //! that has just started. What is behind it is as dangerous as before, so nothing passes it until that is mended.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,12 +29,19 @@ pub(super) fn held(
         Ok(network) => network.inside_interface.is_none() && plan.networks.get(name).is_none_or(|n| n.inside.is_none()),
         Err(_) => !plan.networks.contains_key(name),
     });
-    if !(unreadable || homeless) {
+    // One that was renamed leads where it led before, while a network looks for it under the old name.
+    let missed = plan.networks.values().any(|network| network.inside.is_none());
+    if !(unreadable || homeless || missed) {
         return BTreeSet::new();
     }
+    let stays = |name: &IfName| unreadable || homeless || seen.renamed.contains(name);
     // One that has a fence in the plan needs no other.
     let fenced = |name: &IfName| plan.networks.values().any(|network| network.inside.as_ref() == Some(name));
-    let mut held: BTreeSet<IfName> = closing.intersection(&seen.inside).filter(|name| !fenced(name)).cloned().collect();
+    let mut held: BTreeSet<IfName> = closing
+        .intersection(&seen.inside)
+        .filter(|name| !fenced(name) && stays(name))
+        .cloned()
+        .collect();
     // One that became a port is routed by the name of its bridge; but what leads outside is not closed, it is the node's own way.
     let leads_out = |master: &IfName| {
         let mut outsides = plan.networks.values().filter_map(|network| network.outside.as_ref());

@@ -77,6 +77,8 @@ pub struct ObservedLinks {
     pub touched: BTreeSet<IfName>,
     /// Those of `touched` that were recorded as inside interfaces.
     pub inside: BTreeSet<IfName>,
+    /// Those of `touched` that had another name when they were recorded.
+    pub renamed: BTreeSet<IfName>,
 }
 
 /// One change over rtnetlink.

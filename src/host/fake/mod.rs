@@ -292,6 +292,7 @@ impl Host for FakeHost {
             links: state.settings.clone(),
             touched: state.found.keys().cloned().collect(),
             inside: state.inside.clone(),
+            renamed: BTreeSet::new(),
         })
     }
 

@@ -41,13 +41,19 @@ pub(super) fn failed(action: String, error: &io::Error) -> HostError {
 }
 
 /// What of ours there is.
-pub(super) fn read(netlink: &mut Netlink, found: &Found) -> io::Result<ObservedLinks> {
+pub(super) fn read(netlink: &mut Netlink, found: &mut Found) -> io::Result<ObservedLinks> {
     let now = Snapshot::take(netlink)?;
+    found.follow(&now.names).map_err(io::Error::other)?;
     let touched = || now.names.iter().filter(|(index, name)| found.get(name, **index).is_some());
     let inside = touched().filter(|(_, name)| found.is_inside(name));
     Ok(ObservedLinks {
         touched: touched().map(|(_, name)| name.clone()).collect(),
         inside: inside.map(|(_, name)| name.clone()).collect(),
+        renamed: touched()
+            .map(|(_, name)| name)
+            .filter(|name| found.is_renamed(name))
+            .cloned()
+            .collect(),
         routes: now.routes.clone(),
         proxies: super::observe::ours(&now.proxies),
         addresses: now.our_addresses(),

@@ -197,8 +197,8 @@ impl Host for LinuxHost {
     async fn read_links(&mut self) -> Result<ObservedLinks, HostError> {
         let found = self.found.clone();
         let read = move || {
-            let found = found.lock().unwrap_or_else(PoisonError::into_inner);
-            links::read(&mut Netlink::open(NETLINK_ROUTE)?, &found)
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            links::read(&mut Netlink::open(NETLINK_ROUTE)?, &mut found)
         };
         kernel("reading routes, neighbours and interfaces", read).await
     }

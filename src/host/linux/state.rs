@@ -2,7 +2,7 @@
 //!
 //! One small file, `found.json`, written before the change it is about, under a temporary name and renamed: a crash leaves the old
 //! record or the new one. An entry belongs to an interface by name *and* index; an interface that was made anew starts with the
-//! kernel's defaults, so an old entry says nothing about it. The directory should not outlive a boot (`/run`), as the settings do not.
+//! kernel's defaults, so an old entry says nothing about it. An entry follows its interface when that is renamed. The directory should not outlive a boot (`/run`), as the settings do not.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -21,6 +21,9 @@ struct Entry {
     /// Whether it led into a closed network.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     inside: bool,
+    /// Whether it had another name when it was recorded.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    renamed: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     forwarding: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -42,6 +45,7 @@ impl Entry {
         Self {
             index,
             inside: false,
+            renamed: false,
             forwarding,
             send_redirects,
             rp_filter,
@@ -101,6 +105,24 @@ impl Found {
     /// Whether the interface that is recorded under this name was an inside interface.
     pub(super) fn is_inside(&self, name: &IfName) -> bool {
         self.entries.get(name.as_str()).is_some_and(|e| e.inside)
+    }
+
+    /// Whether the interface that is recorded under this name had another one.
+    pub(super) fn is_renamed(&self, name: &IfName) -> bool {
+        self.entries.get(name.as_str()).is_some_and(|e| e.renamed)
+    }
+
+    /// Moves entries to the present names of their interfaces: what leads into a closed network does so under any name.
+    pub(super) fn follow(&mut self, names: &BTreeMap<u32, IfName>) -> Result<(), HostError> {
+        let present = |entry: &Entry, old: &String| names.get(&entry.index).map_or_else(|| old.clone(), ToString::to_string);
+        let (moved, kept): (Vec<_>, Vec<_>) =
+            (self.entries.iter().map(|(old, entry)| (old, present(entry, old), entry))).partition(|(old, new, _)| *old != new);
+        let mut entries: BTreeMap<String, Entry> = kept.into_iter().map(|(_, name, entry)| (name, entry.clone())).collect();
+        for (_, name, entry) in moved {
+            let renamed = true;
+            entries.insert(name, Entry { renamed, ..entry.clone() });
+        }
+        self.write(entries)
     }
 
     /// Records what is found on interfaces that have no record yet, and which of them are `inside`. On disk when this returns.
@@ -195,6 +217,21 @@ mod tests {
         assert_eq!(Found::load(&path).get(&name("eth1"), 4), Some(forwarding(true)));
         again.forget([&name("eth1")].into_iter()).unwrap();
         assert_eq!(fs::read_dir(&path).unwrap().count(), 0, "an empty record is no file");
+    }
+
+    #[test]
+    fn a_record_follows_an_interface_that_is_renamed() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut found = Found::load(dir.path());
+        let one = [(&name("eth1"), 3, &forwarding(false))];
+        found.record(one.into_iter(), &BTreeSet::from(["eth1"])).unwrap();
+        found.follow(&BTreeMap::from([(3, name("eth1"))])).unwrap();
+        assert!(!found.is_renamed(&name("eth1")));
+        found.follow(&BTreeMap::from([(3, name("renamed0")), (4, name("eth1"))])).unwrap();
+        let again = Found::load(dir.path());
+        assert_eq!(again.get(&name("renamed0"), 3), Some(forwarding(false)));
+        assert!(again.is_inside(&name("renamed0")) && again.is_renamed(&name("renamed0")));
+        assert_eq!(again.get(&name("eth1"), 4), None, "another interface under the old name");
     }
 
     #[test]
