@@ -204,6 +204,14 @@ fn a_directory_that_is_missing_takes_nothing_away() {
         seed.converge(&volume);
         let good = Snapshot::of(&seed.vm02);
 
+        let parent = Manifests::empty("parent");
+        fs::create_dir(format!("{}/below", parent.path())).unwrap();
+        parent.write_in_place("below/vm03.yaml", &mapping("vm03", "segment-b", VIP, "192.168.200.3", ""));
+        let ran = seed.once(&parent);
+        assert_eq!(ran.code, 2, "{}", ran.said());
+        assert!(ran.said().contains("sub-directories are not read"), "{}", ran.said());
+        good.assert_same(&Snapshot::of(&seed.vm02));
+
         mount(false);
         let ran = seed.once(&volume);
         assert_eq!(ran.code, 2, "{}", ran.said());

@@ -179,19 +179,44 @@ impl Directory {
 }
 
 /// The manifests of a directory, and the file system that it is on.
+///
+/// # Errors
+/// The directory cannot be listed, or holds manifests in sub-directories only: the wrong one was named, and taking that for the wish to remove
+/// everything would open what is closed.
 fn list(path: &Path) -> io::Result<(BTreeMap<PathBuf, Stamp>, u64)> {
     let mut listed = BTreeMap::new();
+    let mut folders = Vec::new();
     for entry in fs::read_dir(path)? {
         let path = entry?.path();
-        let hidden = path.file_name().is_some_and(|n| n.to_string_lossy().starts_with('.'));
-        let yaml = path.extension().is_some_and(|e| e == "yaml" || e == "yml");
         // A file that vanished between the two calls is deleted: it will not be listed next time either.
         let Ok(meta) = fs::metadata(&path) else { continue };
-        if yaml && !hidden && meta.is_file() {
+        if is_hidden(&path) {
+            continue;
+        }
+        if meta.is_dir() {
+            folders.push(path);
+        } else if meta.is_file() && is_yaml(&path) {
             listed.insert(path, Stamp::new(&meta));
         }
     }
+    let has_yaml = |folder: &PathBuf| fs::read_dir(folder).is_ok_and(|mut found| found.any(|e| e.is_ok_and(|e| is_yaml(&e.path()))));
+    if listed.is_empty()
+        && let Some(folder) = folders.iter().find(|folder| has_yaml(folder))
+    {
+        let folder = folder.display();
+        return Err(io::Error::other(format!(
+            "there is no manifest in it, but in {folder}: sub-directories are not read, name that one"
+        )));
+    }
     Ok((listed, fs::metadata(path)?.dev()))
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.'))
+}
+
+fn is_yaml(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "yaml" || e == "yml")
 }
 
 /// Reads `path` once. What is in force of its files is taken from the state directory where they are broken, and recorded there.
