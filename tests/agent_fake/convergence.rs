@@ -1,0 +1,138 @@
+//! Passes converge, write nothing twice, heal after a failure at any call, and can be taken back.
+
+use stagenet::agent::cleanup;
+use stagenet::agent::kept::Kept;
+use stagenet::host::fake::Call;
+use stagenet::netfilter::{Family, Table};
+
+use crate::{assert_never_open, boom, converged, host, interface, moved, nothing, one, pass, state, two};
+
+#[tokio::test]
+async fn a_mapping_converges_and_the_second_pass_writes_nothing() {
+    let (host, mut kept) = (host(), Kept::default());
+    let outcome = pass(&host, &mut kept, &one()).await;
+    assert!(
+        outcome.complete && outcome.fenced && outcome.troubles.is_empty(),
+        "{:?}",
+        outcome.troubles
+    );
+    assert_eq!(outcome.label(), "changed");
+    assert!(host.rules(Family::V4, Table::Nat, "SNET-DNAT").unwrap()[0].contains("192.168.200.3"));
+    assert!(host.rules(Family::V4, Table::Mangle, "FORWARD").unwrap()[0].contains("SNET-FWD"));
+    assert_eq!(host.settings(&interface("eth1")).unwrap().forwarding, Some(true));
+    assert_eq!(host.proxies().len(), 1);
+    assert_never_open(&host);
+
+    let (writes, calls) = (host.writes(), host.calls());
+    let again = pass(&host, &mut kept, &one()).await;
+    assert_eq!((again.label(), host.writes()), ("unchanged", writes));
+    assert_eq!(host.calls(), calls, "nothing is even read after a verified pass");
+    let fresh = pass(&host, &mut Kept::default(), &one()).await;
+    assert_eq!(
+        (fresh.label(), host.writes()),
+        ("unchanged", writes),
+        "an agent without memory recognises everything"
+    );
+}
+
+#[tokio::test]
+async fn one_change_reads_only_what_it_changed() {
+    let (host, mut kept) = (host(), Kept::default());
+    pass(&host, &mut kept, &one()).await;
+    let (reads, links) = (host.count(Call::ReadTable), host.count(Call::ReadLinks));
+    let outcome = pass(&host, &mut kept, &two()).await;
+    assert!(outcome.complete);
+    assert_eq!(host.count(Call::ReadTable) - reads, 1, "just the changed chains of nat");
+    assert_eq!(host.count(Call::ReadLinks), links);
+    assert_eq!(state(&host), converged(&[two()]).await);
+}
+
+/// Every transition, a failure at every call of it, with and without a restart afterwards.
+#[tokio::test]
+async fn a_failure_at_any_call_leaves_the_node_closed_and_heals() {
+    let transitions = [
+        ("start", vec![], one()),
+        ("add", vec![one()], two()),
+        ("change", vec![one()], moved()),
+        ("remove", vec![two()], one()),
+        ("remove all", vec![two()], nothing()),
+    ];
+    for (name, before, after) in transitions {
+        let mut history = before.clone();
+        history.push(after.clone());
+        let wanted = converged(&history).await;
+        let mut failures = 0;
+        for number in 1.. {
+            let mut hit = false;
+            for restart in [false, true] {
+                let (host, mut kept) = (host(), Kept::default());
+                for snapshot in &before {
+                    pass(&host, &mut kept, snapshot).await;
+                }
+                let calls = host.calls();
+                host.fail_at(number, boom());
+                let outcome = pass(&host, &mut kept, &after).await;
+                hit |= host.calls() >= calls + number;
+                assert_never_open(&host);
+                host.mend();
+                if restart {
+                    kept = Kept::default();
+                }
+                let healed = pass(&host, &mut kept, &after).await;
+                assert!(!healed.failed(), "{name}, call {number}, restart {restart}: {:?}", healed.troubles);
+                assert_eq!(
+                    state(&host),
+                    wanted,
+                    "{name}, call {number}, restart {restart}, was {:?}",
+                    outcome.troubles
+                );
+                assert_never_open(&host);
+            }
+            if !hit {
+                break;
+            }
+            failures += 1;
+        }
+        assert!(failures >= 3, "{name}: only {failures} calls were made to fail");
+    }
+}
+
+#[tokio::test]
+async fn removing_the_last_network_puts_everything_back() {
+    let before = state(&host());
+    let (host, mut kept) = (host(), Kept::default());
+    pass(&host, &mut kept, &one()).await;
+    let outcome = pass(&host, &mut kept, &nothing()).await;
+    assert!(outcome.complete, "{:?}", outcome.troubles);
+    assert_eq!(state(&host), before);
+    assert_never_open(&host);
+}
+
+#[tokio::test]
+async fn cleanup_leaves_the_host_as_it_was_found() {
+    let before = state(&host());
+    let (host, mut kept) = (host(), Kept::default());
+    pass(&host, &mut kept, &two()).await;
+    let cleaned = cleanup::run(&mut host.clone(), false).await;
+    assert_eq!(cleaned.errors, Vec::<String>::new());
+    assert!(
+        cleaned.removed.iter().any(|r| r.contains("proxy neighbour 192.168.100.3")),
+        "{cleaned}"
+    );
+    assert_eq!(state(&host), before);
+    assert_never_open(&host);
+    let again = cleanup::run(&mut host.clone(), false).await;
+    assert_eq!(again.to_string(), "nothing of stagenet found\n");
+}
+
+#[tokio::test]
+async fn cleanup_goes_on_after_every_failure() {
+    for number in 1..=8 {
+        let (host, mut kept) = (host(), Kept::default());
+        pass(&host, &mut kept, &one()).await;
+        host.fail_at(number, boom());
+        let cleaned = cleanup::run(&mut host.clone(), false).await;
+        assert_eq!(cleaned.errors.len(), 1, "call {number}: {cleaned:?}");
+        assert!(!cleaned.removed.is_empty());
+    }
+}

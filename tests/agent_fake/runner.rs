@@ -1,0 +1,215 @@
+//! The running agent: when it acts, how it repairs and says what it found.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use stagenet::agent::kept::Kept;
+use stagenet::agent::report::file::{Standing, standing};
+use stagenet::agent::runner::{Report, Reports, Runner, RunnerOptions};
+use stagenet::agent::source::Snapshot;
+use stagenet::api::reasons::types;
+use stagenet::api::{conditions, reasons};
+use stagenet::host::HostError;
+use stagenet::host::fake::{Call, FakeHost};
+use stagenet::netfilter::{Family, Table};
+use stagenet::plan::LinkSettings;
+use stagenet::telemetry::{Health, Metrics};
+
+use crate::{converged, host, interface, one, pass, settings, state};
+
+/// A runner at work, with its host and its reports.
+struct Running {
+    host: FakeHost,
+    reports: Reports,
+    stop: Option<tokio::sync::oneshot::Sender<()>>,
+    task: tokio::task::JoinHandle<Result<(), String>>,
+    objects: tokio::sync::watch::Sender<Option<Arc<Snapshot>>>,
+}
+
+impl Running {
+    fn start(host: FakeHost, snapshot: Option<Arc<Snapshot>>) -> Self {
+        let options = RunnerOptions {
+            settings: settings(),
+            resync: Duration::from_hours(1),
+            min_interval: Duration::from_millis(10),
+        };
+        let health = Arc::new(Health::new("a pass", Duration::from_mins(1)));
+        let runner = Runner::new(host.clone(), options, Arc::new(Metrics::new()), health);
+        let (objects, source) = tokio::sync::watch::channel(snapshot);
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let reports = runner.reports();
+        let task = tokio::spawn(runner.run(source, async move { drop(stopped.await) }));
+        Self {
+            host,
+            reports,
+            stop: Some(stop),
+            task,
+            objects,
+        }
+    }
+
+    /// The first report that `wanted` is true of; a generous limit, for a loaded machine.
+    async fn until(&mut self, wanted: impl Fn(&Report) -> bool) -> Arc<Report> {
+        let found = tokio::time::timeout(Duration::from_secs(20), async {
+            loop {
+                let latest = self.reports.borrow_and_update().clone();
+                if let Some(report) = latest.filter(|r| wanted(r)) {
+                    return report;
+                }
+                self.reports.changed().await.unwrap();
+            }
+        });
+        found.await.unwrap()
+    }
+
+    async fn end(mut self) {
+        self.stop.take().unwrap().send(()).unwrap();
+        assert_eq!(self.task.await.unwrap(), Ok(()));
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_touched_before_the_first_list_and_nothing_removed_at_the_end() {
+    let mut running = Running::start(host(), None);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(running.host.writes(), 0);
+    running.objects.send(Some(one())).unwrap();
+    running.until(|r| r.outcome.complete).await;
+    let host = running.host.clone();
+    let standing = state(&host);
+    running.end().await;
+    assert_eq!(state(&host), standing);
+}
+
+#[tokio::test]
+async fn every_kind_of_drift_is_repaired_and_told() {
+    let wanted = converged(&[one()]).await;
+    let eth1_off = LinkSettings {
+        forwarding: Some(false),
+        ..LinkSettings::default()
+    };
+    type Meddle = Box<dyn Fn(&FakeHost)>;
+    let kinds: Vec<(&str, Meddle)> = vec![
+        ("mangle", Box::new(|h| h.flush(Family::V4, Table::Mangle))),
+        ("nat", Box::new(|h| h.flush(Family::V4, Table::Nat))),
+        (
+            "filter",
+            Box::new(|h| h.edit_chain(Family::V4, Table::Filter, "FORWARD", |r| r.retain(|r| !r.contains("SNET")))),
+        ),
+        (
+            "mangle",
+            Box::new(|h| h.edit_chain(Family::V4, Table::Mangle, "SNET-FWD", |r| r.insert(0, "-j ACCEPT".to_owned()))),
+        ),
+        (
+            "mangle",
+            Box::new(|h| h.edit_chain(Family::V4, Table::Mangle, "SNET-FWD", |r| r.reverse())),
+        ),
+        (
+            "mangle",
+            Box::new(|h| h.edit_chain(Family::V4, Table::Mangle, "FORWARD", |r| r.insert(0, "-j ACCEPT".to_owned()))),
+        ),
+        ("mangle", Box::new(|h| h.flush(Family::V6, Table::Mangle))),
+        ("route", Box::new(|h| h.remove_route(&h.routes().into_iter().next().unwrap()))),
+        ("proxy", Box::new(|h| h.remove_proxy(&h.proxies().into_iter().next().unwrap()))),
+        ("link", Box::new(move |h| h.meddle_settings(&interface("eth1"), &eth1_off))),
+    ];
+    for (number, (place, meddle)) in kinds.into_iter().enumerate() {
+        let mut running = Running::start(host(), Some(one()));
+        running.until(|r| r.outcome.complete).await;
+        meddle(&running.host);
+        let report = running.until(|r| r.outcome.complete && !r.outcome.drift.is_empty()).await;
+        assert_eq!(report.outcome.drift[0].place, place, "{number}: {:?}", report.outcome.drift);
+        if ["mangle", "nat", "filter"].contains(&place) {
+            assert_eq!(report.by.as_deref(), Some("iptables (pid 4711)"));
+        }
+        let mut now = state(&running.host);
+        // The stranger's own rule stays where it is.
+        now = now
+            .lines()
+            .filter(|l| *l != "V4 mangle -A FORWARD -j ACCEPT")
+            .map(|l| format!("{l}\n"))
+            .collect();
+        let mut expected: String = wanted.lines().map(|l| format!("{l}\n")).collect();
+        if number == 0 || number == 1 || number == 6 {
+            // A flush takes foreign rules with it, which are not ours to put back.
+            expected = expected.lines().filter(|l| !l.contains("eth9")).map(|l| format!("{l}\n")).collect();
+            now = now.lines().filter(|l| !l.contains("eth9")).map(|l| format!("{l}\n")).collect();
+        }
+        assert_eq!(now, expected, "{number}");
+        running.end().await;
+    }
+}
+
+#[tokio::test]
+async fn a_fight_is_bounded_and_reported() {
+    let mut running = Running::start(host(), Some(one()));
+    running.until(|r| r.outcome.complete).await;
+    let begin = Instant::now();
+    let mut repairs = 0_u32;
+    while begin.elapsed() < Duration::from_secs(3) {
+        if !running.host.rules(Family::V4, Table::Nat, "SNET-DNAT").unwrap().is_empty() {
+            running.host.flush(Family::V4, Table::Nat);
+            repairs += 1;
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    assert!(
+        (5..=12).contains(&repairs),
+        "{repairs} repairs in 3 s: five at once, then one a second"
+    );
+    let report = running.until(|r| r.contended).await;
+    let standing = standing(&report, &Standing::default(), k8s_openapi::jiff::Timestamp::now());
+    let drifted = conditions::find(&standing.node.conditions, types::DRIFTED).unwrap();
+    assert!(drifted.message.contains("iptables (pid 4711)"), "{}", drifted.message);
+    running.end().await;
+}
+
+#[tokio::test]
+async fn a_lost_tool_or_permission_is_reported_and_healed() {
+    for (error, reason) in [
+        (
+            HostError::ToolMissing {
+                tool: "iptables".to_owned(),
+            },
+            reasons::TOOL_MISSING,
+        ),
+        (
+            HostError::Denied {
+                action: "restoring".to_owned(),
+            },
+            reasons::NOT_PERMITTED,
+        ),
+    ] {
+        let host = host();
+        host.break_down(Call::Restore, error);
+        let mut running = Running::start(host.clone(), Some(one()));
+        let report = running.until(|r| r.outcome.failed()).await;
+        let standing = standing(&report, &Standing::default(), k8s_openapi::jiff::Timestamp::now());
+        let ready = conditions::find(&standing.node.conditions, types::READY).unwrap();
+        assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("False", reason));
+        host.mend();
+        running.until(|r| r.outcome.complete).await;
+        running.end().await;
+    }
+}
+
+#[tokio::test]
+async fn statuses_say_what_a_cluster_would_show() {
+    let (host, mut kept) = (host(), Kept::default());
+    let snapshot = one();
+    let outcome = pass(&host, &mut kept, &snapshot).await;
+    let report = Report {
+        snapshot,
+        outcome,
+        by: None,
+        contended: false,
+    };
+    let now = k8s_openapi::jiff::Timestamp::now();
+    let first = standing(&report, &Standing::default(), now);
+    let status = first.statuses.mappings.values().next().unwrap();
+    assert!(conditions::is_true(&status.conditions, types::READY), "{status:?}");
+    assert_eq!(status.gateway.as_deref(), Some("vm02"));
+    assert_eq!(first.node.networks[0].programmed, 1);
+    let later = k8s_openapi::jiff::Timestamp::from_second(now.as_second() + 100).unwrap();
+    assert_eq!(standing(&report, &first, later), first, "time alone changes nothing");
+}
