@@ -1,0 +1,184 @@
+//! What a mapping's status says.
+
+use super::{Scene, fail, outcome, refuse, row};
+use crate::api::conditions::find;
+use crate::api::gatewaynode::Role;
+use crate::api::reasons::{self, types};
+use crate::controller::aggregate::Life;
+use crate::controller::testing::condition;
+
+#[test]
+fn a_mapping_in_the_kernel_of_its_gateway_is_ready() {
+    let status = Scene::well().mapping_status();
+    assert_eq!(
+        row(&status.conditions),
+        "Accepted=True/Accepted ResolvedRefs=True/Resolved Programmed=True/Programmed Ready=True/Ready"
+    );
+    assert_eq!((status.observed_generation, status.gateway.as_deref()), (Some(1), Some("node-a")));
+    let ready = find(&status.conditions, types::READY).unwrap();
+    assert_eq!(ready.message, "192.168.100.3 leads to 192.168.200.3 through node-a.");
+    let network = Scene::well().network_status();
+    assert_eq!(
+        row(&network.conditions),
+        "Accepted=True/Accepted Programmed=True/Programmed Ready=True/Ready"
+    );
+    let ready = find(&network.conditions, types::READY).unwrap();
+    assert_eq!(ready.message, "1/1 gateways have the fence up; node-a attracts the traffic.");
+    assert_eq!(network.active_gateway.unwrap().node, "node-a");
+}
+
+/// Every row: what is changed in a scene in which all is well, and what the mapping's status says then.
+#[test]
+#[allow(clippy::too_many_lines)] // one row a case
+fn mapping_rows() {
+    type Change = fn(&mut Scene);
+    let rows: &[(&str, Change, &str)] = &[
+        (
+            "the agent has not seen this version",
+            |s| s.told().synced_resource_version = "4".into(),
+            "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
+        ),
+        (
+            "the agent is ahead, by a digit",
+            |s| s.told().synced_resource_version = "10".into(),
+            "Programmed=True/Programmed Ready=True/Ready",
+        ),
+        (
+            "the agent has an older generation of the network",
+            |s| s.network_verdict.generation = 2,
+            "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
+        ),
+        (
+            "the fence does not stand",
+            |s| s.told().fenced = false,
+            "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
+        ),
+        (
+            "the elected node does not attract the traffic yet",
+            |s| s.told().role = Role::Standby,
+            "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
+        ),
+        (
+            "the agent does not know the network",
+            |s| s.a().status.networks.clear(),
+            "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
+        ),
+        (
+            "the agent says why the network is not served",
+            |s| s.told().reason = reasons::INTERFACE_MISSING.into(),
+            "Programmed=False/InterfaceMissing Ready=False/InterfaceMissing Reconciling=True/InterfaceMissing",
+        ),
+        (
+            "the agent is behind because it has no tool",
+            |s| {
+                s.told().synced_resource_version = "4".into();
+                s.a().status.conditions = vec![condition(types::READY, "False", reasons::TOOL_MISSING)];
+            },
+            "Programmed=False/ToolMissing Ready=False/ToolMissing Stalled=True/ToolMissing",
+        ),
+        (
+            "the agent is behind and has trouble with other mappings",
+            |s| {
+                s.told().synced_resource_version = "4".into();
+                s.a().status.conditions = vec![condition(types::READY, "False", reasons::DEGRADED)];
+            },
+            "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
+        ),
+        (
+            "the agent lists this mapping as failed",
+            |s| fail(s, "default", "vm03", 1),
+            "Programmed=False/AddressInUse Ready=False/AddressInUse Reconciling=True/AddressInUse",
+        ),
+        (
+            "the agent lists an older state of this mapping as failed",
+            |s| {
+                fail(s, "default", "vm03", 1);
+                s.told().synced_resource_version = "4".into();
+            },
+            "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
+        ),
+        (
+            "the agent lists others as failed",
+            |s| fail(s, "default", "vm04", 1),
+            "Programmed=True/Programmed Ready=True/Ready",
+        ),
+        (
+            "the list of failures is cut behind this mapping",
+            |s| fail(s, "default", "vm04", 99),
+            "Programmed=True/Programmed Ready=True/Ready",
+        ),
+        (
+            "the list of failures is cut before this mapping",
+            |s| fail(s, "default", "vm02", 99),
+            "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
+        ),
+        (
+            "the gateway is silent",
+            |s| s.a().life = Life::Silent,
+            "Programmed=Unknown/GatewaySilent Ready=Unknown/GatewaySilent",
+        ),
+        (
+            "the controller has just started",
+            |s| s.a().life = Life::Unproven,
+            "Programmed=True/Programmed Ready=True/Ready",
+        ),
+        (
+            "the controller has just started, and the gateway was silent before",
+            |s| {
+                s.a().life = Life::Unproven;
+                s.mapping.status = Some(crate::api::NatMappingStatus {
+                    conditions: vec![condition(types::PROGRAMMED, "Unknown", reasons::GATEWAY_SILENT)],
+                    ..Default::default()
+                });
+            },
+            "Programmed=Unknown/GatewaySilent Ready=Unknown/GatewaySilent",
+        ),
+        (
+            "no node is selected",
+            |s| s.network_verdict.gateways.clear(),
+            "Programmed=False/NoGateway Ready=False/NoGateway Reconciling=True/NoGateway",
+        ),
+        (
+            "the elected node never reported",
+            |s| s.reports.clear(),
+            "Programmed=False/WaitingForAgent Ready=False/WaitingForAgent Reconciling=True/WaitingForAgent",
+        ),
+        (
+            "the pool does not have the address",
+            |s| s.mapping_verdict.accepted = Err(refuse(reasons::POOL)),
+            "Programmed=False/NotAccepted Ready=False/OutsidePool Stalled=True/OutsidePool",
+        ),
+        (
+            "an older claim won",
+            |s| {
+                s.mapping_verdict.accepted = Err(refuse(reasons::CONFLICT));
+                s.mapping_verdict.conflicted = true;
+            },
+            "Programmed=False/NotAccepted Ready=False/Conflict Conflicted=True/Conflict Stalled=True/Conflict",
+        ),
+        (
+            "the network is not there yet",
+            |s| {
+                s.mapping_verdict.accepted = Err(refuse(reasons::NETWORK_NOT_FOUND));
+                s.mapping_verdict.resolved_refs = Err(refuse(reasons::NETWORK_NOT_FOUND));
+            },
+            "Programmed=False/NotAccepted Ready=False/NetworkNotFound Reconciling=True/NetworkNotFound",
+        ),
+        (
+            "the stored status refuses what stands now, and the agent reported long ago",
+            |s| {
+                s.mapping.status = Some(crate::api::NatMappingStatus {
+                    conditions: vec![condition(types::ACCEPTED, "False", reasons::CONFLICT)],
+                    ..Default::default()
+                });
+                s.seen.observe([&s.mapping]);
+            },
+            "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
+        ),
+    ];
+    for (name, change, expected) in rows {
+        let mut scene = Scene::well();
+        change(&mut scene);
+        assert_eq!(outcome(&scene.mapping_status().conditions), *expected, "{name}");
+    }
+}

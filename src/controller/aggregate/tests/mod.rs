@@ -1,0 +1,193 @@
+//! Facts → conditions, row by row.
+#![allow(clippy::unwrap_used)]
+
+mod mapping;
+mod network;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
+use super::*;
+use crate::api::gatewaynode::{FailureReport, GatewayNodeStatus, InterfaceStatus, NetworkReport, Role};
+use crate::api::network::{ActiveGateway, SourceTranslation};
+use crate::api::{NatMapping, StagingNetwork, reasons};
+use crate::controller::gather;
+use crate::controller::testing::{gateway, mapping, network, report};
+use crate::netfilter::IfName;
+use crate::plan::validate::ValidNetwork;
+use crate::plan::{Claim, MappingVerdict, NetworkVerdict};
+
+/// One network `segment-b`, one mapping `default/vm03`, and gateways that say what a test wants.
+struct Scene {
+    network: StagingNetwork,
+    mapping: NatMapping,
+    network_verdict: NetworkVerdict,
+    mapping_verdict: MappingVerdict,
+    reports: Reports,
+    seen: Seen,
+    second: i64,
+}
+
+fn valid() -> ValidNetwork {
+    ValidNetwork {
+        created: None,
+        name: "segment-b".into(),
+        outside_interface: IfName::new("eth0"),
+        pool: BTreeSet::from(["192.168.100.0/24".parse().unwrap()]),
+        announce: true,
+        inside_interface: IfName::new("eth1"),
+        inside: BTreeSet::from(["192.168.200.0/24".parse().unwrap()]),
+        gateway_addresses: BTreeSet::new(),
+        source_translation: SourceTranslation::Masquerade,
+        egress_allowed: false,
+        log: false,
+        protected: BTreeSet::new(),
+    }
+}
+
+fn interface(name: &str, address: &str) -> InterfaceStatus {
+    InterfaceStatus {
+        name: name.into(),
+        index: 1,
+        mtu: 1500,
+        up: true,
+        mac: String::new(),
+        addresses: vec![address.into()],
+    }
+}
+
+fn says(networks: Vec<NetworkReport>) -> Report {
+    Report {
+        status: GatewayNodeStatus {
+            interfaces: vec![interface("eth0", "192.168.100.2/24"), interface("eth1", "192.168.200.2/24")],
+            networks,
+            ..GatewayNodeStatus::default()
+        },
+        life: Life::Alive,
+    }
+}
+
+fn on(node: &str) -> ActiveGateway {
+    ActiveGateway {
+        node: node.into(),
+        address: Some("192.168.100.2".into()),
+    }
+}
+
+impl Scene {
+    /// Everything is as it should be: node-a serves, its kernel holds the mapping.
+    fn well() -> Self {
+        let mapping = mapping("default", "vm03");
+        let mut seen = Seen::default();
+        seen.observe([&mapping]);
+        Self {
+            network: network("segment-b"),
+            network_verdict: NetworkVerdict {
+                generation: 1,
+                accepted: Ok(valid()),
+                gateways: vec!["node-a".into()],
+                active: Some(on("node-a")),
+            },
+            mapping_verdict: MappingVerdict {
+                generation: 1,
+                resource_version: "5".into(),
+                network: "segment-b".into(),
+                accepted: Ok(Claim {
+                    created: None,
+                    network: "segment-b".into(),
+                    virtual_address: "192.168.100.3".parse().unwrap(),
+                    target: "192.168.200.3".parse().unwrap(),
+                    ports: vec![],
+                    source_translation: SourceTranslation::Masquerade,
+                }),
+                resolved_refs: Ok(()),
+                conflicted: false,
+            },
+            reports: BTreeMap::from([("node-a".to_owned(), says(vec![report("segment-b", Role::Active, "5")]))]),
+            seen,
+            mapping,
+            second: 1_700_000_000,
+        }
+    }
+
+    fn a(&mut self) -> &mut Report {
+        self.reports.get_mut("node-a").unwrap()
+    }
+
+    fn told(&mut self) -> &mut NetworkReport {
+        &mut self.a().status.networks[0]
+    }
+
+    fn add_node_b(&mut self, role: Role) -> &mut Report {
+        self.network_verdict.gateways.push("node-b".into());
+        self.reports
+            .entry("node-b".into())
+            .or_insert_with(|| says(vec![report("segment-b", role, "5")]))
+    }
+
+    fn statuses(&self) -> Statuses {
+        let gateways: Vec<_> = self
+            .reports
+            .iter()
+            .map(|(name, report)| {
+                let mut object = gateway(name);
+                object.status = Some(report.status.clone());
+                object
+            })
+            .collect();
+        let labels = self.reports.keys().map(|name| (name.clone(), BTreeMap::new())).collect();
+        let world = gather::world(vec![self.network.clone()], vec![self.mapping.clone()], &gateways, labels);
+        let verdicts = Verdicts {
+            networks: BTreeMap::from([("segment-b".into(), self.network_verdict.clone())]),
+            mappings: BTreeMap::from([(key(&self.mapping), self.mapping_verdict.clone())]),
+        };
+        aggregate(&Inputs {
+            world: &world,
+            verdicts: &verdicts,
+            reports: &self.reports,
+            seen: &self.seen,
+            now: Timestamp::from_second(self.second).unwrap(),
+        })
+    }
+
+    fn mapping_status(&self) -> crate::api::NatMappingStatus {
+        self.statuses().mappings.remove(&key(&self.mapping)).unwrap()
+    }
+
+    fn network_status(&self) -> StagingNetworkStatus {
+        self.statuses().networks.remove("segment-b").unwrap()
+    }
+}
+
+/// `Type=Status/Reason` of every condition, in order.
+fn row(conditions: &[Condition]) -> String {
+    let words: Vec<String> = conditions
+        .iter()
+        .map(|c| format!("{}={}/{}", c.type_, c.status, c.reason))
+        .collect();
+    words.join(" ")
+}
+
+/// The part of the row that differs between the tests: Programmed and what follows.
+fn outcome(conditions: &[Condition]) -> String {
+    let row = row(conditions);
+    row[row.find("Programmed").unwrap()..].to_owned()
+}
+
+fn refuse(reason: &'static str) -> Refusal {
+    Refusal {
+        reason,
+        message: "must be otherwise".into(),
+    }
+}
+
+fn fail(scene: &mut Scene, namespace: &str, name: &str, count: u32) {
+    scene.a().status.failures = vec![FailureReport {
+        namespace: namespace.into(),
+        name: name.into(),
+        reason: reasons::ADDRESS_IN_USE.into(),
+        message: "02:00:00:00:00:09 answers for 192.168.100.3".into(),
+    }];
+    scene.a().status.failure_count = count;
+}
