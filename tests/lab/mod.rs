@@ -14,16 +14,16 @@
 macro_rules! labs {
     ($($(#[$about:meta])* fn $name:ident($seed:ident) $body:block)*) => {$(
         mod $name {
-            use crate::lab::{Backend, Seed, isolated};
+            use crate::lab::{Backend, Seed, in_binary, isolated};
 
             #[test]
             fn nft() {
-                isolated(concat!(stringify!($name), "::nft"), || super::$name(&Seed::new(Backend::Nft)));
+                isolated(in_binary(concat!(module_path!(), "::nft")), || super::$name(&Seed::new(Backend::Nft)));
             }
 
             #[test]
             fn legacy() {
-                isolated(concat!(stringify!($name), "::legacy"), || super::$name(&Seed::new(Backend::Legacy)));
+                isolated(in_binary(concat!(module_path!(), "::legacy")), || super::$name(&Seed::new(Backend::Legacy)));
             }
         }
 
@@ -65,6 +65,11 @@ pub fn wait_for<T>(bound: Duration, what: &str, mut found: impl FnMut() -> Optio
 /// Waits until `holds`; after `bound` the test fails with `what`.
 pub fn wait_until(bound: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     wait_for(bound, what, || holds().then_some(()));
+}
+
+/// What libtest calls the test at a path that `module_path!` gave: the same without the name of the test binary.
+pub fn in_binary(path: &str) -> &str {
+    path.split_once("::").map_or(path, |(_, rest)| rest)
 }
 
 /// Seconds, for bounds.
