@@ -82,7 +82,7 @@ fn the_network_of_a_mapping_is_immutable() {
     let (_, text) = fixtures("valid").into_iter().find(|(name, _)| name == "mapping-seed.yaml").unwrap();
     let old = read("a", &text).mappings.remove(0);
     let mut new = old.clone();
-    new.spec.target.address = "192.168.200.4".into();
+    new.spec.target.address = Some("192.168.200.4".into());
     new.validate_cel_update(&old).unwrap();
     new.spec.network_ref.name = "segment-c".into();
     let said = new.validate_cel_update(&old).unwrap_err().to_string();
@@ -98,6 +98,6 @@ fn the_examples_of_the_seed_are_good() {
     let got = decode(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
     assert!(got.problems.is_empty(), "{:?}", got.problems);
     assert_eq!(got.networks[0].spec.inside.addresses, ["192.168.200.0/24"]);
-    assert_eq!(got.mappings[0].spec.r#virtual.address, "192.168.100.3");
+    assert_eq!(got.mappings[0].spec.r#virtual.text(), "192.168.100.3");
     assert_eq!(got.mappings[0].metadata.namespace.as_deref(), Some("default"));
 }

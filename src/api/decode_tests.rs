@@ -176,7 +176,7 @@ fn of_two_with_one_name_the_first_counts() {
     let other = MAPPING.replace("192.168.200.3", "192.168.200.4");
     let got = decode([("a.yaml", MAPPING), ("b.yaml", other.as_str())]);
     assert_eq!(got.mappings.len(), 1);
-    assert_eq!(got.mappings[0].spec.target.address, "192.168.200.3");
+    assert_eq!(got.mappings[0].spec.target.text(), "192.168.200.3");
     assert_eq!(
         got.problems[0].to_string(),
         "b.yaml: document 1: NatMapping default/vm03: is declared twice: the one in a.yaml: document 1 counts"

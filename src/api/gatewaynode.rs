@@ -55,11 +55,16 @@ pub struct GatewayNodeStatus {
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// The node's interfaces that carry IPv4 addresses or that a network names, at most 64.
+    /// The node's interfaces that carry addresses or that a network names, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub interfaces: Vec<InterfaceStatus>,
+    /// Connection tracking helpers that the node's kernel has, such as ftp, sorted, at most 16.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 16)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub helpers: Vec<String>,
     /// One entry a network that this node serves or routes to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512))]
@@ -98,7 +103,7 @@ pub struct InterfaceStatus {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 64))]
     pub mac: String,
-    /// Its IPv4 addresses with prefix length, those that stagenet added left out, at most 16.
+    /// Its IPv4 and IPv6 addresses with prefix length, link-local ones and those that stagenet added left out, at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 49)))]
     pub addresses: Vec<String>,

@@ -8,6 +8,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use super::helper::{HelperName, HelperUse};
 use super::network::SourceTranslation;
 use super::schema;
 
@@ -44,7 +45,7 @@ use super::schema;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.virtual.address != self.target.address")
+    validation = Rule::new("!has(self.virtual.address) || !has(self.target.address) || self.virtual.address != self.target.address")
         .message("target.address must differ from virtual.address: a virtual address must not exist inside")
 )]
 pub struct NatMappingSpec {
@@ -68,6 +69,19 @@ pub struct NatMappingSpec {
         ).message("must not overlap: each port of a protocol can lead to one place only")
     )]
     pub ports: Vec<PortMapping>,
+    /// Who dials the virtual address. Outside: clients outside, to reach a machine in the closed network. Inside: the machines in the closed network, to
+    /// reach a chosen server outside, such as a name server; they leave under the virtual address of their own mapping of all protocols or under the
+    /// network's `outside.sourceAddress`, which must be set for this family. Outside when omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::present::<Side>")]
+    pub side: Option<Side>,
+    /// Protocols whose further connections the kernel must follow, such as FTP at port 21, at most 16. Each must be among the network's
+    /// `allowedHelpers`. If the gateway's kernel lacks one, the mapping works without it, and ResolvedRefs is False with reason HelperMissing.
+    /// None when omitted. What TLS hides cannot be followed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into(), "port".into()]))]
+    pub helpers: Vec<HelperUse>,
     /// What the machine sees as the source of a connection. Masquerade: the gateway's own inside address. Preserve: the client's; the machine's route back
     /// must lead to the gateway. The network's `sourceTranslation` when omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,21 +97,69 @@ pub struct NetworkRef {
     pub name: String,
 }
 
-/// The address that appears outside.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+/// What appears to those who dial: exactly one of `address` and `prefix`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("has(self.address) != has(self.prefix)").message("must have either address or prefix"))]
 pub struct VirtualAddress {
-    /// An IPv4 address of the network's pool that no host owns, such as 192.168.100.3. Before it is taken, the outside segment is asked whether
-    /// somebody has it; if so, it is not taken.
+    /// An IPv4 or IPv6 address that no host owns, such as 192.168.100.3 or 2001:db8:100::3. With side Outside it must lie in the network's pool, and the
+    /// outside segment is asked whether somebody has it before it is taken; if so, it is not taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::address")]
-    pub address: String,
+    pub address: Option<String>,
+    /// A whole prefix, such as 192.168.100.0/26: each of its addresses leads to the address at the same place in `target.prefix`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::claimed_prefix")]
+    pub prefix: Option<String>,
 }
 
-/// The address that traffic is delivered to.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+impl VirtualAddress {
+    /// The address or the prefix as it was written; empty if neither was.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.address.as_deref().or(self.prefix.as_deref()).unwrap_or_default()
+    }
+}
+
+/// What traffic is delivered to: exactly one of `address` and `prefix`, the same as in `virtual`.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[x_kube(validation = Rule::new("has(self.address) != has(self.prefix)").message("must have either address or prefix"))]
 pub struct TargetAddress {
-    /// The machine's own IPv4 address in the closed network, such as 192.168.200.3. It must lie in the network's `inside.addresses`.
+    /// The machine's own address, of the family of `virtual.address`, such as 192.168.200.3. With side Outside it must lie in the network's
+    /// `inside.addresses`; with side Inside it must lie neither in these, nor in those of another network, nor in `protected`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::address")]
-    pub address: String,
+    pub address: Option<String>,
+    /// A prefix of the family and length of `virtual.prefix`, such as 192.168.200.0/26.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::claimed_prefix")]
+    pub prefix: Option<String>,
+}
+
+impl TargetAddress {
+    /// The address or the prefix as it was written; empty if neither was.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        self.address.as_deref().or(self.prefix.as_deref()).unwrap_or_default()
+    }
+}
+
+/// Who dials the virtual address.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Side {
+    /// Clients outside, to reach a machine in the closed network.
+    #[default]
+    Outside,
+    /// Machines in the closed network, to reach a chosen server outside.
+    Inside,
+}
+
+/// How clients find a claimed virtual address.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Announcement {
+    /// The gateway answers ARP or neighbour discovery for each address.
+    Neighbour,
+    /// Clients need a route to the gateway.
+    Route,
 }
 
 /// A port or a range of ports.
@@ -147,6 +209,11 @@ pub struct NatMappingStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub gateway: Option<String>,
+    /// How clients find the virtual address. Neighbour: the gateway answers ARP or neighbour discovery for each address. Route: it does not, because
+    /// `virtual.prefix` has more than 256 addresses or the network's `outside.announce` is false; clients need a route to the gateway.
+    /// Absent while the mapping is not served.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announcement: Option<Announcement>,
     /// Accepted, ResolvedRefs, Programmed and Ready are always there; Conflicted, Reconciling and Stalled only while true. `docs/reasons.md` explains
     /// every reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -6,6 +6,7 @@
 pub mod conditions;
 pub mod decode;
 pub mod gatewaynode;
+pub mod helper;
 pub mod mapping;
 pub mod network;
 pub mod reasons;
@@ -13,6 +14,7 @@ pub mod schema;
 pub mod strict;
 
 pub use gatewaynode::{GatewayNode, GatewayNodeSpec, GatewayNodeStatus};
+pub use helper::{HelperName, HelperUse};
 pub use mapping::{NatMapping, NatMappingSpec, NatMappingStatus};
 pub use network::{StagingNetwork, StagingNetworkSpec, StagingNetworkStatus};
 

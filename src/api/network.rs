@@ -8,6 +8,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::helper::HelperName;
+use super::mapping::Protocol;
 use super::schema;
 
 /// What a closed network is made of: its gateway nodes, its two sides, and what may pass between them.
@@ -74,6 +76,16 @@ pub struct StagingNetworkSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::any_prefixes")]
     pub protected: Vec<String>,
+    /// Helpers that mappings of this network may ask for: amanda, ftp, h323, irc, pptp, sip, snmp, tftp. None when omitted: a helper opens ports that the
+    /// peers agree on between themselves.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::helper_names")]
+    pub allowed_helpers: Vec<HelperName>,
+    /// Whether the gateway lowers the segment size (MSS) of new TCP connections to what the path's MTU takes. Useful where ICMP errors get lost between
+    /// clients and the gateway; they are translated and passed in any case. False when omitted.
+    #[serde(default, rename = "clampMSS", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::present::<bool>")]
+    pub clamp_mss: Option<bool>,
 }
 
 /// Which nodes serve a network.
@@ -108,6 +120,16 @@ pub struct Outside {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::present::<ClientRoutes>")]
     pub client_routes: Option<ClientRoutes>,
+    /// The address, IPv4 or IPv6, under which machines without a mapping of all protocols leave the network, where `egress` or a mapping of side Inside
+    /// lets them. It may lie in `addresses`, where no mapping can claim it then, or be the gateway's own. When omitted, such machines stay inside and
+    /// mappings of side Inside are not accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::address")]
+    pub source_address: Option<String>,
+    /// The same for IPv6 where `sourceAddress` is an IPv4 address. Nothing leaves so over IPv6 when omitted.
+    #[serde(default, rename = "sourceAddressIPv6", skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::address")]
+    pub source_address_ipv6: Option<String>,
 }
 
 /// Nodes that get a route to the pool.
@@ -164,6 +186,41 @@ pub struct Egress {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::present::<bool>")]
     pub log: Option<bool>,
+    /// What may be reached from inside although `default` is Deny, at most 64 entries. `protected` stays out of reach. Machines with a mapping of all protocols
+    /// leave under their virtual address, the others under `outside.sourceAddress`. Nothing when omitted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub allow: Vec<EgressRule>,
+}
+
+/// Something outside that may be reached from inside.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct EgressRule {
+    /// A prefix outside, IPv4 or IPv6, such as 192.0.2.0/24, or 192.0.2.53/32 for one server. Without host bits.
+    #[schemars(schema_with = "schema::any_prefix")]
+    pub to: String,
+    /// The ports there, at most 64. Every protocol and port when omitted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub ports: Vec<EgressPort>,
+}
+
+/// A port or a range of ports outside.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("!has(self.endPort) || self.endPort >= self.port").message("endPort must be at least port")
+)]
+pub struct EgressPort {
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The port, or the first of a range. 1 to 65535.
+    #[schemars(schema_with = "schema::port")]
+    pub port: u16,
+    /// The last port of a range, inclusive, 1 to 65535, at least `port`. Just `port` when omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::port")]
+    pub end_port: Option<u16>,
 }
 
 /// The answer to a new connection from inside that no mapping covers.
@@ -185,11 +242,26 @@ pub struct StagingNetworkStatus {
     /// The node that attracts this network's traffic. Absent while there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_gateway: Option<ActiveGateway>,
+    /// What tells this network's flows from those of others on a gateway node. Present once it shared a gateway node with a network whose inside prefixes overlap its own; kept
+    /// for its life. Taking it away breaks the network's open connections.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Isolation>,
     /// Accepted, Programmed and Ready are always there; Reconciling or Stalled only while true. `docs/reasons.md` explains every reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// What tells the flows of networks with overlapping inside prefixes apart.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Isolation {
+    /// Number of the network, no other has it: its firewall mark and its routing table are made of it. 1 to 16383.
+    #[schemars(schema_with = "schema::isolation_identifier")]
+    pub identifier: u32,
+    /// Connection tracking zone: `identifier`, or 0 for the network that was there first, whose flows were not disturbed. 0 to 16383.
+    #[schemars(schema_with = "schema::isolation_zone")]
+    pub zone: u16,
 }
 
 /// The node that serves a network.

@@ -4,6 +4,7 @@
 //! refused and never rewritten: what is stored is what was written. Messages of rules say what the value must be, and each rule holds where an earlier one
 //! fails, so that one mistake is told once. Every function used in a rule is known to kube-apiserver since 1.31 and to kube's client-side validator.
 
+use super::helper::HelperName;
 use schemars::generate::SchemaGenerator;
 use schemars::{JsonSchema, Schema, json_schema};
 
@@ -17,6 +18,10 @@ pub const PROTECTED_MAX: usize = 256;
 pub const GATEWAY_ADDRESSES_MAX: usize = 16;
 /// Most entries in `ports`.
 pub const PORTS_MAX: usize = 64;
+/// Most helpers that a network allows: all there are.
+pub const HELPERS_MAX: usize = HelperName::ALL.len();
+/// Highest number of an isolated network.
+pub const ISOLATION_MAX: u32 = 16383;
 
 /// The schema of `T` itself, for an optional field: it may be left out, but not be null.
 pub(super) fn present<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema {
@@ -51,6 +56,34 @@ pub(super) fn host_prefixes(_: &mut SchemaGenerator) -> Schema {
             ),
         ]),
     })
+}
+
+/// A prefix that a mapping claims or leads to.
+pub(super) fn claimed_prefix(_: &mut SchemaGenerator) -> Schema {
+    prefix_schema(&[])
+}
+
+/// A prefix of any kind.
+pub(super) fn any_prefix(_: &mut SchemaGenerator) -> Schema {
+    prefix_schema(&[])
+}
+
+/// A set of helpers.
+pub(super) fn helper_names(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array", "maxItems": HELPERS_MAX, "x-kubernetes-list-type": "set",
+        "items": HelperName::json_schema(generator),
+    })
+}
+
+/// Number of an isolated network: 14 bits, so that a zone (16 bits) and a routing table can be made of it.
+pub(super) fn isolation_identifier(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "format": "int32", "minimum": 1, "maximum": ISOLATION_MAX })
+}
+
+/// Zone of an isolated network.
+pub(super) fn isolation_zone(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "integer", "format": "int32", "minimum": 0, "maximum": ISOLATION_MAX })
 }
 
 /// A set of prefixes of any kind.

@@ -284,8 +284,8 @@ fn lines(report: &Report, standing: &Standing) -> String {
         rows.push([
             format!("{}/{}", mapping.namespace().unwrap_or_default(), mapping.name_any()),
             mapping.spec.network_ref.name.clone(),
-            mapping.spec.r#virtual.address.clone(),
-            mapping.spec.target.address.clone(),
+            mapping.spec.r#virtual.text().to_owned(),
+            mapping.spec.target.text().to_owned(),
             ready.map_or("Unknown", |c| c.status.as_str()).to_owned(),
             ready.map_or("Unknown", |c| c.reason.as_str()).to_owned(),
         ]);

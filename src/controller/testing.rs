@@ -24,12 +24,16 @@ pub(crate) fn mapping(namespace: &str, name: &str) -> NatMapping {
     let spec = NatMappingSpec {
         network_ref: NetworkRef { name: "segment-b".into() },
         r#virtual: VirtualAddress {
-            address: "192.168.100.3".into(),
+            address: Some("192.168.100.3".into()),
+            prefix: None,
         },
         target: TargetAddress {
-            address: "192.168.200.3".into(),
+            address: Some("192.168.200.3".into()),
+            prefix: None,
         },
         ports: vec![],
+        side: None,
+        helpers: vec![],
         source_translation: None,
     };
     NatMapping {
@@ -49,6 +53,8 @@ pub(crate) fn network(name: &str) -> StagingNetwork {
             addresses: vec!["192.168.100.0/24".into()],
             announce: None,
             client_routes: None,
+            source_address: None,
+            source_address_ipv6: None,
         },
         inside: Inside {
             interface: Some("eth1".into()),
@@ -58,6 +64,8 @@ pub(crate) fn network(name: &str) -> StagingNetwork {
         source_translation: None,
         egress: None,
         protected: vec![],
+        allowed_helpers: vec![],
+        clamp_mss: None,
     };
     StagingNetwork {
         metadata: metadata(None, name),

@@ -135,8 +135,8 @@ pub fn mapping(raw: &NatMapping) -> Result<ValidMapping, Refusal> {
     );
     let network = &spec.network_ref.name;
     p.name("spec.networkRef.name", network, subdomain(network), NAME);
-    let virtual_address = p.address("spec.virtual.address", &spec.r#virtual.address);
-    let target = p.address("spec.target.address", &spec.target.address);
+    let virtual_address = p.address("spec.virtual.address", spec.r#virtual.address.as_deref().unwrap_or_default());
+    let target = p.address("spec.target.address", spec.target.address.as_deref().unwrap_or_default());
     if virtual_address.is_some() && virtual_address == target {
         p.add("spec.target.address must differ from spec.virtual.address: a virtual address must not exist inside");
     }

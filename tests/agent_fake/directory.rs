@@ -55,7 +55,7 @@ fn a_broken_file_keeps_its_last_good_objects_and_harms_no_other() {
     write("a.yaml", &mapping("a", 3, 8));
     directory.scan().unwrap();
     assert_eq!(directory.snapshot().problems, []);
-    assert_eq!(directory.snapshot().mappings[0].spec.target.address, "192.168.200.8");
+    assert_eq!(directory.snapshot().mappings[0].spec.target.text(), "192.168.200.8");
     std::fs::remove_file(dir.path().join("a.yaml")).unwrap();
     assert!(directory.scan().unwrap());
     assert_eq!(names(&directory), ["b"], "a deleted file takes its objects with it");
@@ -104,7 +104,7 @@ impl Started {
 }
 
 fn in_force(snapshot: &Snapshot) -> Vec<String> {
-    let line = |m: &stagenet::api::NatMapping| format!("{} → {}", m.metadata.name.as_deref().unwrap(), m.spec.target.address);
+    let line = |m: &stagenet::api::NatMapping| format!("{} → {}", m.metadata.name.as_deref().unwrap(), m.spec.target.text());
     snapshot.mappings.iter().map(line).collect()
 }
 

@@ -79,8 +79,8 @@ proptest! {
         let (_, plan) = decide(&without);
         let rules = plan.ruleset.tables.values().flat_map(|t| t.chains.values().flatten());
         prop_assert!(!rules.into_iter().any(|rule| rule.owner == owner));
-        let claimed: BTreeSet<&str> = without.mappings.iter().map(|m| m.spec.r#virtual.address.as_str()).collect();
-        if !claimed.contains(gone.spec.r#virtual.address.as_str()) && let Ok(address) = gone.spec.r#virtual.address.parse::<Ipv4Addr>() {
+        let claimed: BTreeSet<&str> = without.mappings.iter().map(|m| m.spec.r#virtual.text()).collect();
+        if !claimed.contains(gone.spec.r#virtual.text()) && let Ok(address) = gone.spec.r#virtual.text().parse::<Ipv4Addr>() {
             prop_assert!(!plan.proxies.iter().any(|p| p.address == address));
             prop_assert!(!plan.routes.iter().any(|r| r.destination == Ipv4Net::from(address)));
             prop_assert!(!plan.flows.mappings.contains_key(&address));

@@ -33,6 +33,7 @@ pub(super) fn status(
     NatMappingStatus {
         observed_generation: Some(verdict.generation),
         gateway: gateway.map(str::to_owned),
+        announcement: None,
         conditions: conditions::mapping(&facts, before, inputs.now),
     }
 }

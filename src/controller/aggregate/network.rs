@@ -40,6 +40,7 @@ pub(super) fn status(inputs: &Inputs<'_>, object: &StagingNetwork, verdict: &Net
     StagingNetworkStatus {
         observed_generation: Some(verdict.generation),
         active_gateway: active,
+        isolation: object.status.as_ref().and_then(|status| status.isolation),
         conditions: conditions::network(&facts, before, inputs.now),
     }
 }

@@ -1,0 +1,136 @@
+//! Connection tracking helpers: the kernel's readers of protocols that negotiate further connections in band.
+//!
+//! Names, transports and families are the kernel's own (`net/netfilter/nf_conntrack_*.c`): a `-j CT --helper` rule of another transport or family is
+//! refused by it. Which of them a node has is for its agent to find out. Pure.
+
+// The derived schemas live in private copies of the structs.
+#![allow(unreachable_pub)]
+
+use std::fmt;
+
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::mapping::Protocol;
+use super::schema;
+
+/// A protocol that announces the addresses and ports of further connections in what it says.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[serde(rename_all = "lowercase")]
+pub enum HelperName {
+    /// Amanda backup, UDP 10080, both families (`nf_conntrack_amanda.c`).
+    Amanda,
+    /// FTP, RFC 959 and RFC 2428, TCP 21, both families (`nf_conntrack_ftp.c`). TLS hides what it would have to read.
+    Ftp,
+    /// H.323 calls: Q.931 at TCP 1720, RAS at UDP 1719 (`nf_conntrack_h323_main.c`). Both families are tracked, but addresses are rewritten in IPv4
+    /// only (`nf_nat_h323.c`), so for us it is IPv4 only.
+    H323,
+    /// DCC of IRC, TCP 6667, IPv4 only (`nf_conntrack_irc.c`).
+    Irc,
+    /// PPTP, RFC 2637, TCP 1723 and the GRE that follows, IPv4 only (`nf_conntrack_pptp.c`).
+    Pptp,
+    /// SIP, RFC 3261, UDP and TCP 5060, both families (`nf_conntrack_sip.c`). TLS hides what it would have to read.
+    Sip,
+    /// Addresses in SNMPv1 messages, UDP 161, IPv4 only (`nf_conntrack_snmp.c`, `nf_nat_snmp_basic_main.c`).
+    Snmp,
+    /// TFTP, RFC 1350, UDP 69, both families (`nf_conntrack_tftp.c`).
+    Tftp,
+}
+
+/// One kernel helper of a protocol: what `-p PROTOCOL … -j CT --helper NAME` takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KernelHelper {
+    /// Its name in the kernel, which case matters in.
+    pub name: &'static str,
+    /// The transport that it is registered for.
+    pub protocol: Protocol,
+}
+
+impl HelperName {
+    /// All of them, sorted.
+    pub const ALL: [Self; 8] = [
+        Self::Amanda,
+        Self::Ftp,
+        Self::H323,
+        Self::Irc,
+        Self::Pptp,
+        Self::Sip,
+        Self::Snmp,
+        Self::Tftp,
+    ];
+
+    /// The word that people write.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Amanda => "amanda",
+            Self::Ftp => "ftp",
+            Self::H323 => "h323",
+            Self::Irc => "irc",
+            Self::Pptp => "pptp",
+            Self::Sip => "sip",
+            Self::Snmp => "snmp",
+            Self::Tftp => "tftp",
+        }
+    }
+
+    /// The kernel's helpers for it, one a transport. The name differs from ours in H.323, whose two halves have names of their own.
+    #[must_use]
+    pub const fn kernel(self) -> &'static [KernelHelper] {
+        use Protocol::{Tcp, Udp};
+        const fn of(name: &'static str, protocol: Protocol) -> KernelHelper {
+            KernelHelper { name, protocol }
+        }
+        match self {
+            Self::Amanda => &const { [of("amanda", Udp)] },
+            Self::Ftp => &const { [of("ftp", Tcp)] },
+            Self::H323 => &const { [of("Q.931", Tcp), of("RAS", Udp)] },
+            Self::Irc => &const { [of("irc", Tcp)] },
+            Self::Pptp => &const { [of("pptp", Tcp)] },
+            Self::Sip => &const { [of("sip", Tcp), of("sip", Udp)] },
+            Self::Snmp => &const { [of("snmp", Udp)] },
+            Self::Tftp => &const { [of("tftp", Udp)] },
+        }
+    }
+
+    /// Whether it can be used for connections over IPv6.
+    #[must_use]
+    pub const fn ipv6(self) -> bool {
+        matches!(self, Self::Amanda | Self::Ftp | Self::Sip | Self::Tftp)
+    }
+}
+
+impl fmt::Display for HelperName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A helper at a port.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HelperUse {
+    /// One of the network's `allowedHelpers`: amanda (UDP), ftp (TCP), h323 (TCP and UDP, IPv4 only), irc (TCP, IPv4 only), pptp (TCP, IPv4 only),
+    /// sip (TCP and UDP), snmp (UDP, IPv4 only), tftp (UDP).
+    pub name: HelperName,
+    /// The port at the virtual address that the protocol is spoken at, such as 21 for ftp. 1 to 65535. If the mapping has `ports`, one of them must
+    /// cover it.
+    #[schemars(schema_with = "schema::port")]
+    pub port: u16,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_word_is_what_is_written_and_read() {
+        for name in HelperName::ALL {
+            assert_eq!(serde_json::to_value(name).unwrap(), name.as_str());
+            assert_eq!(serde_json::from_value::<HelperName>(name.to_string().into()).unwrap(), name);
+            assert!(!name.kernel().is_empty(), "{name}");
+        }
+        assert!(HelperName::ALL.is_sorted());
+    }
+}
