@@ -35,16 +35,20 @@ macro_rules! labs {
 mod agent;
 mod api;
 mod net;
+mod prober;
 mod seed;
 mod snapshot;
+mod steady;
 mod talk;
 mod world;
 
 pub use agent::{Agent, BINARY, stagenet};
 pub use api::{Api, isolated_with_api};
 pub use net::{Ns, Ran, bridge, veth};
+pub use prober::{INSIDE_MAC, OUTSIDE_MAC, Prober, Probers, Witness, packets};
 pub use seed::{Backend, Manifests, Seed, VIP, VIP_80, mapping, network};
 pub use snapshot::Snapshot;
+pub use steady::{Dialler, Steady};
 pub use talk::{Conversation, Server};
 pub use world::isolated;
 

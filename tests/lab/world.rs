@@ -71,6 +71,10 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
         panic!("{name} did not end within {BOUND:?}; it said:\n{said}")
     };
     assert!(status.success(), "{name} ended with {status}; it said:\n{said}");
+    // What a lab measured is shown with --nocapture.
+    said.lines()
+        .filter_map(|l| l.find("measured: ").map(|at| &l[at..]))
+        .for_each(|l| println!("{name} {l}"));
     assert!(
         said.contains("1 passed"),
         "{name} is not the path of a test, so nothing ran:\n{said}"

@@ -1,0 +1,367 @@
+//! Somebody who tries every way through the fence, all the while, and a witness who sees whatever came through.
+//!
+//! A [`Prober`] sends hand-made frames to the gateway's hardware address: true and borrowed sources; hosts, routers, empty addresses and
+//! the rest of the world as destinations; every protocol that a packet filter might treat in its own way. Its packets bear a mark in a field
+//! that no translation changes. A [`Witness`] captures on the other segment, with a filter that runs in the kernel, so that busy rightful traffic hides
+//! nothing. [`Probers::start`] first proves on the gateway as it is without a fence, forwarding, that the witnesses see.
+
+use std::fs::{self, File};
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::process::{Child, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use pnet_datalink::{Channel, Config, NetworkInterface, channel};
+use pnet_packet::util::{checksum, ipv4_checksum};
+
+use super::net::{command, plug};
+use super::{Ns, Seed, seconds, wait_until};
+
+/// The marks of who probes from inside and from outside: types of service. No translation changes them, and ICMP errors repeat them.
+const FROM_INSIDE: u8 = 0xb4;
+const FROM_OUTSIDE: u8 = 0x74;
+/// Hardware addresses of the seed's gateway while it is probed, also of interfaces that are made anew.
+pub const OUTSIDE_MAC: &str = "02:00:00:00:00:02";
+pub const INSIDE_MAC: &str = "02:00:00:00:01:02";
+/// Between two rounds. A round of some hundred packets takes a few milliseconds.
+const PAUSE: Duration = Duration::from_millis(50);
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const GRE: u8 = 47;
+const SYN: u8 = 2;
+const ACK: u8 = 16;
+
+/// One who sends the same frames over and over.
+#[derive(Debug)]
+pub struct Prober {
+    rounds: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Prober {
+    /// Joins `switch` as a host called `name` and sends `packets` to `gateway` until it is dropped.
+    pub fn start(name: &str, switch: &Ns, gateway: &str, packets: &[Vec<u8>]) -> Self {
+        let ns = Ns::new(name);
+        ns.set("ipv6/conf/default/disable_ipv6", "1");
+        plug(switch, &format!("q-{name}"), &ns, "eth0");
+        let index = ns.sh("ip -o link show eth0").split(':').next().unwrap().parse().unwrap();
+        let interface = NetworkInterface {
+            name: String::new(),
+            description: String::new(),
+            index,
+            mac: None,
+            ips: Vec::new(),
+            flags: 0,
+        };
+        let mut header: Vec<_> = gateway.split(':').map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
+        header.extend([2, 0, 0, 0, 9, 9]);
+        let kind = |packet: &[u8]| if packet[0] >> 4 == 6 { [0x86, 0xdd] } else { [8, 0] };
+        let frames: Vec<_> = packets.iter().map(|p| [&header[..], &kind(p), p].concat()).collect();
+        let (rounds, stop) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
+        let (counter, end) = (rounds.clone(), stop.clone());
+        let wire = ns.enter(|| channel(&interface, Config::default()).unwrap());
+        let Channel::Ethernet(mut sender, _) = wire else {
+            panic!("the library gave another kind of channel")
+        };
+        let thread = std::thread::spawn(move || {
+            while !end.load(Ordering::Relaxed) {
+                for frame in &frames {
+                    // A full queue is no reason to stop.
+                    let _ = sender.send_to(frame, None);
+                }
+                counter.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(PAUSE);
+            }
+        });
+        Self {
+            rounds,
+            stop,
+            thread: Some(thread),
+        }
+    }
+
+    /// How often every frame was sent.
+    pub fn rounds(&self) -> u64 {
+        self.rounds.load(Ordering::Relaxed)
+    }
+
+    /// Waits until every frame was sent once more, from first to last.
+    pub fn full_round(&self) {
+        let now = self.rounds();
+        wait_until(seconds(20), "the prober to send", || self.rounds() >= now + 2);
+    }
+}
+
+impl Drop for Prober {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+/// A capture in the background.
+#[derive(Debug)]
+pub struct Witness {
+    child: Child,
+    seen: PathBuf,
+    said: PathBuf,
+    /// Length of what was seen before it counted.
+    from: u64,
+}
+
+impl Witness {
+    /// Watches what comes from the hardware address `mac` on the switch and matches `filter` (pcap-filter(7)).
+    pub fn start(switch: &Ns, mac: &str, filter: &str) -> Self {
+        let file = |kind| PathBuf::from(format!("/run/lab/witness-{}-{kind}", switch.name()));
+        let (seen, said) = (file("seen"), file("said"));
+        // The switch's own interface: a cable may be pulled.
+        let filter = format!("ether src {mac} and ({filter})");
+        let args = ["-l", "-n", "-e", "-B", "16384", "-i", "br0", &filter];
+        let child = switch.enter(|| {
+            let (out, err) = (File::create(&seen).unwrap(), File::create(&said).unwrap());
+            command("tcpdump").args(args).stdout(out).stderr(Stdio::from(err)).spawn().unwrap()
+        });
+        let witness = Self {
+            child,
+            seen,
+            said,
+            from: 0,
+        };
+        wait_until(seconds(20), "tcpdump to listen", || witness.said().contains("listening on"));
+        witness
+    }
+
+    fn said(&self) -> String {
+        fs::read_to_string(&self.said).unwrap()
+    }
+
+    /// Forgets what was seen up to now.
+    pub fn forget(&mut self) {
+        self.from = fs::metadata(&self.seen).unwrap().len();
+    }
+
+    /// What was seen, a line a packet.
+    pub fn seen(&self) -> Vec<String> {
+        let bytes = fs::read(&self.seen).unwrap();
+        let counted = bytes.get(usize::try_from(self.from).unwrap()..).unwrap_or_default();
+        let text = String::from_utf8_lossy(counted);
+        text.lines().filter(|l| !l.is_empty()).map(str::to_owned).collect()
+    }
+
+    /// Ends the capture; fails if the kernel could not hand over every packet.
+    pub fn end(&mut self) {
+        let interrupt = format!("kill -s INT {}", self.child.id());
+        assert!(command("sh").args(["-c", &interrupt]).status().unwrap().success());
+        self.child.wait().unwrap();
+        let said = self.said();
+        assert!(said.contains("\n0 packets dropped by kernel"), "the capture is not whole: {said}");
+    }
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The seed's closed network probed from inside, and from outside for what nobody mapped.
+#[derive(Debug)]
+pub struct Probers {
+    inside: Prober,
+    outside: Prober,
+    escaped: Witness,
+    intruded: Witness,
+}
+
+/// Nobody may ever hear of these.
+const HOST: &str = "192.168.100.1";
+const ROUTER: &str = "192.168.100.254";
+const NOBODY: &str = "192.168.100.77";
+const BORROWED: &str = "192.168.100.88";
+const STRANGER: &str = "198.51.100.7";
+
+impl Probers {
+    /// Gives the gateway known hardware addresses and a default route, proves that packets get through without a fence in both directions and
+    /// that they are seen, and goes on probing. To be called before anything of ours is there. `virtual_addresses` are probed from inside as well.
+    pub fn start(seed: &Seed, virtual_addresses: &[&str]) -> Self {
+        let gateway = &seed.vm02;
+        gateway.sh(&format!(
+            "ip link set eth0 address {OUTSIDE_MAC} && ip link set eth1 address {INSIDE_MAC}"
+        ));
+        gateway.sh(&format!("ip route add default via {ROUTER}"));
+        for ns in [&seed.vm01, &seed.vm03, &seed.vm04, &seed.gw_a, &seed.gw_b] {
+            ns.sh("ip neigh flush all");
+        }
+        let mut destinations = vec![HOST, ROUTER, NOBODY, "192.168.100.200", "10.1.2.3"];
+        destinations.extend(virtual_addresses);
+        let sources = ["192.168.200.66", "192.168.200.3", "192.168.200.4", HOST, BORROWED, STRANGER];
+        // Rightful traffic goes to the client, and unmarked.
+        let marked = |mark| format!("ip[1] = {mark} or (icmp and ip[29] = {mark})");
+        let strange = format!("ip and not dst host {HOST} and not multicast and not broadcast");
+        let asked = [ROUTER, NOBODY, BORROWED, "192.168.100.200"]
+            .map(|a| format!("arp dst host {a}"))
+            .join(" or ");
+        let escape = format!("{} or ({strange}) or (arp[6:2] = 1 and ({asked}))", marked(FROM_INSIDE));
+        let targets = ["192.168.200.3", "192.168.200.4", "192.168.200.66", "192.168.200.254"];
+        let mut probers = Self {
+            escaped: Witness::start(&seed.segment_a, OUTSIDE_MAC, &escape),
+            intruded: Witness::start(&seed.segment_b, INSIDE_MAC, &marked(FROM_OUTSIDE)),
+            inside: Prober::start(
+                "probe-in",
+                &seed.segment_b,
+                INSIDE_MAC,
+                &packets(FROM_INSIDE, &sources, &destinations),
+            ),
+            outside: Prober::start(
+                "probe-out",
+                &seed.segment_a,
+                OUTSIDE_MAC,
+                &packets(FROM_OUTSIDE, &["192.168.100.66", BORROWED, STRANGER], &targets),
+            ),
+        };
+        gateway.set("ipv4/ip_forward", "1");
+        wait_until(seconds(20), "the witnesses to see what gets through an open router", || {
+            let ways = [&probers.escaped, &probers.intruded].map(|w| w.seen().join("\n"));
+            let told = |words: &[&str], seen: &str| words.iter().all(|w| seen.contains(w));
+            told(
+                &[
+                    HOST,
+                    "> 10.1.2.3",
+                    "UDP",
+                    "Flags [S]",
+                    "Flags [.]",
+                    "ICMP echo request",
+                    "GREv0",
+                    NOBODY,
+                ],
+                &seen[0],
+            ) && told(
+                &[
+                    "> 192.168.200.3",
+                    "> 192.168.200.4",
+                    "UDP",
+                    "Flags [S]",
+                    "ICMP echo request",
+                    "GREv0",
+                ],
+                &seen[1],
+            )
+        });
+        gateway.set("ipv4/ip_forward", "0");
+        gateway.forget_flows();
+        probers.round();
+        // What it still asks for is from then.
+        wait_until(seconds(20), "the gateway to ask for nobody", || {
+            gateway.sh("ip neigh flush all nud incomplete; ip neigh flush all");
+            gateway.sh("ip -4 neigh show nud incomplete").is_empty()
+        });
+        std::thread::sleep(Duration::from_millis(200));
+        probers.escaped.forget();
+        probers.intruded.forget();
+        probers
+    }
+
+    /// Waits until both have tried everything once more.
+    pub fn round(&self) {
+        self.inside.full_round();
+        self.outside.full_round();
+    }
+
+    /// Fails if anything ever got through.
+    pub fn none_passed(&self, when: &str) {
+        for (witness, way) in [(&self.escaped, "out"), (&self.intruded, "in")] {
+            let seen = witness.seen();
+            assert!(
+                seen.is_empty(),
+                "{way} through the fence, {when}: {} packets, such as {:#?}",
+                seen.len(),
+                &seen[..seen.len().min(8)]
+            );
+        }
+    }
+
+    /// Fails if anything ever got through, or if the witnesses cannot know. Returns how often everything was tried.
+    pub fn end(mut self) -> u64 {
+        self.round();
+        self.none_passed("by the end");
+        self.escaped.end();
+        self.intruded.end();
+        self.none_passed("by the end");
+        let rounds = self.inside.rounds().min(self.outside.rounds());
+        assert!(rounds > 0);
+        rounds
+    }
+}
+
+/// Every source to every destination with every content, with `mark` as type of service.
+pub fn packets(mark: u8, sources: &[&str], destinations: &[&str]) -> Vec<Vec<u8>> {
+    let address = |text: &&str| text.parse::<Ipv4Addr>().unwrap();
+    let mut all = Vec::new();
+    for source in sources.iter().map(address) {
+        for destination in destinations.iter().map(address).filter(|d| *d != source) {
+            all.extend(contents(mark, source, destination));
+        }
+    }
+    all
+}
+
+fn contents(mark: u8, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<Vec<u8>> {
+    let between = |source, destination, protocol, content: &[u8]| ipv4([mark, 32], source, destination, protocol, 0, content);
+    let packet = |protocol, content: &[u8]| between(source, destination, protocol, content);
+    let udp = |port: u16| [&777u16.to_be_bytes()[..], &port.to_be_bytes(), &[0, 12, 0, 0], b"leak"].concat();
+    let quoted = between(destination, source, TCP, &tcp(destination, source, 80, 777, ACK)[..8]);
+    let mut all = vec![
+        packet(UDP, &udp(80)),
+        packet(UDP, &udp(53)),
+        packet(TCP, &tcp(source, destination, 777, 80, SYN)),
+        packet(TCP, &tcp(source, destination, 80, 777, SYN | ACK)),
+        packet(TCP, &tcp(source, destination, 777, 443, ACK)),
+        packet(ICMP, &icmp(8, &[0, 7, 0, 1, 1, 2, 3, 4])),
+        // Destination unreachable, about a packet that nobody sent.
+        packet(ICMP, &icmp(3, &[&[0; 4], &quoted[..]].concat())),
+        packet(GRE, &[0, 0, 8, 0, 1, 2, 3, 4]),
+        // The middle of something.
+        ipv4([mark, 32], source, destination, UDP, 0x2005, &[7; 16]),
+    ];
+    if source.octets()[..3] == [192, 168, 200] {
+        // Ends at the gateway, which says so.
+        all.push(ipv4([mark, 1], source, destination, UDP, 0, &udp(33434)));
+    }
+    all
+}
+
+/// An IPv4 packet. `fragment`: flags and offset.
+fn ipv4([service, hops]: [u8; 2], source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, fragment: u16, content: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(20 + content.len()).unwrap().to_be_bytes();
+    let mut packet = vec![0x45, service, length[0], length[1], 0, 9];
+    packet.extend(fragment.to_be_bytes());
+    packet.extend([hops, protocol, 0, 0]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    let sum = checksum(&packet, 5).to_be_bytes();
+    packet[10..12].copy_from_slice(&sum);
+    packet.extend(content);
+    packet
+}
+
+fn tcp(source: Ipv4Addr, destination: Ipv4Addr, from: u16, to: u16, flags: u8) -> Vec<u8> {
+    let mut segment = [&from.to_be_bytes()[..], &to.to_be_bytes()].concat();
+    segment.extend([0, 0, 0, 7, 0, 0, 0, 0, 0x50, flags, 4, 0, 0, 0, 0, 0]);
+    let sum = ipv4_checksum(&segment, 8, &[], &source, &destination, pnet_packet::ip::IpNextHeaderProtocols::Tcp);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    segment
+}
+
+fn icmp(kind: u8, rest: &[u8]) -> Vec<u8> {
+    let mut message = [&[kind, 0, 0, 0], rest].concat();
+    let sum = checksum(&message, 1).to_be_bytes();
+    message[2..4].copy_from_slice(&sum);
+    message
+}
