@@ -241,7 +241,7 @@ impl Probers {
                     "GREv0",
                     NOBODY,
                 ],
-                &seen[0],
+                &ways[0],
             ) && told(
                 &[
                     "> 192.168.200.3",
@@ -251,7 +251,7 @@ impl Probers {
                     "ICMP echo request",
                     "GREv0",
                 ],
-                &seen[1],
+                &ways[1],
             )
         });
         gateway.set("ipv4/ip_forward", "0");
