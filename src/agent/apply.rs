@@ -1,7 +1,7 @@
 //! The effects of a pass: restores with their reading back, link changes, the sweep, announcements.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::outcome::Trouble;
@@ -205,7 +205,7 @@ impl Work<'_> {
 }
 
 /// Addresses for which the plan has a route or a proxy that is not in the kernel.
-pub(super) fn missing_addresses(plan: &HostPlan, seen: Option<&ObservedLinks>) -> BTreeSet<Ipv4Addr> {
+pub(super) fn missing_addresses(plan: &HostPlan, seen: Option<&ObservedLinks>) -> BTreeSet<IpAddr> {
     let nothing = ObservedLinks::default();
     let seen = seen.unwrap_or(&nothing);
     let routes = plan

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::kept::TABLES;
 use crate::host::{Host, HostError, LinkChange, ObservedLinks};
@@ -55,7 +55,7 @@ async fn attracting(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cl
 /// Ends the flows of every virtual address that the node attracted: without the translations they would go on by the connection table alone.
 async fn flows(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned) {
     let routed = links.routes.iter().filter(|r| r.via == Via::Loopback).map(|r| r.destination);
-    let pools: BTreeSet<Ipv4Net> = routed.chain(links.proxies.iter().map(|p| Ipv4Net::from(p.address))).collect();
+    let pools: BTreeSet<IpNet> = routed.chain(links.proxies.iter().map(|p| IpNet::from(p.address))).collect();
     if pools.is_empty() {
         return;
     }
@@ -63,7 +63,7 @@ async fn flows(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned
         mappings: pools.iter().map(|pool| (pool.addr(), Vec::new())).collect(),
         pools,
         // Whatever the virtual addresses led to.
-        inside: BTreeSet::from([Ipv4Net::default()]),
+        inside: BTreeSet::from([IpNet::default()]),
         ..FlowPolicy::default()
     };
     match host.sweep_flows(&policy).await {
@@ -94,8 +94,9 @@ async fn change(host: &mut dyn Host, changes: &[LinkChange], cleaned: &mut Clean
 fn describe(change: &LinkChange) -> String {
     match change {
         LinkChange::RemoveProxy(p) | LinkChange::AddProxy(p) => format!("proxy neighbour {} on {}", p.address, p.interface),
-        LinkChange::RemoveRoute(r) | LinkChange::AddRoute(r) => format!("route to {}", r.destination),
+        LinkChange::RemoveRoute(r) | LinkChange::AddRoute(r) => format!("route {r}"),
         LinkChange::RemoveAddress(a) | LinkChange::AddAddress(a) => format!("address {} on {}", a.address, a.interface),
+        LinkChange::RemoveRule(r) | LinkChange::AddRule(r) => format!("policy routing rule {r}"),
         LinkChange::Inside(i) | LinkChange::Set(i, _) | LinkChange::PutBack(i) => format!("settings of {i} (what was found is put back)"),
     }
 }

@@ -4,10 +4,10 @@
 //! than changing it. The memory holds nothing that the kernel does not say again after a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::outcome::Drift;
 use crate::host::{Finding, ObservedLinks};
@@ -55,7 +55,7 @@ pub struct Kept {
     /// Interfaces that the findings are about.
     pub(super) preflighted: (BTreeSet<IfName>, BTreeSet<IfName>),
     /// Addresses that somebody else answers for, on which interface, and that somebody's hardware address.
-    pub(super) in_use: BTreeMap<Ipv4Addr, (IfName, String)>,
+    pub(super) in_use: BTreeMap<IpAddr, (IfName, String)>,
     /// Whether those are to be asked for again.
     pub(super) ask_again: bool,
     /// Addresses that nobody answered for when asked.
@@ -64,7 +64,7 @@ pub struct Kept {
     /// The policy that the connection table was last swept by.
     pub(super) swept: Option<FlowPolicy>,
     /// Inside prefixes whose fence went up and whose older flows have not been deleted yet.
-    pub(super) raised: BTreeSet<Ipv4Net>,
+    pub(super) raised: BTreeSet<IpNet>,
     /// Whether there was a complete pass: before it, what differs is no drift.
     pub(super) settled: bool,
 }
@@ -104,13 +104,13 @@ impl Kept {
     }
 
     /// Whether a route to `destination` is thought to be in the kernel.
-    pub fn has_route(&self, destination: &Ipv4Net) -> bool {
+    pub fn has_route(&self, destination: &IpNet) -> bool {
         let Some(links) = &self.links else { return true };
         links.routes.iter().any(|r| r.destination == *destination)
     }
 
     /// Whether a proxy neighbour `address` is thought to be in the kernel.
-    pub fn has_proxy(&self, address: Ipv4Addr) -> bool {
+    pub fn has_proxy(&self, address: IpAddr) -> bool {
         let Some(links) = &self.links else { return true };
         links.proxies.iter().any(|p| p.address == address)
     }

@@ -16,7 +16,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::kept::{Kept, Quarantine, TABLES};
@@ -65,7 +65,7 @@ pub(super) struct Work<'a> {
     /// Whether something that was declared cannot be read.
     pub(super) unreadable: bool,
     /// Addresses that could not be asked for.
-    pub(super) unasked: BTreeSet<Ipv4Addr>,
+    pub(super) unasked: BTreeSet<IpAddr>,
     /// Restores that may still be tried to find out which rule the kernel refuses. None: none was needed yet.
     pub(super) trials_left: Option<u32>,
 }

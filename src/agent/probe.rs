@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::outcome::Trouble;
 use super::pass::{Step, Work};
@@ -16,7 +16,7 @@ use crate::netfilter::IfName;
 use crate::plan::{HostPlan, ProxyNeighbour};
 
 /// What to ask for, where.
-type Questions = BTreeMap<IfName, BTreeSet<Ipv4Addr>>;
+type Questions = BTreeMap<IfName, BTreeSet<IpAddr>>;
 
 /// Hardware addresses of all interfaces of the other nodes.
 pub(super) fn colleagues(snapshot: &Snapshot) -> BTreeSet<String> {
@@ -29,7 +29,7 @@ pub(super) fn colleagues(snapshot: &Snapshot) -> BTreeSet<String> {
 
 impl Work<'_> {
     /// Who answers, colleagues left out.
-    async fn ask(&mut self, questions: &Questions) -> Result<BTreeMap<Ipv4Addr, String>, HostError> {
+    async fn ask(&mut self, questions: &Questions) -> Result<BTreeMap<IpAddr, String>, HostError> {
         let mut answered = self.host.probe(questions).await?;
         answered.retain(|_, mac| !self.colleagues.contains(&mac.to_ascii_lowercase()));
         Ok(answered)

@@ -4,7 +4,7 @@
 //! What stands between them is in [`crate::agent::pass`].
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::outcome::Drift;
 use crate::host::{LinkChange, ObservedLinks};
@@ -125,8 +125,8 @@ pub fn link_drift(before: &ObservedLinks, now: &ObservedLinks, plan: &HostPlan) 
 }
 
 /// Addresses that begin to attract traffic, by interface: announced on both sides, so that nobody waits for a cache to expire.
-pub fn announcements(made: &[LinkChange]) -> BTreeMap<IfName, BTreeSet<Ipv4Addr>> {
-    let mut out: BTreeMap<IfName, BTreeSet<Ipv4Addr>> = BTreeMap::new();
+pub fn announcements(made: &[LinkChange]) -> BTreeMap<IfName, BTreeSet<IpAddr>> {
+    let mut out: BTreeMap<IfName, BTreeSet<IpAddr>> = BTreeMap::new();
     for change in made {
         match change {
             LinkChange::AddProxy(p) => out.entry(p.interface.clone()).or_default().insert(p.address),
@@ -144,6 +144,8 @@ pub fn acknowledged(seen: &mut ObservedLinks, made: &[LinkChange]) {
             LinkChange::RemoveProxy(p) => drop(seen.proxies.remove(p)),
             LinkChange::RemoveRoute(r) => drop(seen.routes.remove(r)),
             LinkChange::RemoveAddress(a) => drop(seen.addresses.remove(a)),
+            LinkChange::RemoveRule(r) => drop(seen.policy_rules.remove(r)),
+            LinkChange::AddRule(r) => drop(seen.policy_rules.insert(r.clone())),
             LinkChange::AddAddress(a) => drop(seen.addresses.insert(a.clone())),
             LinkChange::AddRoute(r) => drop(seen.routes.insert(r.clone())),
             LinkChange::AddProxy(p) => drop(seen.proxies.insert(p.clone())),

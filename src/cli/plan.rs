@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::agent::node_name;
 use super::{CliError, EXIT_INPUT, EXIT_OK, objects, plan_json, plan_text};
@@ -45,7 +45,7 @@ pub struct PlanArgs {
 
     /// An interface of the node and one of its addresses; may be repeated
     #[arg(long, value_name = "NAME=ADDRESS/LEN", value_parser = interface)]
-    interface: Vec<(IfName, Ipv4Net)>,
+    interface: Vec<(IfName, IpNet)>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -68,7 +68,7 @@ enum FamilyArg {
     Ipv6,
 }
 
-fn interface(text: &str) -> Result<(IfName, Ipv4Net), String> {
+fn interface(text: &str) -> Result<(IfName, IpNet), String> {
     let parsed = text
         .split_once('=')
         .and_then(|(name, address)| Some((IfName::new(name)?, address.parse().ok()?)));

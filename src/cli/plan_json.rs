@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::plan::{Planned, restore};
 use crate::netfilter::Family;
-use crate::plan::{MappingState, Refusal, Via};
+use crate::plan::{MappingState, Refusal};
 
 /// The plan for programs. Keys are added in later versions, never renamed.
 pub(super) fn json(planned: &Planned) -> Value {
@@ -58,7 +58,8 @@ pub(super) fn json(planned: &Planned) -> Value {
         "mappings": mappings,
         "links": links,
         "addresses": plan.addresses.iter().map(|a| json!({"interface": a.interface.as_str(), "address": a.address})).collect::<Vec<_>>(),
-        "routes": plan.routes.iter().map(|r| json!({"destination": r.destination, "via": via(&r.via)})).collect::<Vec<_>>(),
+        "routes": plan.routes.iter().map(|r| json!({"table": r.table, "destination": r.destination, "via": r.via.to_string()})).collect::<Vec<_>>(),
+        "policyRules": plan.policy_rules.iter().map(|r| json!({"family": r.family.to_string(), "rule": r.to_string()})).collect::<Vec<_>>(),
         "proxyNeighbours": plan.proxies.iter().map(|p| json!({"interface": p.interface.as_str(), "address": p.address})).collect::<Vec<_>>(),
         "iptablesRestore": restore(&plan.ruleset, Family::V4).unwrap_or_default(),
         "ip6tablesRestore": restore(&plan.ruleset, Family::V6).unwrap_or_default(),
@@ -67,12 +68,4 @@ pub(super) fn json(planned: &Planned) -> Value {
 
 fn refusal(refusal: &Refusal) -> Value {
     json!({"reason": refusal.reason, "message": refusal.message})
-}
-
-fn via(via: &Via) -> String {
-    match via {
-        Via::Loopback => "dev lo".to_owned(),
-        Via::Link(interface) => format!("dev {interface}"),
-        Via::Gateway(address) => format!("via {address}"),
-    }
 }

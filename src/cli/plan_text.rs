@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::plan::{Planned, restore};
 use super::table;
 use crate::netfilter::Family;
-use crate::plan::{LinkSettings, MappingState, Via};
+use crate::plan::{LinkSettings, MappingState};
 
 /// The plan for people.
 pub(super) fn text(planned: &Planned) -> String {
@@ -81,15 +81,13 @@ fn links(planned: &Planned, out: &mut String) {
         let _ = writeln!(out, "  {interface}: {}", self::settings(settings));
     }
     for address in &plan.addresses {
-        let _ = writeln!(out, "  ip address add {}/32 dev {}", address.address, address.interface);
+        let _ = writeln!(out, "  ip address add {} dev {}", ipnet::IpNet::from(address.address), address.interface);
     }
     for route in &plan.routes {
-        let via = match &route.via {
-            Via::Loopback => "dev lo".to_owned(),
-            Via::Link(interface) => format!("dev {interface} scope link"),
-            Via::Gateway(address) => format!("via {address}"),
-        };
-        let _ = writeln!(out, "  ip route add {} {via}", route.destination);
+        let _ = writeln!(out, "  ip route add {route}");
+    }
+    for rule in &plan.policy_rules {
+        let _ = writeln!(out, "  ip {}rule add {rule}", if rule.family == Family::V6 { "-6 " } else { "" });
     }
     for proxy in &plan.proxies {
         let _ = writeln!(out, "  ip neigh add proxy {} dev {}", proxy.address, proxy.interface);

@@ -1,8 +1,8 @@
 //! What the kernel says has changed.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 /// One event. The agent asks its plan whether the event contradicts it; if so, or if in doubt, it checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,9 +15,9 @@ pub enum HostEvent {
         chains: Vec<String>,
     },
     /// A route of ours disappeared.
-    RouteGone(Ipv4Net),
+    RouteGone(IpNet),
     /// A proxy neighbour of ours disappeared.
-    ProxyGone(Ipv4Addr),
+    ProxyGone(IpAddr),
     /// Interfaces, addresses or their settings changed.
     Links,
     /// Events were lost: check everything.

@@ -11,7 +11,8 @@
 //! | chains | name starts with `SNET-` | a foreign chain of that name counts as ours |
 //! | rules in our chains | comment `stagenet:HASH…` | a rule without it is foreign, and the chain is rewritten as a whole |
 //! | jumps in built-in chains | comment `stagenet`, no condition, to an `SNET-` chain | a jump without it stays, and is reported |
-//! | routes | `rtm_protocol` 211, table main, IPv4 unicast | not ours: a wanted route to the same destination is refused, the present one left alone |
+//! | routes | `rtm_protocol` 211, unicast or blackhole, any table | not ours: a wanted route to the same destination is refused, the present one left alone |
+//! | policy routing rules | `FRA_PROTOCOL` 211 | not ours |
 //! | proxy neighbours | `NDA_PROTOCOL` 211, `NTF_PROXY` | not ours: adding the same is refused, as the kernel would overwrite the mark |
 //! | addresses | `IFA_PROTO` 211 (Linux 5.18 and later; older kernels drop the mark, and the address is then read back as foreign) | not ours: adding the same is refused |
 //! | interface settings | entry in `found.json` of the state directory, by name and index | the setting stays as it is; putting back then means `forwarding=0` on that interface |
@@ -28,13 +29,13 @@ pub use error::HostError;
 pub use event::HostEvent;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use async_trait::async_trait;
 
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
-use crate::plan::{FlowPolicy, GatewayAddress, InterfaceFacts, LinkSettings, ProxyNeighbour, Route};
+use crate::plan::{FlowPolicy, GatewayAddress, InterfaceFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route};
 
 /// Routing protocol number (`rtm_protocol`, `ifa_proto`, `nda_protocol`) that marks routes, addresses and proxy neighbours as ours.
 /// Not in `/etc/iproute2/rt_protos` and above `RTPROT_STATIC`, so the kernel leaves it to user space (linux/rtnetlink.h).
@@ -65,8 +66,10 @@ pub struct Finding {
 /// Ours, as found with rtnetlink.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedLinks {
-    /// Routes with our protocol number in table main.
+    /// Routes with our protocol number, whatever the table.
     pub routes: BTreeSet<Route>,
+    /// Policy routing rules with our protocol number.
+    pub policy_rules: BTreeSet<PolicyRule>,
     /// Proxy neighbours with our protocol number.
     pub proxies: BTreeSet<ProxyNeighbour>,
     /// Addresses with our protocol number.
@@ -90,6 +93,10 @@ pub enum LinkChange {
     RemoveRoute(Route),
     /// Removes an address of ours.
     RemoveAddress(GatewayAddress),
+    /// Removes a policy routing rule of ours.
+    RemoveRule(PolicyRule),
+    /// Adds a policy routing rule.
+    AddRule(PolicyRule),
     /// Adds an address.
     AddAddress(GatewayAddress),
     /// Adds a route. A foreign route to the same destination is left alone and reported as an error.
@@ -133,10 +140,10 @@ pub trait Host: Send {
     async fn sweep_flows(&mut self, policy: &FlowPolicy) -> Result<u64, HostError>;
 
     /// Asks outside whether somebody has these addresses (RFC 5227 probe). Returns those that do, with the hardware address.
-    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<BTreeMap<Ipv4Addr, String>, HostError>;
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<IpAddr, String>, HostError>;
 
     /// Announces addresses (gratuitous ARP, request and reply form): one burst now, repeats in the background.
-    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<(), HostError>;
+    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<(), HostError>;
 
     /// Packets denied so far, read from the counters of our DROP rules: by network and direction ("in", "out", "node", "unmapped").
     async fn denied(&mut self) -> Result<BTreeMap<(String, String), u64>, HostError>;

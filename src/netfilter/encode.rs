@@ -3,12 +3,14 @@
 //! Strict: a value that would need quoting or escaping is refused. Knows nothing of chains, tables' texts and transactions; that is [`super::render`].
 
 use std::mem::discriminant;
+use std::net::IpAddr;
 
+use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
 use super::dump::RuleHash;
-use super::rules::ConnState;
-use super::{ChainName, Family, Match, Owner, PortRange, Rule, Table, Target};
+use super::rules::{ConnState, Mark};
+use super::{ChainName, Family, Match, Owner, PortRange, Rule, Table, Target, Transport};
 
 /// What the comment of every rule in our chains starts with; [`HASH_DIGITS`] digits of its hash follow.
 pub const RULE_COMMENT: &str = "stagenet:";
@@ -54,9 +56,15 @@ pub enum Problem {
     /// An owner's name that would need quoting.
     #[error("an owner's name with other characters than letters, digits, '-', '_', '.' and '/'")]
     OwnerName,
-    /// 135 or 136.
-    #[error("a neighbour discovery type that is not 135 or 136")]
-    NeighbourDiscovery,
+    /// A value has bits that its mask has not, or the mask has none.
+    #[error("a mark whose value is not within its mask")]
+    Mark,
+    /// Neither zone nor helper.
+    #[error("connection tracking without a zone or a helper")]
+    NothingToTrack,
+    /// The prefixes of NETMAP must be of one length.
+    #[error("a prefix that is translated to one of another length")]
+    PrefixesDiffer,
     /// A rule or hook leads to a chain that is not in the table.
     #[error("a way to chain {0}, which is not there")]
     MissingChain(ChainName),
@@ -65,14 +73,15 @@ pub enum Problem {
 /// Everything of a rule behind `-A CHAIN`, with a leading space.
 pub(super) fn rule(family: Family, table: Table, rule: &Rule) -> Result<String, Problem> {
     check_place(family, table, rule)?;
-    let (matches, target) = body(rule)?;
-    let comment = comment(&rule.owner, &digest(&matches, &target, &rule.owner))?;
+    let (matches, target) = body(family, rule)?;
+    let comment = comment(&rule.owner, &hash(rule)?)?;
     Ok(format!("{matches} -m comment --comment {comment} {target}"))
 }
 
-/// What the comment of `rule` carries. Two rules have the same hash only if they do the same on behalf of the same owner.
+/// What the comment of `rule` carries. Two rules of a table have the same hash only if they do the same on behalf of the same owner. The words are those of IPv4 in
+/// both families: nobody compares across them.
 pub fn hash(rule: &Rule) -> Result<RuleHash, Problem> {
-    let (matches, target) = body(rule)?;
+    let (matches, target) = body(Family::V4, rule)?;
     Ok(digest(&matches, &target, &rule.owner))
 }
 
@@ -104,34 +113,32 @@ fn comment(owner: &Owner, hash: &RuleHash) -> Result<String, Problem> {
 }
 
 fn check_place(family: Family, table: Table, rule: &Rule) -> Result<(), Problem> {
-    let translates = matches!(rule.target, Target::Dnat { .. } | Target::Snat { .. } | Target::Masquerade);
-    let v6_only = |m: &Match| matches!(m, Match::NeighbourDiscovery(_));
-    let v4_only = |m: &Match| {
-        matches!(
-            m,
-            Match::Source(_)
-                | Match::Destination(_)
-                | Match::OriginalDestination(_)
-                | Match::OriginalDestinationPorts(..)
-                | Match::IcmpEchoRequest
-        )
+    let of_family = |prefix: &IpNet| Family::of_net(prefix) == family;
+    let matched = rule.matches.iter().all(|m| match m {
+        Match::Source(prefix) | Match::Destination(prefix) | Match::OriginalDestination(prefix) => of_family(prefix),
+        _ => true,
+    });
+    let translated = match &rule.target {
+        Target::Dnat { to, .. } | Target::Snat { to } => Family::of(*to) == family,
+        Target::Netmap { to } => of_family(to),
+        _ => true,
     };
-    let foreign = match family {
-        Family::V4 => rule.matches.iter().any(v6_only),
-        Family::V6 => translates || rule.matches.iter().any(v4_only),
-    };
-    if foreign {
+    if !(matched && translated) {
         return Err(Problem::WrongFamily);
     }
-    match (table, &rule.target) {
-        (Table::Nat, Target::Drop) => Err(Problem::WrongTable(table)),
-        (Table::Mangle | Table::Filter, _) if translates => Err(Problem::WrongTable(table)),
-        _ => Ok(()),
-    }
+    let fits = match &rule.target {
+        Target::Dnat { .. } | Target::Snat { .. } | Target::Netmap { .. } | Target::Masquerade => table == Table::Nat,
+        Target::Track { .. } => table == Table::Raw,
+        Target::ClampMss => table == Table::Mangle,
+        Target::SetMark(_) => matches!(table, Table::Raw | Table::Mangle),
+        Target::Drop => table != Table::Nat,
+        _ => true,
+    };
+    if fits { Ok(()) } else { Err(Problem::WrongTable(table)) }
 }
 
 /// Matches (each with a leading space), and the target with its `-j` or `-g`.
-fn body(rule: &Rule) -> Result<(String, String), Problem> {
+fn body(family: Family, rule: &Rule) -> Result<(String, String), Problem> {
     // Empty, so that joining puts a space before the first word too.
     let mut words = vec![String::new()];
     let mut protocol = None;
@@ -140,7 +147,7 @@ fn body(rule: &Rule) -> Result<(String, String), Problem> {
         if rule.matches.iter().take(at).any(|before| discriminant(before) == discriminant(m)) {
             return Err(Problem::RepeatedMatch);
         }
-        if let Some(name) = protocol_of(m) {
+        if let Some(name) = protocol_of(family, m) {
             match protocol.replace(name) {
                 None => words.push(format!("-p {name}")),
                 Some(before) if before == name => {}
@@ -148,7 +155,7 @@ fn body(rule: &Rule) -> Result<(String, String), Problem> {
             }
         }
         if connection_option(m).is_none() {
-            words.push(condition(m)?);
+            words.push(condition(family, m)?);
         } else if !std::mem::replace(&mut connection, true) {
             // All conditions on the connection in one match: each match costs every packet that comes so far.
             words.push("-m conntrack".to_owned());
@@ -158,11 +165,12 @@ fn body(rule: &Rule) -> Result<(String, String), Problem> {
     Ok((words.join(" "), target(rule)?))
 }
 
-fn protocol_of(m: &Match) -> Option<&'static str> {
+fn protocol_of(family: Family, m: &Match) -> Option<&'static str> {
     match m {
         Match::DestinationPorts(transport, _) | Match::OriginalDestinationPorts(transport, _) => Some(transport.as_str()),
-        Match::IcmpEchoRequest => Some("icmp"),
-        Match::NeighbourDiscovery(_) => Some("ipv6-icmp"),
+        Match::TcpSyn => Some(Transport::Tcp.as_str()),
+        Match::Icmp(_) if family == Family::V4 => Some("icmp"),
+        Match::Icmp(_) => Some("ipv6-icmp"),
         _ => None,
     }
 }
@@ -177,16 +185,19 @@ fn connection_option(m: &Match) -> Option<String> {
     }
 }
 
-fn condition(m: &Match) -> Result<String, Problem> {
+fn condition(family: Family, m: &Match) -> Result<String, Problem> {
     Ok(match m {
         Match::Source(prefix) => format!("-s {}", prefix.trunc()),
         Match::Destination(prefix) => format!("-d {}", prefix.trunc()),
         Match::In(name) => format!("-i {name}"),
         Match::Out(name) => format!("-o {name}"),
         Match::DestinationPorts(transport, ports) => format!("-m {} --dport {}", transport.as_str(), range(*ports, ':')),
-        Match::IcmpEchoRequest => "-m icmp --icmp-type 8".to_owned(),
-        Match::NeighbourDiscovery(kind @ (135 | 136)) => format!("-m icmp6 --icmpv6-type {kind}"),
-        Match::NeighbourDiscovery(_) => return Err(Problem::NeighbourDiscovery),
+        Match::TcpSyn => "-m tcp --tcp-flags SYN,RST SYN".to_owned(),
+        Match::Icmp(kind) if family == Family::V4 => format!("-m icmp --icmp-type {kind}"),
+        Match::Icmp(kind) => format!("-m icmp6 --icmpv6-type {kind}"),
+        Match::InLike(prefix) => format!("-i {prefix}"),
+        Match::OutLike(prefix) => format!("-o {prefix}"),
+        Match::Mark(mark) => format!("-m mark --mark {}", within(*mark)?),
         Match::ConnMark(0) => return Err(Problem::EmptyMark),
         Match::ConnMark(bits) => format!("-m connmark --mark {bits:#x}/{bits:#x}"),
         Match::Limit { per_second, burst } if (1..=LIMIT_MAX).contains(per_second) && (1..=LIMIT_MAX).contains(burst) => {
@@ -204,9 +215,30 @@ fn target(rule: &Rule) -> Result<String, Problem> {
         Target::Return => "-j RETURN".to_owned(),
         Target::Accept => "-j ACCEPT".to_owned(),
         Target::Drop => "-j DROP".to_owned(),
-        Target::Dnat { to, ports } => format!("-j DNAT --to-destination {to}{}", translated_ports(rule, *ports)?),
+        Target::Dnat { to, ports } => {
+            let ports = translated_ports(rule, *ports)?;
+            match to {
+                IpAddr::V6(to) if !ports.is_empty() => format!("-j DNAT --to-destination [{to}]{ports}"),
+                _ => format!("-j DNAT --to-destination {to}{ports}"),
+            }
+        }
         Target::Snat { to } => format!("-j SNAT --to-source {to}"),
+        Target::Netmap { to } => {
+            let same = |m: &Match| matches!(m, Match::Source(from) | Match::Destination(from) if from.prefix_len() == to.prefix_len());
+            if !rule.matches.iter().any(same) {
+                return Err(Problem::PrefixesDiffer);
+            }
+            format!("-j NETMAP --to {}", to.trunc())
+        }
         Target::Masquerade => "-j MASQUERADE".to_owned(),
+        Target::SetMark(mark) => format!("-j MARK --set-xmark {}", within(*mark)?),
+        Target::Track { zone: None, helper: None } => return Err(Problem::NothingToTrack),
+        Target::Track { zone, helper } => {
+            let zone = zone.map(|z| format!(" --zone {z}")).unwrap_or_default();
+            let helper = helper.map(|h| format!(" --helper {}", h.as_str())).unwrap_or_default();
+            format!("-j CT{zone}{helper}")
+        }
+        Target::ClampMss => "-j TCPMSS --clamp-mss-to-pmtu".to_owned(),
         Target::SetConnMark(0) => return Err(Problem::EmptyMark),
         Target::SetConnMark(bits) => format!("-j CONNMARK --set-xmark {bits:#x}/{bits:#x}"),
         Target::Nflog { group, prefix } => {
@@ -217,6 +249,14 @@ fn target(rule: &Rule) -> Result<String, Problem> {
             format!("-j NFLOG --nflog-group {group} --nflog-prefix {prefix}")
         }
     })
+}
+
+/// `mark`, unless no packet could bear it.
+fn within(mark: Mark) -> Result<Mark, Problem> {
+    if mark.mask == 0 || mark.value & !mark.mask != 0 {
+        return Err(Problem::Mark);
+    }
+    Ok(mark)
 }
 
 /// `:FIRST-LAST/BASE` moves a range port by port (`NF_NAT_RANGE_PROTO_OFFSET`, kernel 4.18 and iptables 1.8.0); without `/BASE` a kernel would
@@ -248,7 +288,7 @@ fn range(ports: PortRange, separator: char) -> String {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::IpAddr;
 
     use super::*;
     use crate::netfilter::{IfName, Transport};
@@ -262,7 +302,7 @@ mod tests {
 
     fn to(ports: Option<(PortRange, u16)>) -> Target {
         Target::Dnat {
-            to: Ipv4Addr::new(192, 168, 200, 3),
+            to: IpAddr::new(192, 168, 200, 3),
             ports,
         }
     }

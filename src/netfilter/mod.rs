@@ -6,6 +6,7 @@
 pub mod diff;
 pub mod dump;
 mod encode;
+pub mod names;
 pub mod path;
 pub mod render;
 pub mod rules;
@@ -15,5 +16,5 @@ pub mod trace;
 pub mod tree;
 
 pub use rules::{
-    Chain, ChainName, ConnState, Family, Hook, IfName, Match, Owner, PortRange, Rule, Ruleset, Table, TableRules, Target, Transport,
+    Chain, ChainName, ConnState, Family, Helper, Hook, IfName, IfPrefix, Mark, Match, Owner, PortRange, Rule, Ruleset, Table, TableRules, Target, Transport,
 };

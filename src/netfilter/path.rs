@@ -1,6 +1,6 @@
 //! A packet's whole way through a node, for tests and explanations.
 //!
-//! 1. mangle and nat PREROUTING (destinations are translated here)
+//! 1. raw, mangle and nat PREROUTING (destinations are translated here)
 //! 2. routing
 //! 3. for the node itself: mangle and filter INPUT; else mangle and filter FORWARD
 //! 4. mangle and nat POSTROUTING (sources are translated here)
@@ -9,23 +9,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::rules::Hook;
 use super::trace::{Packet, Step, Verdict, Walk, walk};
-use super::{Family, IfName, Ruleset, Table};
+use super::{IfName, Mark, Ruleset, Table};
 
 /// The node that a packet comes to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
     /// Addresses with prefix length, by interface, the primary one first. Their prefixes are routed there.
-    pub addresses: BTreeMap<IfName, Vec<Ipv4Net>>,
+    pub addresses: BTreeMap<IfName, Vec<IpNet>>,
     /// Further routes: prefix → interface.
-    pub routes: BTreeMap<Ipv4Net, IfName>,
-    /// Where IPv6 packets leave; None: they are for the node itself.
-    pub v6_output: Option<IfName>,
+    pub routes: BTreeMap<IpNet, IfName>,
+    /// Policy routing: routes of packets that bear a mark, asked before all others, in this order.
+    pub marked_routes: Vec<(Mark, IpNet, IfName)>,
     /// Whether the policy of filter FORWARD is DROP, as docker and firewalld set it.
     pub forward_drops: bool,
 }
@@ -58,7 +58,7 @@ pub struct Trace {
 
 impl Trace {
     /// Where it left and with which addresses and destination port, if it was forwarded.
-    pub fn forwarded(&self) -> Option<(&IfName, Ipv4Addr, Ipv4Addr, u16)> {
+    pub fn forwarded(&self) -> Option<(&IfName, IpAddr, IpAddr, u16)> {
         let packet = &self.packet;
         match self.fate {
             Fate::Forwarded => Some((packet.output.as_ref()?, packet.source, packet.destination, packet.port())),
@@ -97,14 +97,14 @@ impl fmt::Display for Trace {
 impl Node {
     /// Adds an address with its prefix to an interface.
     #[must_use]
-    pub fn with_address(mut self, interface: &IfName, address: Ipv4Net) -> Self {
+    pub fn with_address(mut self, interface: &IfName, address: IpNet) -> Self {
         self.addresses.entry(interface.clone()).or_default().push(address);
         self
     }
 
     /// Adds a route.
     #[must_use]
-    pub fn with_route(mut self, prefix: Ipv4Net, interface: &IfName) -> Self {
+    pub fn with_route(mut self, prefix: IpNet, interface: &IfName) -> Self {
         self.routes.insert(prefix.trunc(), interface.clone());
         self
     }
@@ -124,21 +124,15 @@ impl Node {
 
     /// Err ends the way early.
     fn way(&self, ruleset: &Ruleset, trace: &mut Trace) -> Result<Fate, Fate> {
-        self.pass(ruleset, Table::Mangle, Hook::Prerouting, trace)?;
-        self.pass(ruleset, Table::Nat, Hook::Prerouting, trace)?;
-        let local = match trace.packet.family {
-            Family::V4 => self.local_addresses().contains(&trace.packet.destination),
-            Family::V6 => self.v6_output.is_none(),
-        };
-        if local {
+        for table in [Table::Raw, Table::Mangle, Table::Nat] {
+            self.pass(ruleset, table, Hook::Prerouting, trace)?;
+        }
+        if self.local_addresses().contains(&trace.packet.destination) {
             self.pass(ruleset, Table::Mangle, Hook::Input, trace)?;
             self.pass(ruleset, Table::Filter, Hook::Input, trace)?;
             return Ok(Fate::Local);
         }
-        let output = match trace.packet.family {
-            Family::V4 => self.route(trace.packet.destination),
-            Family::V6 => self.v6_output.as_ref(),
-        };
+        let output = self.route(trace.packet.destination, trace.packet.mark);
         trace.packet.output = Some(output.cloned().ok_or(Fate::Unroutable)?);
         self.pass(ruleset, Table::Mangle, Hook::Forward, trace)?;
         let filter = self.pass(ruleset, Table::Filter, Hook::Forward, trace)?;
@@ -151,7 +145,7 @@ impl Node {
     }
 
     fn pass(&self, ruleset: &Ruleset, table: Table, hook: Hook, trace: &mut Trace) -> Result<Verdict, Fate> {
-        let own = |interface: &IfName, towards: Ipv4Addr| self.own_address(interface, towards);
+        let own = |interface: &IfName, towards: IpAddr| self.own_address(interface, towards);
         let Walk { steps, verdict } = walk(ruleset, table, hook, &mut trace.packet, &own);
         trace.steps.extend(steps);
         match (verdict, trace.steps.last()) {
@@ -160,12 +154,16 @@ impl Node {
         }
     }
 
-    fn local_addresses(&self) -> BTreeSet<Ipv4Addr> {
-        self.addresses.values().flatten().map(Ipv4Net::addr).collect()
+    fn local_addresses(&self) -> BTreeSet<IpAddr> {
+        self.addresses.values().flatten().map(IpNet::addr).collect()
     }
 
-    /// The longest prefix wins.
-    fn route(&self, destination: Ipv4Addr) -> Option<&IfName> {
+    /// Of the routes without a mark the longest prefix wins.
+    fn route(&self, destination: IpAddr, mark: u32) -> Option<&IfName> {
+        let marked = |(bits, prefix, _): &&(Mark, IpNet, IfName)| mark & bits.mask == bits.value && prefix.contains(&destination);
+        if let Some((_, _, interface)) = self.marked_routes.iter().find(marked) {
+            return Some(interface);
+        }
         let connected = self
             .addresses
             .iter()
@@ -178,10 +176,10 @@ impl Node {
     }
 
     /// `inet_select_addr`: the first address whose prefix covers the destination, else the first.
-    fn own_address(&self, interface: &IfName, towards: Ipv4Addr) -> Option<Ipv4Addr> {
+    fn own_address(&self, interface: &IfName, towards: IpAddr) -> Option<IpAddr> {
         let addresses = self.addresses.get(interface)?;
         let covering = addresses.iter().find(|net| net.contains(&towards));
-        covering.or(addresses.first()).map(Ipv4Net::addr)
+        covering.or(addresses.first()).map(IpNet::addr)
     }
 }
 
@@ -315,16 +313,14 @@ mod tests {
 
     #[test]
     fn nothing_leaves_by_ipv6() {
-        let out = |input| {
-            Node {
-                v6_output: Some(link("eth0")),
-                ..vm02()
-            }
-            .trace(&sample::seed(), Packet::v6(&link(input), SSH))
-        };
+        let node = vm02()
+            .with_address(&link("eth1"), "fd00:200::2/64".parse().unwrap())
+            .with_route("::/0".parse().unwrap(), &link("eth0"));
+        let send = |input, to, payload| node.trace(&sample::seed(), packet(input, "fd00:200::3", to, payload));
+        let out = |input| send(input, "2001:db8::1", SSH);
         assert_dropped(&out("eth1"), "SNET-FWD");
         assert_eq!(out("eth2").fate, Fate::Forwarded);
-        let local = |kind| vm02().trace(&sample::seed(), Packet::v6(&link("eth1"), Payload::Icmp6(kind))).fate;
+        let local = |kind| send("eth1", "fd00:200::2", Payload::Icmp(kind)).fate;
         assert_eq!(local(135), Fate::Local);
         assert!(matches!(local(128), Fate::Dropped(_)));
     }

@@ -4,18 +4,42 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 /// Address family of a table: `iptables` or `ip6tables`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Family {
     /// IPv4.
     V4,
-    /// IPv6. Only the fence has rules here: nothing of a closed network may leave by IPv6.
+    /// IPv6.
     V6,
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+impl Family {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
+    /// The family of an address.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// The family of a prefix.
+    pub fn of_net(prefix: &IpNet) -> Self {
+        Self::of(prefix.addr())
+    }
 }
 
 /// A table, in the order in which additions are applied: the fence first.
@@ -23,6 +47,8 @@ pub enum Family {
 pub enum Table {
     /// The fence.
     Mangle,
+    /// Conntrack zones, marks and helpers, before conntrack sees a packet.
+    Raw,
     /// The translations.
     Nat,
     /// The accepts for hosts whose FORWARD policy is DROP.
@@ -30,10 +56,14 @@ pub enum Table {
 }
 
 impl Table {
+    /// All, in the order in which additions are applied.
+    pub const ALL: [Self; 4] = [Self::Mangle, Self::Raw, Self::Nat, Self::Filter];
+
     /// The name that the tools use.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Mangle => "mangle",
+            Self::Raw => "raw",
             Self::Nat => "nat",
             Self::Filter => "filter",
         }
@@ -49,6 +79,8 @@ pub enum Hook {
     Input,
     /// Through the node.
     Forward,
+    /// From the node itself.
+    Output,
     /// After routing.
     Postrouting,
 }
@@ -60,6 +92,7 @@ impl Hook {
             Self::Prerouting => "PREROUTING",
             Self::Input => "INPUT",
             Self::Forward => "FORWARD",
+            Self::Output => "OUTPUT",
             Self::Postrouting => "POSTROUTING",
         }
     }
@@ -132,7 +165,111 @@ impl fmt::Display for IfName {
     }
 }
 
-/// A transport protocol that a rule can match ports of, or ICMP.
+/// How interface names begin: rendered with a trailing `+`. One to fifteen characters of an [`IfName`].
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct IfPrefix(Arc<str>);
+
+impl IfPrefix {
+    /// The first `length` characters of `name`. None for none, or for more than it has.
+    pub fn of(name: &IfName, length: usize) -> Option<Self> {
+        name.as_str().get(..length).filter(|p| !p.is_empty()).map(|p| Self(p.into()))
+    }
+
+    /// Whether `name` begins so.
+    pub fn begins(&self, name: &IfName) -> bool {
+        name.as_str().starts_with(&*self.0)
+    }
+}
+
+impl fmt::Display for IfPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+", self.0)
+    }
+}
+
+/// A conntrack helper, by the name that the kernel registers it under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Helper {
+    /// `nf_conntrack_amanda.c`, UDP.
+    Amanda,
+    /// `nf_conntrack_ftp.c`, TCP.
+    Ftp,
+    /// The call signalling of H.323 (`nf_conntrack_h323_main.c`), TCP.
+    H323Signalling,
+    /// The registration of H.323 (`nf_conntrack_h323_main.c`), UDP.
+    H323Ras,
+    /// `nf_conntrack_irc.c`, TCP, IPv4 only.
+    Irc,
+    /// `nf_conntrack_pptp.c`, TCP, IPv4 only.
+    Pptp,
+    /// `nf_conntrack_sip.c`, TCP and UDP.
+    Sip,
+    /// `nf_nat_snmp_basic_main.c`, UDP, IPv4 only.
+    Snmp,
+    /// `nf_conntrack_tftp.c`, UDP.
+    Tftp,
+}
+
+impl Helper {
+    /// The kernel's name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Amanda => "amanda",
+            Self::Ftp => "ftp",
+            Self::H323Signalling => "Q.931",
+            Self::H323Ras => "RAS",
+            Self::Irc => "irc",
+            Self::Pptp => "pptp",
+            Self::Sip => "sip",
+            Self::Snmp => "snmp",
+            Self::Tftp => "tftp",
+        }
+    }
+}
+
+/// Bits of the firewall mark (`skb->mark`): a value under a mask.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mark {
+    /// The bits' value; none outside the mask.
+    pub value: u32,
+    /// Which bits are looked at or set. Not 0.
+    pub mask: u32,
+}
+
+impl fmt::Display for Mark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}/{:#x}", self.value, self.mask)
+    }
+}
+
+/// Types of ICMP and `ICMPv6` messages (IANA's registries) that rules name.
+pub mod icmp {
+    use super::Family;
+
+    /// RFC 4861: neighbour solicitation.
+    pub const NEIGHBOUR_SOLICITATION: u8 = 135;
+    /// RFC 4861: neighbour advertisement.
+    pub const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
+
+    /// Echo request (RFC 792, RFC 4443).
+    pub fn echo_request(family: Family) -> u8 {
+        match family {
+            Family::V4 => 8,
+            Family::V6 => 128,
+        }
+    }
+
+    /// What a router says about a packet that it could not forward (RFC 792: unreachable, redirect, time exceeded, parameter problem; RFC 4443: unreachable, too big, time
+    /// exceeded, parameter problem; RFC 4861: redirect).
+    pub fn errors(family: Family) -> &'static [u8] {
+        match family {
+            Family::V4 => &[3, 5, 11, 12],
+            Family::V6 => &[1, 2, 3, 4, 137],
+        }
+    }
+}
+
+/// A transport protocol that a rule can match ports of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Transport {
     /// RFC 9293.
@@ -215,23 +352,29 @@ pub enum ConnState {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Match {
     /// `-s`
-    Source(Ipv4Net),
+    Source(IpNet),
     /// `-d`
-    Destination(Ipv4Net),
+    Destination(IpNet),
     /// `-i`
     In(IfName),
     /// `-o`
     Out(IfName),
+    /// `-i PREFIX+`
+    InLike(IfPrefix),
+    /// `-o PREFIX+`
+    OutLike(IfPrefix),
+    /// `-m mark --mark V/M`
+    Mark(Mark),
     /// `-p P --dport A:B`
     DestinationPorts(Transport, PortRange),
-    /// `-p icmp --icmp-type echo-request`
-    IcmpEchoRequest,
-    /// `-p ipv6-icmp` with the types of neighbour discovery (RFC 4861: 135 solicitation, 136 advertisement). Family V6 only.
-    NeighbourDiscovery(u8),
+    /// `-p tcp --tcp-flags SYN,RST SYN`: the packets in which the two ends tell each other the largest segment that they take.
+    TcpSyn,
+    /// `-p icmp --icmp-type T`, or `-p ipv6-icmp --icmpv6-type T`. See [`icmp`].
+    Icmp(u8),
     /// `-m conntrack --ctstate`
     State(ConnState),
     /// `-m conntrack --ctorigdst`: the destination before translation.
-    OriginalDestination(Ipv4Net),
+    OriginalDestination(IpNet),
     /// `-p P -m conntrack --ctorigdstport A:B`: the destination port before translation.
     OriginalDestinationPorts(Transport, PortRange),
     /// `-m connmark --mark V/V`: all these bits are set in the connection's mark.
@@ -261,19 +404,35 @@ pub enum Target {
     /// `-j DNAT --to-destination`
     Dnat {
         /// The target's address.
-        to: Ipv4Addr,
+        to: IpAddr,
         /// `None` keeps the port. `Some((range, base))` moves the range that starts at `base` to `range`, port by port.
         ports: Option<(PortRange, u16)>,
     },
     /// `-j SNAT --to-source`
     Snat {
         /// The new source address.
-        to: Ipv4Addr,
+        to: IpAddr,
+    },
+    /// `-j NETMAP --to`: the prefix of the address is replaced, its host part kept. Destinations in PREROUTING, sources in POSTROUTING.
+    Netmap {
+        /// The new prefix, as long as the one that the rule matches.
+        to: IpNet,
     },
     /// `-j MASQUERADE`: the address of the interface that the packet leaves by.
     Masquerade,
     /// `-j CONNMARK --set-xmark V/V`: sets these bits in the connection's mark.
     SetConnMark(u32),
+    /// `-j MARK --set-xmark V/M`
+    SetMark(Mark),
+    /// `-j CT [--zone Z] [--helper H]`: decides both for this packet, once: a second CT rule on the same packet is ignored.
+    Track {
+        /// Conntrack zone, if another than 0.
+        zone: Option<u16>,
+        /// Helper for a connection that this packet opens.
+        helper: Option<Helper>,
+    },
+    /// `-j TCPMSS --clamp-mss-to-pmtu`
+    ClampMss,
     /// `-j NFLOG --nflog-group G --nflog-prefix P`
     Nflog {
         /// Group that a listener binds to.

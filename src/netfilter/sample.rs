@@ -91,7 +91,7 @@ fn fence() -> TableRules {
             ),
             closed("U-0123ABCD", vec![], "unmapped"),
             ("IN", vec![established(), network([inside()], Target::Goto(chain("N-0123ABCD")))]),
-            closed("N-0123ABCD", vec![network([Match::IcmpEchoRequest], Target::Return)], "node"),
+            closed("N-0123ABCD", vec![network([Match::Icmp(8)], Target::Return)], "node"),
         ],
     )
 }
@@ -160,8 +160,8 @@ fn fence_v6() -> TableRules {
             (
                 "IN",
                 vec![
-                    network([inside(), Match::NeighbourDiscovery(135)], Target::Return),
-                    network([inside(), Match::NeighbourDiscovery(136)], Target::Return),
+                    network([inside(), Match::Icmp(135)], Target::Return),
+                    network([inside(), Match::Icmp(136)], Target::Return),
                     network([inside()], Target::Drop),
                 ],
             ),

@@ -5,18 +5,15 @@
 //! Rates are taken as not exhausted.
 
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
-use super::rules::{ConnState, Hook};
-use super::{ChainName, Family, IfName, Match, Rule, Ruleset, Table, Target, Transport};
+use super::rules::{ConnState, Hook, icmp};
+use super::{ChainName, Family, Helper, IfName, Match, Rule, Ruleset, Table, Target, Transport};
 
 /// The kernel refuses rule sets with loops when they are loaded; here a walk just ends.
 const STEPS_MAX: usize = 100_000;
-
-/// IANA protocol number.
-const IPPROTO_ICMP: u8 = 1;
 
 /// What a packet carries, as far as rules look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,8 +22,8 @@ pub enum Payload {
     Transport(Transport, u16),
     /// An ICMP echo request.
     EchoRequest,
-    /// An `ICMPv6` message of this type.
-    Icmp6(u8),
+    /// An ICMP or `ICMPv6` message of this type, other than an echo request.
+    Icmp(u8),
     /// Another protocol, by IANA number.
     Other(u8),
 }
@@ -34,18 +31,24 @@ pub enum Payload {
 /// A packet on its way through the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
-    /// IPv4 or IPv6. The addresses of an IPv6 packet mean nothing: no rule looks at them.
+    /// IPv4 or IPv6: that of its addresses.
     pub family: Family,
     /// Where it came in.
     pub input: Option<IfName>,
     /// Where it will leave, once routed.
     pub output: Option<IfName>,
     /// Present source.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Present destination.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// The rest.
     pub payload: Payload,
+    /// The packet's own mark, which routing looks at.
+    pub mark: u32,
+    /// The conntrack zone that it is looked up in.
+    pub zone: u16,
+    /// The helper that its connection gets if it opens one.
+    pub helper: Option<Helper>,
     /// What the kernel knows of the connection.
     pub connection: Connection,
 }
@@ -58,9 +61,9 @@ pub struct Connection {
     /// Mark of the connection.
     pub mark: u32,
     /// Who dialled.
-    pub original_source: Ipv4Addr,
+    pub original_source: IpAddr,
     /// What was dialled.
-    pub original_destination: Ipv4Addr,
+    pub original_destination: IpAddr,
     /// Port that was dialled; 0 for protocols without ports.
     pub original_port: u16,
     /// Whether the destination is translated.
@@ -84,23 +87,26 @@ pub enum State {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Translated {
     /// Source behind the node.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Destination behind the node.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Destination port behind the node; 0 for protocols without ports.
     pub port: u16,
 }
 
 impl Packet {
     /// The first packet of a connection.
-    pub fn new(input: &IfName, source: Ipv4Addr, destination: Ipv4Addr, payload: Payload) -> Self {
+    pub fn new(input: &IfName, source: IpAddr, destination: IpAddr, payload: Payload) -> Self {
         Self {
-            family: Family::V4,
+            family: Family::of(destination),
             input: Some(input.clone()),
             output: None,
             source,
             destination,
             payload,
+            mark: 0,
+            zone: 0,
+            helper: None,
             connection: Connection {
                 state: State::New,
                 mark: 0,
@@ -109,15 +115,6 @@ impl Packet {
                 original_port: port_of(payload),
                 dnat: false,
             },
-        }
-    }
-
-    /// An IPv6 packet, of which only the interfaces and the type of message matter.
-    pub fn v6(input: &IfName, payload: Payload) -> Self {
-        let nowhere = Ipv4Addr::UNSPECIFIED;
-        Self {
-            family: Family::V6,
-            ..Self::new(input, nowhere, nowhere, payload)
         }
     }
 
@@ -143,11 +140,13 @@ impl Packet {
         let mut packet = Self {
             input: self.output.clone(),
             output: None,
+            mark: 0,
+            zone: 0,
             source: self.destination,
             destination: self.source,
             payload: match self.payload {
                 Payload::Transport(transport, _) => Payload::Transport(transport, 0),
-                Payload::EchoRequest => Payload::Other(IPPROTO_ICMP),
+                Payload::EchoRequest => Payload::Icmp(0),
                 other => other,
             },
             ..self.clone()
@@ -169,7 +168,7 @@ impl Packet {
         }
     }
 
-    fn send_to(&mut self, to: Ipv4Addr, new_port: u16) {
+    fn send_to(&mut self, to: IpAddr, new_port: u16) {
         self.destination = to;
         if let Payload::Transport(_, port) = &mut self.payload {
             *port = new_port;
@@ -231,7 +230,7 @@ pub fn walk(
     table: Table,
     hook: Hook,
     packet: &mut Packet,
-    own_address: &dyn Fn(&IfName, Ipv4Addr) -> Option<Ipv4Addr>,
+    own_address: &dyn Fn(&IfName, IpAddr) -> Option<IpAddr>,
 ) -> Walk {
     let mut steps = Vec::new();
     if table == Table::Nat && !matches!(packet.connection.state, State::New) {
@@ -266,14 +265,25 @@ pub fn walk(
                     Target::Jump(to) => frames.extend([(name, at + 1), (to, 0)]),
                     Target::Goto(to) => frames.push((to, 0)),
                     Target::Return => {}
-                    Target::Nflog { .. } => frames.push((name, at + 1)),
+                    Target::Nflog { .. } | Target::ClampMss => frames.push((name, at + 1)),
+                    Target::SetMark(mark) => {
+                        packet.mark = packet.mark & !mark.mask ^ mark.value;
+                        frames.push((name, at + 1));
+                    }
+                    Target::Track { zone, helper } => {
+                        // A template that is there already stays (`xt_ct_target` in net/netfilter/xt_CT.c).
+                        if packet.zone == 0 && packet.helper.is_none() {
+                            (packet.zone, packet.helper) = (zone.unwrap_or(0), *helper);
+                        }
+                        frames.push((name, at + 1));
+                    }
                     Target::SetConnMark(bits) => {
                         if packet.connection.state != State::Invalid {
                             packet.connection.mark |= bits;
                         }
                         frames.push((name, at + 1));
                     }
-                    target => return Some(decide(target, packet, own_address)),
+                    target => return Some(decide(target, hook, packet, own_address)),
                 }
             }
             None
@@ -283,7 +293,7 @@ pub fn walk(
 }
 
 /// What a deciding target does. Translations change the packet and accept it.
-fn decide(target: &Target, packet: &mut Packet, own_address: &dyn Fn(&IfName, Ipv4Addr) -> Option<Ipv4Addr>) -> Verdict {
+fn decide(target: &Target, hook: Hook, packet: &mut Packet, own_address: &dyn Fn(&IfName, IpAddr) -> Option<IpAddr>) -> Verdict {
     match target {
         Target::Dnat { to, ports } => {
             let before = (packet.destination, packet.port());
@@ -295,6 +305,12 @@ fn decide(target: &Target, packet: &mut Packet, own_address: &dyn Fn(&IfName, Ip
             packet.connection.dnat |= before != (packet.destination, packet.port());
         }
         Target::Snat { to } => packet.source = *to,
+        Target::Netmap { to } if hook == Hook::Postrouting => packet.source = moved(packet.source, *to),
+        Target::Netmap { to } => {
+            let (before, port) = (packet.destination, packet.port());
+            packet.send_to(moved(before, *to), port);
+            packet.connection.dnat |= before != packet.destination;
+        }
         Target::Masquerade => match packet.output.as_ref().and_then(|out| own_address(out, packet.destination)) {
             Some(own) => packet.source = own,
             None => return Verdict::Drop,
@@ -303,6 +319,15 @@ fn decide(target: &Target, packet: &mut Packet, own_address: &dyn Fn(&IfName, Ip
         _ => {}
     }
     Verdict::Accept
+}
+
+/// `address` with the network part of `to` (`netmap_tg4` in net/netfilter/xt_NETMAP.c).
+fn moved(address: IpAddr, to: IpNet) -> IpAddr {
+    match (address, to) {
+        (IpAddr::V4(address), IpNet::V4(to)) => IpAddr::V4(to.network() | (address & to.hostmask())),
+        (IpAddr::V6(address), IpNet::V6(to)) => IpAddr::V6(to.network() | (address & to.hostmask())),
+        _ => address,
+    }
 }
 
 /// What the kernel does to later packets, rules unasked: destinations before routing, sources after it.
@@ -318,23 +343,29 @@ fn follow_connection(packet: &mut Packet, hook: Hook) {
 }
 
 fn holds(m: &Match, packet: &Packet) -> bool {
-    let v4 = packet.family == Family::V4;
-    let within = |prefix: &Ipv4Net, address: Ipv4Addr| v4 && prefix.contains(&address);
     let connection = &packet.connection;
     let tracked = connection.state != State::Invalid;
     match m {
-        Match::Source(prefix) => within(prefix, packet.source),
-        Match::Destination(prefix) => within(prefix, packet.destination),
+        Match::Source(prefix) => prefix.contains(&packet.source),
+        Match::Destination(prefix) => prefix.contains(&packet.destination),
         Match::In(name) => packet.input.as_ref() == Some(name),
         Match::Out(name) => packet.output.as_ref() == Some(name),
         Match::DestinationPorts(transport, ports) => {
             matches!(packet.payload, Payload::Transport(t, port) if t == *transport && ports.contains(port))
         }
-        Match::IcmpEchoRequest => v4 && packet.payload == Payload::EchoRequest,
-        Match::NeighbourDiscovery(kind) => !v4 && packet.payload == Payload::Icmp6(*kind),
+        Match::InLike(prefix) => packet.input.as_ref().is_some_and(|name| prefix.begins(name)),
+        Match::OutLike(prefix) => packet.output.as_ref().is_some_and(|name| prefix.begins(name)),
+        Match::Mark(mark) => packet.mark & mark.mask == mark.value,
+        // Only first packets are told apart from the rest by rules of ours, and those of a connection are SYN.
+        Match::TcpSyn => matches!(packet.payload, Payload::Transport(Transport::Tcp, _)) && connection.state == State::New,
+        Match::Icmp(kind) => match packet.payload {
+            Payload::EchoRequest => *kind == icmp::echo_request(packet.family),
+            Payload::Icmp(present) => *kind == present,
+            _ => false,
+        },
         Match::State(ConnState::EstablishedOrRelated) => matches!(connection.state, State::Established(_) | State::Reply(_)),
         Match::State(ConnState::Dnat) => tracked && connection.dnat,
-        Match::OriginalDestination(prefix) => tracked && within(prefix, connection.original_destination),
+        Match::OriginalDestination(prefix) => tracked && prefix.contains(&connection.original_destination),
         Match::OriginalDestinationPorts(transport, ports) => {
             let same = matches!(packet.payload, Payload::Transport(t, _) if t == *transport);
             tracked && same && ports.contains(connection.original_port)

@@ -1,7 +1,7 @@
 //! Dispatch trees that keep chains short however many addresses there are.
 //!
-//! Input: for each address its rules, every one of which matches that address by itself. The tree only shortens the way to them, so it may be
-//! wrong about nothing: a packet meets the same rules in the same order as in one flat list. Costs of flat lists, and the shape: a rule costs 6-7 ns
+//! Input: for each prefix its rules, every one of which matches that prefix by itself. The tree only shortens the way to them, so it may be
+//! wrong about nothing: a packet meets the same rules in the same order as in one flat list, longest prefix first. Costs of flat lists, and the shape: a rule costs 6-7 ns
 //! for the first packet of a flow, a whole chain is the least that `iptables-restore --noflush` can replace.
 //!
 //! ```text
@@ -9,19 +9,23 @@
 //! ROOT-C0A864     -d 192.168.100.0/28 -g ROOT-C0A8640            so whatever follows the dispatch in ROOT still sees it
 //! ROOT-C0A8640    the rules of .0 to .15                   goto: a miss goes straight back to ROOT, the other branches cannot match
 //! ```
+//!
+//! Levels are four bits apart, and those at which everything goes one way are left out: a chain of the tree has at most sixteen branches.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
 
 use super::rules::CHAIN_PREFIX;
 use super::{Chain, ChainName, Match, Owner, Rule, Target};
 
-/// The most rules that stand flat in one chain: below, a tree costs more in jumps than it saves in rules.
+/// The most rules that stand flat at the root: below, a tree costs more in jumps than it saves in rules.
 pub const FLAT_MAX: usize = 32;
-/// Above this many addresses a /20 level stands on top: 4096 addresses side by side are 16 chains of /24, and so many rules are walked in a row.
-pub const TWO_LEVEL_MAX: usize = 4096;
+/// The most rules that stand flat below the root: what one change rewrites.
+const LEAF_MAX: usize = 16;
+/// Bits between two levels: hexadecimal digits of an address.
+const STEP: u8 = 4;
 
 /// Which address of a packet is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -33,7 +37,8 @@ pub enum Key {
 }
 
 impl Key {
-    fn matching(self, prefix: Ipv4Net) -> Match {
+    /// The match of this address.
+    pub fn matching(self, prefix: IpNet) -> Match {
         match self {
             Self::Source => Match::Source(prefix),
             Self::Destination => Match::Destination(prefix),
@@ -41,111 +46,151 @@ impl Key {
     }
 }
 
+/// Rules by the prefix that every one of them matches. All of one family.
+pub type Entries = BTreeMap<IpNet, Vec<Rule>>;
+
 /// Appends to chain `root` (made if absent) rules that lead a packet to the `entries` of its address, and adds the sub-chains needed.
 ///
-/// - Every rule of an entry matches the entry's address itself; its order within the entry is kept.
+/// - Every rule of an entry matches the entry's prefix itself; its order within the entry is kept. Entries with longer prefixes come first.
 /// - A packet that no entry decides goes on behind what was appended.
 /// - No rule of an entry may have the target RETURN, nor goto a chain that falls through or returns: in a sub-chain that means "not decided", in a flat root it means
 ///   "leave root". An entry that lets a packet pass sets a mark, and the rule behind the dispatch asks for the mark.
-/// - Sub-chains are named after the root and the digits of their prefix (five for /20, six for /24, seven for /28, eight for one address), so a change
-///   touches the one chain it is in, and the chain above only if its first or last rule comes or goes. Roots longer than 19 characters have
-///   no room for that and stay flat.
-pub fn dispatch(chains: &mut BTreeMap<ChainName, Chain>, root: &ChainName, key: Key, entries: &BTreeMap<Ipv4Addr, Vec<Rule>>) {
+/// - Sub-chains are named after the root and the digits of their prefix (IPv6: twelve digits of its hash), so a change touches the one chain it is in, and the chain
+///   above only if its first or last rule comes or goes. Roots longer than 19 characters (IPv6: 15) have no room for that and stay flat.
+pub fn dispatch(chains: &mut BTreeMap<ChainName, Chain>, root: &ChainName, key: Key, entries: &Entries) {
     debug_assert!(
         entries.values().flatten().all(|rule| rule.target != Target::Return),
         "RETURN in an entry of {root}"
     );
-    let rules: usize = entries.values().map(Vec::len).sum();
-    let levels: &[u8] = if rules <= FLAT_MAX || sub_chain(root, Ipv4Addr::UNSPECIFIED, 32).is_none() {
-        &[]
-    } else if entries.len() <= TWO_LEVEL_MAX {
-        &[24, 28, 32]
-    } else {
-        &[20, 24, 28, 32]
-    };
-    let entries: Vec<(Ipv4Addr, &[Rule])> = entries
+    let entries: Vec<Entry<'_>> = entries
         .iter()
-        .map(|(a, r)| (*a, r.as_slice()))
-        .filter(|(_, r)| !r.is_empty())
+        .filter(|(_, rules)| !rules.is_empty())
+        .map(|(prefix, rules)| (*prefix, rules.as_slice()))
         .collect();
-    let appended = branch(chains, root, key, levels, &entries, true);
+    let room = entries.first().is_none_or(|(prefix, _)| sub_chain(root, host(*prefix)).is_some());
+    let mut tree = Tree { chains, root, key };
+    let appended = if room { tree.branch(&entries, None) } else { flat(&entries) };
     chains.entry(root.clone()).or_default().extend(appended);
 }
 
-/// The rules that stand for `entries` in one chain; what stands below is added to `chains`.
-fn branch(
-    chains: &mut BTreeMap<ChainName, Chain>,
-    root: &ChainName,
+/// A prefix and its rules.
+type Entry<'a> = (IpNet, &'a [Rule]);
+
+struct Tree<'a> {
+    chains: &'a mut BTreeMap<ChainName, Chain>,
+    root: &'a ChainName,
     key: Key,
-    levels: &[u8],
-    entries: &[(Ipv4Addr, &[Rule])],
-    top: bool,
-) -> Chain {
-    let flat = || entries.iter().flat_map(|(_, rules)| rules.iter().cloned()).collect();
-    let Some((&length, below)) = levels.split_first() else {
-        return flat();
-    };
-    // A /28 is a leaf unless its addresses have so many ports that the rules do not stand flat.
-    if length == 32 && entries.iter().map(|(_, rules)| rules.len()).sum::<usize>() <= FLAT_MAX {
-        return flat();
-    }
-    let mut chain = Chain::new();
-    for group in entries.chunk_by(|a, b| truncate(a.0, length) == truncate(b.0, length)) {
-        let Some((network, rules)) = group.first().map(|(address, rules)| (truncate(*address, length), rules)) else {
-            continue;
-        };
-        // One rule needs no chain of its own.
-        if length == 32 && rules.len() == 1 {
-            chain.extend(rules.iter().cloned());
-            continue;
-        }
-        let (Some(name), Ok(prefix)) = (sub_chain(root, network, length), Ipv4Net::new(network, length)) else {
-            chain.extend(group.iter().flat_map(|(_, rules)| rules.iter().cloned()));
-            continue;
-        };
-        let inside = branch(chains, root, key, below, group, false);
-        chains.insert(name.clone(), inside);
-        let target = if top { Target::Jump(name) } else { Target::Goto(name) };
-        chain.push(Rule::new(Owner::Base, [key.matching(prefix)], target));
-    }
-    chain
 }
 
-fn truncate(address: Ipv4Addr, length: u8) -> Ipv4Addr {
-    Ipv4Addr::from_bits(address.to_bits() & u32::MAX.unbounded_shl(32 - u32::from(length)))
+impl Tree<'_> {
+    /// The rules that stand for `entries` (ordered) in the chain of `at`, which covers them all; what stands below is added. `at` is None at the root.
+    fn branch(&mut self, entries: &[Entry<'_>], at: Option<IpNet>) -> Chain {
+        let most = if at.is_none() { FLAT_MAX } else { LEAF_MAX };
+        let level = at.map_or(0, |prefix| prefix.prefix_len());
+        let Some(below) = level_below(entries, level).filter(|_| weight(entries) > most) else {
+            return flat(entries);
+        };
+        let (deeper, own): (Vec<Entry<'_>>, Vec<Entry<'_>>) = entries.iter().partition(|(prefix, _)| prefix.prefix_len() >= below);
+        let mut chain = Chain::new();
+        for group in deeper.chunk_by(|a, b| widened(a.0, below) == widened(b.0, below)) {
+            let Some((first, rules)) = group.first() else { continue };
+            // One rule needs no chain of its own.
+            if let ([_], [rule]) = (group, rules) {
+                chain.push(rule.clone());
+                continue;
+            }
+            let prefix = widened(*first, below);
+            let Some(name) = sub_chain(self.root, prefix) else { continue };
+            let inside = self.branch(group, Some(prefix));
+            self.chains.insert(name.clone(), inside);
+            // From a goto nothing comes back to the shorter prefixes that stand behind it.
+            let target = if at.is_none() || !own.is_empty() {
+                Target::Jump(name)
+            } else {
+                Target::Goto(name)
+            };
+            chain.push(Rule::new(Owner::Base, [self.key.matching(prefix)], target));
+        }
+        chain.extend(flat(&own));
+        chain
+    }
+
+}
+
+/// The next level below `level` at which `entries` part ways or one of them has ended. None if no prefix reaches further.
+fn level_below(entries: &[Entry<'_>], level: u8) -> Option<u8> {
+    let longest = entries.iter().map(|(prefix, _)| prefix.prefix_len()).max()?;
+    let shortest = entries.iter().map(|(prefix, _)| prefix.prefix_len()).min()?;
+    let (first, last) = (entries.first()?.0, entries.last()?.0);
+    let mut levels = (level + STEP..=longest).step_by(STEP.into());
+    levels.find(|l| *l > shortest || widened(first, *l) != widened(last, *l) || *l + STEP > longest)
+}
+
+fn weight(entries: &[Entry<'_>]) -> usize {
+    entries.iter().map(|(_, rules)| rules.len()).sum()
+}
+
+/// All rules, those of longer prefixes first.
+fn flat(entries: &[Entry<'_>]) -> Chain {
+    let mut entries = entries.to_vec();
+    entries.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
+    entries.iter().flat_map(|(_, rules)| rules.iter().cloned()).collect()
+}
+
+fn host(prefix: IpNet) -> IpNet {
+    IpNet::from(prefix.addr())
+}
+
+/// The prefix of this length around `prefix`, whose own is not shorter.
+fn widened(prefix: IpNet, length: u8) -> IpNet {
+    IpNet::new(prefix.addr(), length).map_or(prefix, |net| net.trunc())
 }
 
 /// Name of the chain below `root` for a prefix whose length is a multiple of four. None if it does not fit.
-fn sub_chain(root: &ChainName, network: Ipv4Addr, length: u8) -> Option<ChainName> {
-    let digits = format!("{:08X}", network.to_bits());
-    let digits = digits.get(..usize::from(length / 4))?;
+fn sub_chain(root: &ChainName, prefix: IpNet) -> Option<ChainName> {
+    let digits = match prefix {
+        IpNet::V4(prefix) => {
+            let digits = format!("{:08X}", prefix.network().to_bits());
+            digits.get(..usize::from(prefix.prefix_len() / STEP))?.to_owned()
+        }
+        IpNet::V6(prefix) => {
+            let digest = Sha256::digest(prefix.trunc().to_string());
+            digest.iter().take(6).map(|byte| format!("{byte:02X}")).collect()
+        }
+    };
     ChainName::new(&format!("{}-{digits}", root.as_str().strip_prefix(CHAIN_PREFIX)?))
 }
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
 
-    fn drop_to(address: Ipv4Addr, owner: &str) -> Rule {
+    fn drop_to(prefix: impl Into<IpNet>, owner: &str) -> Rule {
         Rule::new(
             Owner::Mapping(owner.to_owned()),
-            [Match::Destination(Ipv4Net::from(address))],
+            [Match::Destination(prefix.into())],
             Target::Drop,
         )
     }
 
-    fn entries(count: u32, rules: usize) -> BTreeMap<Ipv4Addr, Vec<Rule>> {
-        let first = Ipv4Addr::new(10, 0, 0, 0).to_bits();
-        (0..count)
-            .map(|n| {
-                let address = Ipv4Addr::from_bits(first + n);
-                (address, (0..rules).map(|r| drop_to(address, &format!("a/{r}"))).collect())
-            })
-            .collect()
+    fn rules_of(prefix: IpNet, rules: usize) -> (IpNet, Vec<Rule>) {
+        (prefix, (0..rules).map(|r| drop_to(prefix, &format!("a/{r}"))).collect())
     }
 
-    fn build(entries: &BTreeMap<Ipv4Addr, Vec<Rule>>) -> BTreeMap<ChainName, Chain> {
+    fn entries(count: u32, rules: usize) -> Entries {
+        let first = Ipv4Addr::new(10, 0, 0, 0).to_bits();
+        let address = |n| IpNet::from(IpAddr::from(Ipv4Addr::from_bits(first + n)));
+        (0..count).map(|n| rules_of(address(n), rules)).collect()
+    }
+
+    fn net(text: &str) -> IpNet {
+        text.parse().unwrap()
+    }
+
+    fn build(entries: &Entries) -> BTreeMap<ChainName, Chain> {
         let mut chains = BTreeMap::new();
         dispatch(&mut chains, &root(), Key::Destination, entries);
         chains
@@ -156,7 +201,7 @@ mod tests {
     }
 
     /// The rules of entries that a packet to `address` meets, in order, walking jumps and gotos.
-    fn met(chains: &BTreeMap<ChainName, Chain>, name: &ChainName, address: Ipv4Addr) -> Vec<Rule> {
+    fn met(chains: &BTreeMap<ChainName, Chain>, name: &ChainName, address: IpAddr) -> Vec<Rule> {
         let mut found = Vec::new();
         for rule in &chains[name] {
             let hit = rule
@@ -196,7 +241,7 @@ mod tests {
     fn an_address_with_many_ports_gets_its_own_chain() {
         let chains = build(&entries(4, 16));
         assert_eq!(chains[&ChainName::new("DNAT-0A000003").unwrap()].len(), 16);
-        assert_eq!(chains[&ChainName::new("DNAT-0A00000").unwrap()].len(), 4);
+        assert_eq!(chains[&root()].len(), 4);
     }
 
     #[test]
@@ -205,9 +250,9 @@ mod tests {
             let entries = entries(count, rules);
             let chains = build(&entries);
             for (address, expected) in entries.iter().step_by(7) {
-                assert_eq!(&met(&chains, &root(), *address), expected);
+                assert_eq!(&met(&chains, &root(), address.addr()), expected);
             }
-            assert!(met(&chains, &root(), Ipv4Addr::new(10, 200, 0, 1)).is_empty());
+            assert!(met(&chains, &root(), net("10.200.0.1/32").addr()).is_empty());
         }
     }
 
@@ -215,7 +260,7 @@ mod tests {
     fn one_change_touches_one_chain() {
         let before = build(&entries(1000, 1));
         let mut more = entries(1000, 1);
-        let changed = Ipv4Addr::new(10, 0, 1, 77);
+        let changed = net("10.0.1.77/32");
         more.insert(changed, vec![drop_to(changed, "b/other")]);
         let after = build(&more);
         let differing: Vec<&str> = after
@@ -227,10 +272,32 @@ mod tests {
     }
 
     #[test]
+    fn a_more_specific_prefix_comes_first_wherever_it_stands() {
+        let mut all = entries(300, 1);
+        all.extend(["10.0.0.0/8", "10.0.0.0/24", "10.0.0.16/28", "10.0.0.16/30", "10.7.0.0/16"].map(|p| rules_of(net(p), 1)));
+        let chains = build(&all);
+        let seen: Vec<_> = met(&chains, &root(), net("10.0.0.17/32").addr()).iter().map(|r| r.matches[0].clone()).collect();
+        let expected = ["10.0.0.17/32", "10.0.0.16/30", "10.0.0.16/28", "10.0.0.0/24", "10.0.0.0/8"];
+        assert_eq!(seen, expected.map(|p| Match::Destination(net(p))));
+        assert_eq!(met(&chains, &root(), net("10.7.7.7/32").addr()).len(), 2);
+    }
+
+    #[test]
+    fn ipv6_addresses_stand_in_short_chains_too() {
+        let all: Entries = (0..5000_u32).map(|n| rules_of(net(&format!("fd00:1:{:x}::{:x}/128", n % 7, n)), 1)).collect();
+        let chains = build(&all);
+        let longest = chains.values().map(Vec::len).max().unwrap();
+        assert!(longest <= 16, "{longest}");
+        for (prefix, rules) in all.iter().step_by(11) {
+            assert_eq!(&met(&chains, &root(), prefix.addr()), rules);
+        }
+    }
+
+    #[test]
     fn what_follows_the_dispatch_stays_behind_it() {
-        let mut chains = BTreeMap::from([(root(), vec![drop_to(Ipv4Addr::LOCALHOST, "first")])]);
+        let mut chains = BTreeMap::from([(root(), vec![drop_to(net("127.0.0.1/32"), "first")])]);
         dispatch(&mut chains, &root(), Key::Destination, &entries(40, 1));
-        assert_eq!(chains[&root()][0], drop_to(Ipv4Addr::LOCALHOST, "first"));
+        assert_eq!(chains[&root()][0], drop_to(net("127.0.0.1/32"), "first"));
         assert!(
             matches!(chains[&root()][1].target, Target::Jump(_)),
             "the root jumps, so that a miss comes back"

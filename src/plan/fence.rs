@@ -14,9 +14,9 @@
 //! 6. Translated by a mapping, yet not on its way inside (the interface is gone, the route leads elsewhere): dropped, since that way may lead to production.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::HostOptions;
 use super::rules::{FORWARD, INPUT, hook, network_chain};
@@ -33,13 +33,13 @@ const NFLOG_PREFIX_MAX: usize = 63;
 /// What no closed network of the node may reach, whatever its egress.
 struct Beyond {
     /// Production, as any of the node's networks declares it.
-    protected: BTreeSet<Ipv4Net>,
+    protected: BTreeSet<IpNet>,
     /// The chain that drops what goes to virtual addresses of other nodes, if there are any.
     elsewhere: Option<ChainName>,
 }
 
 /// Table mangle of IPv4.
-pub(super) fn ipv4(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<Ipv4Addr>, options: &HostOptions) -> TableRules {
+pub(super) fn ipv4(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<IpAddr>, options: &HostOptions) -> TableRules {
     let mut table = TableRules::default();
     let forward = hook(&mut table, Hook::Forward, FORWARD);
     let input = hook(&mut table, Hook::Input, INPUT);
@@ -99,7 +99,7 @@ pub(super) fn ipv6(sites: &[Site<'_>]) -> TableRules {
             through.push(rule(site, [from.clone()], Target::Drop));
             through.push(rule(site, [to], Target::Drop));
             for kind in [135, 136] {
-                to_node.push(rule(site, [from.clone(), Match::NeighbourDiscovery(kind)], Target::Return));
+                to_node.push(rule(site, [from.clone(), Match::Icmp(kind)], Target::Return));
             }
             to_node.push(rule(site, [from], Target::Drop));
         }
@@ -129,7 +129,7 @@ fn gate(site: &Site<'_>, interface: Match, kind: &str) -> Rule {
 /// Step 2. Longer prefixes first, so that a drop counts for the network whose pool fits closest; of networks with the same prefix, for the oldest.
 fn unmapped(sites: &[Site<'_>]) -> Chain {
     let lo = IfName::new("lo");
-    let mut first: BTreeMap<(u8, Ipv4Net), &Site<'_>> = BTreeMap::new();
+    let mut first: BTreeMap<(u8, IpNet), &Site<'_>> = BTreeMap::new();
     for (site, served) in sites.iter().filter_map(|site| site.served().map(|s| (site, s))) {
         for prefix in &served.network.pool {
             first.entry((32 - prefix.prefix_len(), *prefix)).or_insert(site);
@@ -154,7 +154,7 @@ fn astray<'a>(site: &'a Site<'_>) -> impl Iterator<Item = Rule> + 'a {
 }
 
 /// `SNET-V`: drops what goes to virtual addresses that other nodes serve. None if there are none.
-fn claimed_by_others(chains: &mut BTreeMap<ChainName, Chain>, addresses: &BTreeSet<Ipv4Addr>) -> Option<ChainName> {
+fn claimed_by_others(chains: &mut BTreeMap<ChainName, Chain>, addresses: &BTreeSet<IpAddr>) -> Option<ChainName> {
     if addresses.is_empty() {
         return None;
     }
@@ -162,8 +162,8 @@ fn claimed_by_others(chains: &mut BTreeMap<ChainName, Chain>, addresses: &BTreeS
     let entries = addresses
         .iter()
         .map(|address| {
-            let drop = Rule::new(Owner::Base, [Match::Destination(Ipv4Net::from(*address))], Target::Drop);
-            (*address, vec![drop])
+            let drop = Rule::new(Owner::Base, [Match::Destination(IpNet::from(*address))], Target::Drop);
+            (IpNet::from(*address), vec![drop])
         })
         .collect();
     dispatch(chains, &name, Key::Destination, &entries);
@@ -215,9 +215,9 @@ fn leave(chains: &mut BTreeMap<ChainName, Chain>, egress: &ChainName, site: &Sit
     let sources = egress_sources(site)
         .into_iter()
         .map(|(source, (key, _))| {
-            let matches = [Match::Source(Ipv4Net::from(source))];
+            let matches = [Match::Source(IpNet::from(source))];
             let mark = Rule::new(Owner::Mapping(key.to_string()), matches, Target::SetConnMark(options.connmark));
-            (source, vec![mark])
+            (IpNet::from(source), vec![mark])
         })
         .collect();
     dispatch(chains, egress, Key::Source, &sources);
@@ -240,7 +240,7 @@ fn to_node(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, options: &H
     // The node answers whoever the source says it is, and that has to be somebody inside.
     let inside = site.network.iter().flat_map(|network| &network.inside);
     let mut chain: Chain = inside
-        .map(|inside| rule(site, [Match::Source(*inside), Match::IcmpEchoRequest], Target::Return))
+        .map(|inside| rule(site, [Match::Source(*inside), Match::Icmp(8)], Target::Return))
         .collect();
     deny(&mut chain, site, "node", options);
     chains.insert(network_chain("N", site.hash), chain);

@@ -5,9 +5,9 @@
 //! between the two finds the same answer after its restart.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::sites::Site;
 use super::translation::egress_sources;
@@ -21,17 +21,17 @@ pub struct FlowTuple {
     /// IANA protocol number.
     pub protocol: u8,
     /// Who dialled.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// What was dialled.
-    pub destination: Ipv4Addr,
+    pub destination: IpAddr,
     /// Port that was dialled; 0 for protocols without ports.
     pub destination_port: u16,
     /// Source of the answers: the target if the destination was translated.
-    pub reply_source: Ipv4Addr,
+    pub reply_source: IpAddr,
     /// Source port of the answers.
     pub reply_source_port: u16,
     /// Destination of the answers: the dialler, unless its address was translated.
-    pub reply_destination: Ipv4Addr,
+    pub reply_destination: IpAddr,
     /// Connection mark.
     pub mark: u32,
 }
@@ -42,7 +42,7 @@ pub struct MappedFlow {
     /// Protocol number and ports at the virtual address; None: every protocol.
     pub ports: Option<(u8, PortRange)>,
     /// The target.
-    pub target: Ipv4Addr,
+    pub target: IpAddr,
     /// First port at the target; None: the port is kept.
     pub target_first: Option<u16>,
     /// Whether the dialler's address is hidden from the target.
@@ -53,19 +53,19 @@ pub struct MappedFlow {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowPolicy {
     /// Virtual address → what may be made of flows to it.
-    pub mappings: BTreeMap<Ipv4Addr, Vec<MappedFlow>>,
+    pub mappings: BTreeMap<IpAddr, Vec<MappedFlow>>,
     /// All pools of this node's networks.
-    pub pools: BTreeSet<Ipv4Net>,
+    pub pools: BTreeSet<IpNet>,
     /// All inside prefixes of this node's networks.
-    pub inside: BTreeSet<Ipv4Net>,
+    pub inside: BTreeSet<IpNet>,
     /// Target → virtual address under which it may dial out.
-    pub egress: BTreeMap<Ipv4Addr, BTreeSet<Ipv4Addr>>,
+    pub egress: BTreeMap<IpAddr, BTreeSet<IpAddr>>,
     /// Prefixes that nothing inside may dial.
-    pub protected: BTreeSet<Ipv4Net>,
+    pub protected: BTreeSet<IpNet>,
     /// The mark of what the fence admits ([`HostOptions::connmark`](super::HostOptions::connmark)), on a node where there was a fence; else 0.
     pub connmark: u32,
     /// Inside prefixes whose fence has just gone up: flows that touch them and were not made by a mapping are older than the fence.
-    pub raised: BTreeSet<Ipv4Net>,
+    pub raised: BTreeSet<IpNet>,
 }
 
 /// What the plan says of one entry.
@@ -187,6 +187,6 @@ fn mapped(claim: &Claim) -> Vec<MappedFlow> {
         .collect()
 }
 
-fn any(prefixes: &BTreeSet<Ipv4Net>, address: Ipv4Addr) -> bool {
+fn any(prefixes: &BTreeSet<IpNet>, address: IpAddr) -> bool {
     prefixes.iter().any(|prefix| prefix.contains(&address))
 }

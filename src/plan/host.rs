@@ -1,16 +1,17 @@
 //! One node's plan: what its kernel must hold, as values.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::sites::{self, Site};
 use super::verdict::Claim;
 use super::{FlowPolicy, HostOptions, MappingKey, NodeFacts, Refusal, Verdicts, View, links, rules};
 use crate::api::gatewaynode::Role;
 use crate::api::reasons;
-use crate::netfilter::{IfName, Ruleset};
+use crate::netfilter::{Family, IfName, Mark, Ruleset};
 
 /// Everything that one node must hold, and for whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +26,8 @@ pub struct HostPlan {
     pub addresses: BTreeSet<GatewayAddress>,
     /// Routes.
     pub routes: BTreeSet<Route>,
+    /// Policy routing rules.
+    pub policy_rules: BTreeSet<PolicyRule>,
     /// Proxy neighbour entries: addresses that the node answers ARP for.
     pub proxies: BTreeSet<ProxyNeighbour>,
     /// Netfilter rules.
@@ -54,7 +57,7 @@ pub enum MappingState {
     /// In the plan.
     Planned {
         /// The virtual address.
-        virtual_address: Ipv4Addr,
+        virtual_address: IpAddr,
         /// `metadata.resourceVersion` of the mapping.
         resource_version: String,
     },
@@ -81,16 +84,90 @@ pub struct GatewayAddress {
     /// Interface.
     pub interface: IfName,
     /// Address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
-/// A route of ours in table main.
+/// Routing table main (`RT_TABLE_MAIN` in linux/rtnetlink.h).
+pub const TABLE_MAIN: u32 = 254;
+
+/// A route of ours.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Route {
+    /// Routing table: [`TABLE_MAIN`], or one of ours.
+    pub table: u32,
     /// Destination.
-    pub destination: Ipv4Net,
+    pub destination: IpNet,
     /// Where to.
     pub via: Via,
+}
+
+impl Route {
+    /// A route in table main.
+    pub fn main(destination: IpNet, via: Via) -> Self {
+        Self {
+            table: TABLE_MAIN,
+            destination,
+            via,
+        }
+    }
+}
+
+/// As `ip route` takes it.
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.via {
+            Via::Blackhole => write!(f, "blackhole {}", self.destination)?,
+            via => write!(f, "{} {via}", self.destination)?,
+        }
+        match self.table {
+            TABLE_MAIN => Ok(()),
+            table => write!(f, " table {table}"),
+        }
+    }
+}
+
+/// A policy routing rule of ours (`ip rule`).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PolicyRule {
+    /// IPv4 or IPv6.
+    pub family: Family,
+    /// Its place: rules are asked in ascending order (`FRA_PRIORITY`). No two of ours have the same in one family.
+    pub preference: u32,
+    /// The firewall mark that it asks for; None: any.
+    pub mark: Option<Mark>,
+    /// The interface that a packet has come in by; None: any, and the node's own packets too.
+    pub input: Option<IfName>,
+    /// What happens then.
+    pub action: RuleAction,
+}
+
+/// As `ip rule` takes it.
+impl fmt::Display for PolicyRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "pref {}", self.preference)?;
+        if let Some(mark) = self.mark {
+            write!(f, " fwmark {mark}")?;
+        }
+        if let Some(input) = &self.input {
+            write!(f, " iif {input}")?;
+        }
+        match self.action {
+            RuleAction::Lookup(table) => write!(f, " lookup {table}"),
+            RuleAction::Goto(preference) => write!(f, " goto {preference}"),
+            RuleAction::Nop => f.write_str(" nop"),
+        }
+    }
+}
+
+/// What a policy routing rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RuleAction {
+    /// Asks this routing table; without a route there, the next rule is asked.
+    Lookup(u32),
+    /// Goes on with the rule of this preference (`FR_ACT_GOTO`).
+    Goto(u32),
+    /// Nothing: a place to go to (`FR_ACT_NOP`).
+    Nop,
 }
 
 /// Where a route leads.
@@ -101,7 +178,20 @@ pub enum Via {
     /// `dev IF scope link`
     Link(IfName),
     /// `via ADDRESS`
-    Gateway(Ipv4Addr),
+    Gateway(IpAddr),
+    /// `blackhole`, with the worst metric there is: what is left when the interface of the real route goes.
+    Blackhole,
+}
+
+impl fmt::Display for Via {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Loopback => f.write_str("dev lo"),
+            Self::Link(interface) => write!(f, "dev {interface} scope link"),
+            Self::Gateway(address) => write!(f, "via {address}"),
+            Self::Blackhole => f.write_str("blackhole"),
+        }
+    }
 }
 
 /// `ip neigh add proxy ADDRESS dev IF`
@@ -110,7 +200,7 @@ pub struct ProxyNeighbour {
     /// Interface.
     pub interface: IfName,
     /// Address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
 }
 
 /// See [`super::host_plan`].
@@ -148,7 +238,7 @@ fn assign<'a>(
     options: &HostOptions,
 ) -> BTreeMap<MappingKey, MappingState> {
     let positions: BTreeMap<&str, usize> = sites.iter().enumerate().map(|(n, site)| (site.name, n)).collect();
-    let own: BTreeMap<Ipv4Addr, &str> = facts
+    let own: BTreeMap<IpAddr, &str> = facts
         .interfaces
         .iter()
         .flat_map(|(name, interface)| interface.addresses.iter().map(move |a| (a.addr(), name.as_str())))
@@ -174,7 +264,7 @@ fn assign<'a>(
 }
 
 /// Why this node cannot program an accepted claim.
-fn obstacle(key: &MappingKey, claim: &Claim, site: &Site<'_>, own: &BTreeMap<Ipv4Addr, &str>, options: &HostOptions) -> Option<Refusal> {
+fn obstacle(key: &MappingKey, claim: &Claim, site: &Site<'_>, own: &BTreeMap<IpAddr, &str>, options: &HostOptions) -> Option<Refusal> {
     if let Some(problem) = &site.problem {
         return Some(problem.clone());
     }
@@ -204,11 +294,11 @@ fn obstacle(key: &MappingKey, claim: &Claim, site: &Site<'_>, own: &BTreeMap<Ipv
 
 /// Virtual addresses that lead into closed networks by way of other nodes. What leaves a closed network here must not reach them: on their own gateway
 /// it would look like any client of the outside.
-fn claimed_elsewhere(sites: &[Site<'_>], verdicts: &Verdicts) -> BTreeSet<Ipv4Addr> {
+fn claimed_elsewhere(sites: &[Site<'_>], verdicts: &Verdicts) -> BTreeSet<IpAddr> {
     if !sites.iter().any(|site| site.served().is_some_and(|s| s.network.egress_allowed)) {
         return BTreeSet::new();
     }
-    let here: BTreeSet<Ipv4Addr> = sites
+    let here: BTreeSet<IpAddr> = sites
         .iter()
         .flat_map(|site| site.claims.iter().map(|(_, claim)| claim.virtual_address))
         .collect();

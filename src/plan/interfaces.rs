@@ -1,9 +1,9 @@
 //! Which interface of a node serves a network: by name, or the one whose connected subnet covers the network's addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::validate::ValidNetwork;
 use super::{InterfaceFacts, NodeFacts, Refusal};
@@ -27,7 +27,7 @@ impl Side {
         }
     }
 
-    fn wanted(self, network: &ValidNetwork) -> (Option<&IfName>, &BTreeSet<Ipv4Net>) {
+    fn wanted(self, network: &ValidNetwork) -> (Option<&IfName>, &BTreeSet<IpNet>) {
         match self {
             Self::Outside => (network.outside_interface.as_ref(), &network.pool),
             Self::Inside => (network.inside_interface.as_ref(), &network.inside),
@@ -117,18 +117,18 @@ pub(super) fn enslaved(
 }
 
 /// Whether all of `prefix` is in a connected subnet of the interface.
-pub(super) fn connects(facts: &InterfaceFacts, prefix: Ipv4Net) -> bool {
+pub(super) fn connects(facts: &InterfaceFacts, prefix: IpNet) -> bool {
     facts.addresses.iter().any(|address| address.contains(&prefix))
 }
 
 /// The node's own address outside: of the connected subnet that covers some of the pool, else the first.
-pub(super) fn outside_address(node: &NodeFacts, interface: &IfName, network: &ValidNetwork) -> Option<Ipv4Addr> {
+pub(super) fn outside_address(node: &NodeFacts, interface: &IfName, network: &ValidNetwork) -> Option<IpAddr> {
     let addresses = &node.interfaces.get(interface.as_str())?.addresses;
     addresses
         .iter()
         .find(|address| network.pool.iter().any(|prefix| address.contains(prefix)))
         .or_else(|| addresses.iter().next())
-        .map(Ipv4Net::addr)
+        .map(IpNet::addr)
 }
 
 /// At most four of `items`, for a message.

@@ -4,9 +4,9 @@
 //! of them compete for addresses, oldest first: what is refused for another reason blocks nobody.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::prefixes::{PrefixIndex, is_edge};
@@ -142,11 +142,11 @@ fn declared_twice(kind: &str, name: &str) -> Refusal {
 /// Addresses that no claim may have, whichever pool they are in.
 struct Taken {
     /// Interface addresses of nodes: which node, which interface.
-    nodes: BTreeMap<Ipv4Addr, (String, String)>,
+    nodes: BTreeMap<IpAddr, (String, String)>,
     /// Connected subnets of nodes, for their network and broadcast addresses.
     subnets: PrefixIndex<(String, String)>,
     /// `gatewayAddresses`: which network.
-    gateway_addresses: BTreeMap<Ipv4Addr, String>,
+    gateway_addresses: BTreeMap<IpAddr, String>,
     /// Inside prefixes: which network.
     inside: PrefixIndex<String>,
 }
@@ -182,7 +182,7 @@ impl Taken {
     }
 
     /// Why `address` cannot be a virtual address.
-    fn virtual_problem(&self, address: Ipv4Addr) -> Option<Refusal> {
+    fn virtual_problem(&self, address: IpAddr) -> Option<Refusal> {
         let owned = |message| Refusal {
             reason: reasons::ADDRESS_OWNED,
             message,
@@ -306,11 +306,11 @@ fn claim(raw: &NatMapping, valid: ValidMapping, network: &ValidNetwork, taken: &
     })
 }
 
-fn covers<'a>(prefixes: impl IntoIterator<Item = &'a Ipv4Net>, address: Ipv4Addr) -> bool {
+fn covers<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>, address: IpAddr) -> bool {
     prefixes.into_iter().any(|prefix| prefix.contains(&address))
 }
 
-fn list<'a>(prefixes: impl IntoIterator<Item = &'a Ipv4Net>) -> String {
+fn list<'a>(prefixes: impl IntoIterator<Item = &'a IpNet>) -> String {
     prefixes.into_iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
@@ -340,7 +340,7 @@ type Contender<'a> = (Option<Timestamp>, &'a MappingKey, &'a Claim);
 /// An address belongs to the network of its oldest claim: ports of one address never lead into two closed networks, which would tie the two together
 /// and could not be announced by two gateways at once.
 fn losers(claims: &[Contender<'_>]) -> Vec<(MappingKey, Refusal)> {
-    let mut held: BTreeMap<Ipv4Addr, Held> = BTreeMap::new();
+    let mut held: BTreeMap<IpAddr, Held> = BTreeMap::new();
     let mut lost = Vec::new();
     for (at, (_, key, claim)) in claims.iter().enumerate() {
         let Some(holder) = held.get_mut(&claim.virtual_address) else {

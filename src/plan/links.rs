@@ -1,9 +1,9 @@
 //! What a site needs of interfaces, addresses, routes and neighbours, and the routes of client nodes.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::host::{GatewayAddress, HostPlan, LinkSettings, NetworkPlan, ProxyNeighbour, Route, Via};
 use super::interfaces::connects;
@@ -33,7 +33,7 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
     let Some(interface) = facts.interfaces.get(inside.as_str()) else {
         return;
     };
-    let unconnected: Vec<Ipv4Net> = network.inside.iter().filter(|p| !connects(interface, **p)).copied().collect();
+    let unconnected: Vec<IpNet> = network.inside.iter().filter(|p| !connects(interface, **p)).copied().collect();
     plan.links.insert(
         inside.clone(),
         LinkSettings {
@@ -44,14 +44,11 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
             proxy_delay: None,
         },
     );
-    plan.routes.extend(unconnected.into_iter().map(|destination| Route {
-        destination,
-        via: Via::Link(inside.clone()),
-    }));
+    plan.routes.extend(unconnected.into_iter().map(|destination| Route::main(destination, Via::Link(inside.clone()))));
     if !active {
         return;
     }
-    let owned = |address: &Ipv4Addr| interface.addresses.iter().any(|own| own.addr() == *address);
+    let owned = |address: &IpAddr| interface.addresses.iter().any(|own| own.addr() == *address);
     plan.addresses.extend(
         network
             .gateway_addresses
@@ -64,10 +61,7 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
     );
     for (_, claim) in &site.claims {
         let address = claim.virtual_address;
-        plan.routes.insert(Route {
-            destination: Ipv4Net::from(address),
-            via: Via::Loopback,
-        });
+        plan.routes.insert(Route::main(IpNet::from(address), Via::Loopback));
         if attracts {
             plan.proxies.insert(ProxyNeighbour {
                 interface: IfName::clone(outside),
@@ -86,12 +80,12 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
     if clients.is_empty() {
         return;
     }
-    let pools: Vec<(Ipv4Net, Ipv4Addr)> = clients
+    let pools: Vec<(IpNet, IpAddr)> = clients
         .iter()
         .filter_map(|(_, network, gateway)| gateway.map(|g| (network, g)))
         .flat_map(|(network, gateway)| network.pool.iter().map(move |prefix| (*prefix, gateway)))
         .collect();
-    let whole = |prefix: Ipv4Net, gateway: Ipv4Addr| {
+    let whole = |prefix: IpNet, gateway: IpAddr| {
         let ours = pools.iter().all(|(other, via)| *via == gateway || !meet(*other, prefix));
         ours && !facts
             .interfaces
@@ -99,7 +93,7 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
             .flat_map(|i| &i.addresses)
             .any(|own| meet(own.trunc(), prefix))
     };
-    let mut by_claim: BTreeMap<&str, (Ipv4Addr, Vec<Ipv4Net>)> = BTreeMap::new();
+    let mut by_claim: BTreeMap<&str, (IpAddr, Vec<IpNet>)> = BTreeMap::new();
     for (generation, network, gateway) in &clients {
         plan.networks.insert(
             network.name.clone(),
@@ -114,10 +108,7 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
         let Some(gateway) = *gateway else { continue };
         for prefix in &network.pool {
             if whole(*prefix, gateway) {
-                plan.routes.insert(Route {
-                    destination: *prefix,
-                    via: Via::Gateway(gateway),
-                });
+                plan.routes.insert(Route::main(*prefix, Via::Gateway(gateway)));
             } else {
                 by_claim.entry(&network.name).or_insert((gateway, Vec::new())).1.push(*prefix);
             }
@@ -130,21 +121,18 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
         if let Some((gateway, prefixes)) = by_claim.get(claim.network.as_str())
             && prefixes.iter().any(|prefix| prefix.contains(&claim.virtual_address))
         {
-            plan.routes.insert(Route {
-                destination: Ipv4Net::from(claim.virtual_address),
-                via: Via::Gateway(*gateway),
-            });
+            plan.routes.insert(Route::main(IpNet::from(claim.virtual_address), Via::Gateway(*gateway)));
         }
     }
 }
 
 /// The accepted networks that this node is a client of, each with its generation and the next hop, once known.
-fn client_networks<'a>(world: View<'_>, verdicts: &'a Verdicts, facts: &NodeFacts) -> Vec<(i64, &'a ValidNetwork, Option<Ipv4Addr>)> {
+fn client_networks<'a>(world: View<'_>, verdicts: &'a Verdicts, facts: &NodeFacts) -> Vec<(i64, &'a ValidNetwork, Option<IpAddr>)> {
     // Without labels there is no cluster, and the one node is the gateway of everything.
     let Some(labels) = &facts.labels else {
         return Vec::new();
     };
-    let mut found: BTreeMap<&str, (i64, &ValidNetwork, Option<Ipv4Addr>)> = BTreeMap::new();
+    let mut found: BTreeMap<&str, (i64, &ValidNetwork, Option<IpAddr>)> = BTreeMap::new();
     for raw in world.networks {
         let Some((name, verdict)) = raw.metadata.name.as_ref().and_then(|name| verdicts.networks.get_key_value(name)) else {
             continue;
@@ -169,6 +157,6 @@ fn client_networks<'a>(world: View<'_>, verdicts: &'a Verdicts, facts: &NodeFact
     found.into_values().collect()
 }
 
-fn meet(a: Ipv4Net, b: Ipv4Net) -> bool {
+fn meet(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }

@@ -19,13 +19,15 @@ mod values;
 pub mod verdict;
 
 pub use flows::{FlowPolicy, FlowTuple, MappedFlow};
-pub use host::{GatewayAddress, HostPlan, LinkSettings, MappingState, NetworkPlan, ProxyNeighbour, Route, Via};
+pub use host::{
+    GatewayAddress, HostPlan, LinkSettings, MappingState, NetworkPlan, PolicyRule, ProxyNeighbour, Route, RuleAction, TABLE_MAIN, Via,
+};
 pub use verdict::{Claim, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use crate::api::{NatMapping, StagingNetwork};
 use crate::netfilter::IfName;
@@ -53,7 +55,7 @@ pub struct InterfaceFacts {
     /// Hardware address in colon notation; empty if none.
     pub mac: String,
     /// Addresses with prefix length, ours (by protocol number) left out. Sorted.
-    pub addresses: BTreeSet<Ipv4Net>,
+    pub addresses: BTreeSet<IpNet>,
     /// Effective reverse path filter, the greater of `all` and the interface's: 0 off, 1 strict, 2 loose (Documentation/networking/ip-sysctl.rst).
     pub rp_filter: u8,
     /// The bridge, bond or VRF that it is a port of (`IFLA_MASTER`). What is routed comes in by that name. Not known of other nodes.
@@ -111,7 +113,7 @@ pub struct HostOptions {
     /// NFLOG group for denied packets.
     pub nflog_group: u16,
     /// Virtual addresses that somebody else answers for outside, with that somebody's hardware address: not taken.
-    pub in_use: BTreeMap<Ipv4Addr, String>,
+    pub in_use: BTreeMap<IpAddr, String>,
     /// Mappings whose rules the kernel refused, with its words: left out, so that they harm nobody else.
     pub quarantined: BTreeMap<MappingKey, String>,
 }

@@ -1,16 +1,16 @@
 //! Which prefixes cover an address or overlap a prefix, without looking at all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 /// Prefixes with a value each. The first value entered for a prefix stays.
 ///
 /// Two prefixes either nest or share nothing, so one lookup per prefix length in use answers every question.
 #[derive(Clone, Debug)]
 pub(super) struct PrefixIndex<T> {
-    by_prefix: BTreeMap<Ipv4Net, T>,
+    by_prefix: BTreeMap<IpNet, T>,
     lengths: BTreeSet<u8>,
 }
 
@@ -25,26 +25,26 @@ impl<T> Default for PrefixIndex<T> {
 
 impl<T> PrefixIndex<T> {
     /// Enters the network of `prefix` (host bits are ignored).
-    pub(super) fn insert(&mut self, prefix: Ipv4Net, value: T) {
+    pub(super) fn insert(&mut self, prefix: IpNet, value: T) {
         self.lengths.insert(prefix.prefix_len());
         self.by_prefix.entry(prefix.trunc()).or_insert(value);
     }
 
     /// The longest prefix that covers `address`.
-    pub(super) fn covering(&self, address: Ipv4Addr) -> Option<(Ipv4Net, &T)> {
-        self.covering_prefix(Ipv4Net::from(address))
+    pub(super) fn covering(&self, address: IpAddr) -> Option<(IpNet, &T)> {
+        self.covering_prefix(IpNet::from(address))
     }
 
     /// The longest prefix that covers all of `prefix`.
-    fn covering_prefix(&self, prefix: Ipv4Net) -> Option<(Ipv4Net, &T)> {
+    fn covering_prefix(&self, prefix: IpNet) -> Option<(IpNet, &T)> {
         self.lengths.range(..=prefix.prefix_len()).rev().find_map(|&length| {
-            let candidate = Ipv4Net::new(prefix.addr(), length).ok()?.trunc();
+            let candidate = IpNet::new(prefix.addr(), length).ok()?.trunc();
             self.by_prefix.get(&candidate).map(|value| (candidate, value))
         })
     }
 
     /// One prefix that shares an address with `prefix`: the longest around it, else the first in it.
-    pub(super) fn overlapping(&self, prefix: Ipv4Net) -> Option<(Ipv4Net, &T)> {
+    pub(super) fn overlapping(&self, prefix: IpNet) -> Option<(IpNet, &T)> {
         let prefix = prefix.trunc();
         self.covering_prefix(prefix).or_else(|| {
             // Ordered by address, then length: everything inside `prefix` follows it directly.
@@ -57,9 +57,11 @@ impl<T> PrefixIndex<T> {
     }
 }
 
-/// Whether `address` is the network or the broadcast address of `subnet` (RFC 3021: /31 and /32 have neither).
-pub(super) fn is_edge(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
-    subnet.prefix_len() < 31 && (address == subnet.network() || address == subnet.broadcast())
+/// Whether `address` is one that no host of `subnet` has: its network or broadcast address (RFC 3021: /31 and /32 have neither), or in IPv6 the anycast address of its
+/// routers (RFC 4291, 2.6.1; not in /127 and /128, RFC 6164).
+pub(super) fn is_edge(subnet: IpNet, address: IpAddr) -> bool {
+    let hosts_only = subnet.prefix_len() + 1 >= subnet.max_prefix_len();
+    !hosts_only && (address == subnet.network() || address == subnet.broadcast() && address.is_ipv4())
 }
 
 #[cfg(test)]
@@ -67,7 +69,7 @@ pub(super) fn is_edge(subnet: Ipv4Net, address: Ipv4Addr) -> bool {
 mod tests {
     use super::*;
 
-    fn net(s: &str) -> Ipv4Net {
+    fn net(s: &str) -> IpNet {
         s.parse().unwrap()
     }
 

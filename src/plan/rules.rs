@@ -9,7 +9,7 @@
 //! H is a hash of the network's name ([`network_hash`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use sha2::{Digest, Sha256};
 
@@ -32,7 +32,7 @@ pub(super) fn network_chain(kind: &str, hash: u32) -> ChainName {
 }
 
 /// All rules of the node. Empty if no network has a fence here: then no table is touched.
-pub(super) fn ruleset(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<Ipv4Addr>, options: &HostOptions) -> Ruleset {
+pub(super) fn ruleset(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<IpAddr>, options: &HostOptions) -> Ruleset {
     let mut ruleset = Ruleset::default();
     if sites.iter().any(|site| !site.fence.is_empty()) {
         ruleset

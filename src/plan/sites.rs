@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::interfaces::{self, Side};
@@ -312,6 +312,6 @@ fn overlap(network: &ValidNetwork, inside: &IfName, node: &NodeFacts, held: &Hel
     None
 }
 
-fn meet(a: Ipv4Net, b: Ipv4Net) -> bool {
+fn meet(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
 }

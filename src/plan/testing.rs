@@ -1,6 +1,6 @@
 //! Worlds for tests, written as people write them.
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::{Value, json};
 
 use super::{HostOptions, HostPlan, InterfaceFacts, MappingKey, NodeFacts, Verdicts, World, host_plan, judge};
@@ -72,7 +72,7 @@ pub(super) fn node(name: &str, labels: Option<&[(&str, &str)]>, interfaces: &[(&
                     mtu: 1500,
                     up: true,
                     mac: format!("02:00:00:00:00:{index:02x}"),
-                    addresses: addresses.iter().map(|a| a.parse::<Ipv4Net>().unwrap()).collect(),
+                    addresses: addresses.iter().map(|a| a.parse::<IpNet>().unwrap()).collect(),
                     rp_filter: 0,
                     master: None,
                 };

@@ -10,19 +10,17 @@
 //! own traffic passes here too.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 
 use super::MappingKey;
 use super::rules::{hook, network_chain};
 use super::sites::{Served, Site};
 use super::verdict::{Claim, ClaimedPorts};
 use crate::api::network::SourceTranslation;
-use crate::netfilter::tree::{Key, dispatch};
+use crate::netfilter::tree::{Entries, Key, dispatch};
 use crate::netfilter::{Chain, ChainName, ConnState, Hook, Match, Owner, PortRange, Rule, TableRules, Target};
-
-type Entries = BTreeMap<Ipv4Addr, Vec<Rule>>;
 
 /// Table nat.
 pub(super) fn table(sites: &[Site<'_>]) -> TableRules {
@@ -32,7 +30,7 @@ pub(super) fn table(sites: &[Site<'_>]) -> TableRules {
 
     let mut entries = Entries::new();
     for (key, claim) in sites.iter().flat_map(|site| &site.claims) {
-        entries.entry(claim.virtual_address).or_default().extend(to_target(key, claim));
+        entries.entry(IpNet::from(claim.virtual_address)).or_default().extend(to_target(key, claim));
     }
     dispatch(&mut table.chains, &destinations, Key::Destination, &entries);
 
@@ -47,8 +45,8 @@ pub(super) fn table(sites: &[Site<'_>]) -> TableRules {
 
 /// Which VM may leave under which virtual address, and by which mapping. Empty where egress is denied. Of two mappings of all protocols to one target
 /// the older counts.
-pub(super) fn egress_sources<'a>(site: &Site<'a>) -> BTreeMap<Ipv4Addr, (&'a MappingKey, Ipv4Addr)> {
-    let mut found: BTreeMap<Ipv4Addr, (&MappingKey, &Claim)> = BTreeMap::new();
+pub(super) fn egress_sources<'a>(site: &Site<'a>) -> BTreeMap<IpAddr, (&'a MappingKey, IpAddr)> {
+    let mut found: BTreeMap<IpAddr, (&MappingKey, &Claim)> = BTreeMap::new();
     if site.served().is_some_and(|s| s.network.egress_allowed) {
         for (key, claim) in site.claims.iter().filter(|(_, claim)| claim.ports.is_empty()) {
             let entry = found.entry(claim.target).or_insert((key, claim));
@@ -68,7 +66,7 @@ fn owner(key: &MappingKey) -> Owner {
 }
 
 fn to_target(key: &MappingKey, claim: &Claim) -> Vec<Rule> {
-    let address = Match::Destination(Ipv4Net::from(claim.virtual_address));
+    let address = Match::Destination(IpNet::from(claim.virtual_address));
     if claim.ports.is_empty() {
         let target = Target::Dnat {
             to: claim.target,
@@ -120,7 +118,7 @@ fn hide_clients(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served
     }));
     let mut entries = Entries::new();
     for (key, claim) in site.claims.iter().filter(|(_, claim)| hidden(claim)) {
-        entries.entry(claim.target).or_default().extend(hide(key, claim));
+        entries.entry(IpNet::from(claim.target)).or_default().extend(hide(key, claim));
     }
     if !entries.is_empty() {
         let name = network_chain("X", site.hash);
@@ -132,9 +130,9 @@ fn hide_clients(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served
 
 fn hide(key: &MappingKey, claim: &Claim) -> Vec<Rule> {
     let matches = |ports: Option<&ClaimedPorts>| {
-        let address = Ipv4Net::from(claim.virtual_address);
+        let address = IpNet::from(claim.virtual_address);
         let common = [
-            Match::Destination(Ipv4Net::from(claim.target)),
+            Match::Destination(IpNet::from(claim.target)),
             Match::State(ConnState::Dnat),
             Match::OriginalDestination(address),
         ];
@@ -154,8 +152,8 @@ fn mirror(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served: Serv
     let entries: Entries = egress_sources(site)
         .into_iter()
         .map(|(source, (key, address))| {
-            let matches = [Match::Source(Ipv4Net::from(source))];
-            (source, vec![Rule::new(owner(key), matches, Target::Snat { to: address })])
+            let matches = [Match::Source(IpNet::from(source))];
+            (IpNet::from(source), vec![Rule::new(owner(key), matches, Target::Snat { to: address })])
         })
         .collect();
     if entries.is_empty() {
@@ -164,6 +162,6 @@ fn mirror(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served: Serv
     let name = network_chain("M", site.hash);
     dispatch(chains, &name, Key::Source, &entries);
     let to = Match::Out(served.outside.clone());
-    let gate = |from: &Ipv4Net| rule(site, [Match::Source(*from), to.clone()], Target::Goto(name.clone()));
+    let gate = |from: &IpNet| rule(site, [Match::Source(*from), to.clone()], Target::Goto(name.clone()));
     served.network.inside.iter().map(gate).collect()
 }

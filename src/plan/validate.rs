@@ -4,9 +4,9 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
@@ -24,6 +24,8 @@ use crate::netfilter::IfName;
 const NAME: &str = "1 to 63 lower-case letters, digits, '-' and '.', the first and last a letter or digit";
 /// The widest pool or inside prefix.
 const WIDEST: u8 = 8;
+/// Stands for an address that was refused.
+const NOBODY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
 /// Problems that are spelled out in one message; the rest is counted.
 const PROBLEMS_SHOWN: usize = 8;
 
@@ -37,15 +39,15 @@ pub struct ValidNetwork {
     /// The outside interface as named; None: found by subnet.
     pub outside_interface: Option<IfName>,
     /// The pool. Sorted.
-    pub pool: BTreeSet<Ipv4Net>,
+    pub pool: BTreeSet<IpNet>,
     /// Whether claimed addresses are announced.
     pub announce: bool,
     /// The inside interface as named; None: found by subnet.
     pub inside_interface: Option<IfName>,
     /// Inside prefixes. Sorted.
-    pub inside: BTreeSet<Ipv4Net>,
+    pub inside: BTreeSet<IpNet>,
     /// Addresses that the active gateway answers for inside. Sorted.
-    pub gateway_addresses: BTreeSet<Ipv4Addr>,
+    pub gateway_addresses: BTreeSet<IpAddr>,
     /// Default for mappings.
     pub source_translation: SourceTranslation,
     /// Whether mapped VMs may open connections to the outside.
@@ -53,7 +55,7 @@ pub struct ValidNetwork {
     /// Whether denied packets go to NFLOG.
     pub log: bool,
     /// Production prefixes. Sorted.
-    pub protected: BTreeSet<Ipv4Net>,
+    pub protected: BTreeSet<IpNet>,
 }
 
 /// A mapping that is well-formed by itself; whether its claim stands is for [`super::judge`].
@@ -62,9 +64,9 @@ pub struct ValidMapping {
     /// The network's name.
     pub network: String,
     /// The address outside.
-    pub virtual_address: Ipv4Addr,
+    pub virtual_address: IpAddr,
     /// The address inside.
-    pub target: Ipv4Addr,
+    pub target: IpAddr,
     /// Empty: every protocol. Sorted, disjoint.
     pub ports: Vec<ClaimedPorts>,
     /// The mapping's own setting.
@@ -143,8 +145,8 @@ pub fn mapping(raw: &NatMapping) -> Result<ValidMapping, Refusal> {
     let ports = p.ports(&spec.ports);
     p.finish(ValidMapping {
         network: network.clone(),
-        virtual_address: virtual_address.unwrap_or(Ipv4Addr::UNSPECIFIED),
-        target: target.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        virtual_address: virtual_address.unwrap_or(NOBODY),
+        target: target.unwrap_or(NOBODY),
         ports,
         source_translation: spec.source_translation,
     })
@@ -226,7 +228,7 @@ impl Problems {
         fits
     }
 
-    fn prefixes(&mut self, field: &str, list: &[String], used: Use) -> BTreeSet<Ipv4Net> {
+    fn prefixes(&mut self, field: &str, list: &[String], used: Use) -> BTreeSet<IpNet> {
         let mut found = BTreeSet::new();
         let (least, most) = match used {
             Use::Routed => (1, PREFIXES_MAX),
@@ -255,11 +257,11 @@ impl Problems {
         found
     }
 
-    fn address(&mut self, field: &str, text: &str) -> Option<Ipv4Addr> {
+    fn address(&mut self, field: &str, text: &str) -> Option<IpAddr> {
         host_address(text).map_err(|problem| self.add(format!("{field} {problem}"))).ok()
     }
 
-    fn gateway_addresses(&mut self, list: &[String], inside: &BTreeSet<Ipv4Net>) -> BTreeSet<Ipv4Addr> {
+    fn gateway_addresses(&mut self, list: &[String], inside: &BTreeSet<IpNet>) -> BTreeSet<IpAddr> {
         const FIELD: &str = "spec.inside.gatewayAddresses";
         let mut found = BTreeSet::new();
         if !self.length(FIELD, list.len(), 0, GATEWAY_ADDRESSES_MAX) {

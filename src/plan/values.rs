@@ -1,8 +1,8 @@
 //! Single values of raw specs: accepted as written in one canonical form, or refused with a sentence that says what the value must be.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::verdict::ClaimedPorts;
 use crate::api::mapping::{PortMapping, Protocol};
@@ -12,14 +12,29 @@ use crate::netfilter::{IfName, PortRange, Transport};
 /// Characters of a user's value that a message repeats.
 const QUOTE_MAX: usize = 64;
 
-/// Ranges that no host has an address from (RFC 6890).
-const UNUSABLE: [(Ipv4Net, &str); 5] = [
-    (Ipv4Net::new_assert(Ipv4Addr::UNSPECIFIED, 8), "this network"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(127, 0, 0, 0), 8), "loopback"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(169, 254, 0, 0), 16), "link-local"),
-    (Ipv4Net::new_assert(Ipv4Addr::new(224, 0, 0, 0), 4), "multicast"),
-    (Ipv4Net::new_assert(Ipv4Addr::BROADCAST, 32), "broadcast"),
+/// Ranges that no host has an address from that it could be reached at (RFC 6890).
+static UNUSABLE: [(IpNet, &str); 10] = [
+    (v4([0, 0, 0, 0], 8), "this network"),
+    (v4([127, 0, 0, 0], 8), "loopback"),
+    (v4([169, 254, 0, 0], 16), "link-local"),
+    (v4([224, 0, 0, 0], 4), "multicast"),
+    (v4([255; 4], 32), "broadcast"),
+    (v6([0; 8], 128), "unspecified"),
+    (v6([0, 0, 0, 0, 0, 0, 0, 1], 128), "loopback"),
+    (v6([0, 0, 0, 0, 0, 0xffff, 0, 0], 96), "IPv4-mapped"),
+    (v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10), "link-local"),
+    (v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8), "multicast"),
 ];
+
+const fn v4(octets: [u8; 4], length: u8) -> IpNet {
+    let [a, b, c, d] = octets;
+    IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::new(a, b, c, d), length))
+}
+
+const fn v6(segments: [u16; 8], length: u8) -> IpNet {
+    let [a, b, c, d, e, f, g, h] = segments;
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, g, h), length))
+}
 
 /// An interface that a network can have.
 pub(super) fn interface(name: &str) -> Option<IfName> {
@@ -56,30 +71,20 @@ pub(super) fn claimed_ports(port: &PortMapping) -> Result<ClaimedPorts, String> 
     })
 }
 
-/// `text` as a host's address. The parser takes one spelling of an address only: four decimal octets without leading zeros (RFC 6943, 3.1.1).
-pub(super) fn host_address(text: &str) -> Result<Ipv4Addr, String> {
-    let found = text.parse::<Ipv4Addr>().map_err(|_| {
-        let but = if text.contains(':') {
-            "an IPv4 address, IPv6 is not served"
-        } else {
-            "an IPv4 address such as 192.168.100.3"
-        };
-        format!("must be {but}: got {}", quote(text))
+/// `text` as a host's address, in the one spelling that is canonical: four decimal octets without leading zeros (RFC 6943, 3.1.1), or RFC 5952.
+pub(super) fn host_address(text: &str) -> Result<IpAddr, String> {
+    let found = text.parse::<IpAddr>().ok().filter(|a| a.to_string() == text).ok_or_else(|| {
+        format!("must be an IP address in canonical form, such as 192.168.100.3 or fd00:100::3: got {}", quote(text))
     })?;
-    match unusable(Ipv4Net::from(found)) {
+    match unusable(IpNet::from(found)) {
         Some((range, what)) => Err(format!("must not be in {range} ({what}): got {found}")),
         None => Ok(found),
     }
 }
 
-pub(super) fn prefix(text: &str) -> Result<Ipv4Net, String> {
-    let net = text.parse::<Ipv4Net>().ok().filter(|n| n.to_string() == text).ok_or_else(|| {
-        let but = if text.contains(':') {
-            "an IPv4 prefix, IPv6 is not served"
-        } else {
-            "an IPv4 prefix such as 192.168.100.0/24"
-        };
-        format!("must be {but}: got {}", quote(text))
+pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
+    let net = text.parse::<IpNet>().ok().filter(|n| n.to_string() == text).ok_or_else(|| {
+        format!("must be a prefix in canonical form, such as 192.168.100.0/24 or fd00:100::/64: got {}", quote(text))
     })?;
     if net.addr() == net.network() {
         Ok(net)
@@ -91,7 +96,7 @@ pub(super) fn prefix(text: &str) -> Result<Ipv4Net, String> {
     }
 }
 
-pub(super) fn unusable(net: Ipv4Net) -> Option<(Ipv4Net, &'static str)> {
+pub(super) fn unusable(net: IpNet) -> Option<(IpNet, &'static str)> {
     UNUSABLE.into_iter().find(|(range, _)| range.contains(&net) || net.contains(range))
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use jiff::Timestamp;
 
@@ -65,9 +65,9 @@ pub struct Claim {
     /// The network's name.
     pub network: String,
     /// The address outside.
-    pub virtual_address: Ipv4Addr,
+    pub virtual_address: IpAddr,
     /// The address inside.
-    pub target: Ipv4Addr,
+    pub target: IpAddr,
     /// Empty: every protocol. Sorted.
     pub ports: Vec<ClaimedPorts>,
     /// The mapping's own setting, or else the network's.

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use super::tables::FakeTable;
 use super::{Call, FakeHost, Refusal, State, Write, overlay};
@@ -258,7 +258,7 @@ impl FakeHost {
     }
 
     /// Somebody outside has `address`, with hardware address `mac`. None: no longer.
-    pub fn answer(&self, address: Ipv4Addr, mac: Option<&str>) {
+    pub fn answer(&self, address: IpAddr, mac: Option<&str>) {
         let mut state = self.lock();
         match mac {
             Some(mac) => state.answers.insert(address, mac.to_owned()),

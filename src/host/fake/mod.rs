@@ -10,7 +10,7 @@ mod tables;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use tokio::sync::mpsc;
 use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, ObservedLinks};
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
-use crate::plan::{FlowPolicy, FlowTuple, GatewayAddress, InterfaceFacts, LinkSettings, ProxyNeighbour, Route, Via};
+use crate::plan::{FlowPolicy, FlowTuple, GatewayAddress, InterfaceFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Via};
 use tables::FakeTable;
 
 /// Events that wait for the agent; more are lost.
@@ -65,7 +65,7 @@ pub enum Write {
     /// Flows deleted by a sweep; a sweep that found nothing is no write.
     Swept(BTreeSet<FlowTuple>),
     /// An announcement.
-    Announced(IfName, Ipv4Addr),
+    Announced(IfName, IpAddr),
 }
 
 /// What the kernel is made to refuse.
@@ -87,11 +87,12 @@ struct State {
     inside: BTreeSet<IfName>,
     tables: BTreeMap<(Family, Table), FakeTable>,
     routes: BTreeSet<Route>,
+    policy_rules: BTreeSet<PolicyRule>,
     foreign_routes: BTreeSet<Route>,
     proxies: BTreeSet<ProxyNeighbour>,
     addresses: BTreeSet<GatewayAddress>,
     flows: BTreeSet<FlowTuple>,
-    answers: BTreeMap<Ipv4Addr, String>,
+    answers: BTreeMap<IpAddr, String>,
     findings: Vec<Finding>,
     denied: BTreeMap<(String, String), u64>,
     lock_holder: Option<String>,
@@ -146,6 +147,12 @@ impl State {
             LinkChange::RemoveAddress(address) => {
                 self.addresses.remove(address);
             }
+            LinkChange::RemoveRule(rule) => {
+                self.policy_rules.remove(rule);
+            }
+            LinkChange::AddRule(rule) => {
+                self.policy_rules.insert(rule.clone());
+            }
             LinkChange::AddAddress(address) => {
                 self.need(&address.interface, "adding an address")?;
                 self.addresses.insert(address.clone());
@@ -154,8 +161,9 @@ impl State {
                 if let Via::Link(interface) = &route.via {
                     self.need(interface, "adding a route")?;
                 }
-                let same = |r: &&Route| r.destination == route.destination && *r != route;
-                if self.foreign_routes.iter().any(|r| r.destination == route.destination) || self.routes.iter().any(|r| same(&r)) {
+                let place = |r: &Route| (r.table, r.destination, r.via == Via::Blackhole);
+                let same = |r: &&Route| place(r) == place(route) && *r != route;
+                if self.foreign_routes.iter().any(|r| place(r) == place(route)) || self.routes.iter().any(|r| same(&r)) {
                     return Err(HostError::Netlink {
                         action: format!("adding the route to {}", route.destination),
                         said: "another route to the same destination is there; it is not ours and was left alone".to_owned(),
@@ -287,6 +295,7 @@ impl Host for FakeHost {
         state.enter(Call::ReadLinks)?;
         Ok(ObservedLinks {
             routes: state.routes.clone(),
+            policy_rules: state.policy_rules.clone(),
             proxies: state.proxies.clone(),
             addresses: state.addresses.clone(),
             links: state.settings.clone(),
@@ -315,7 +324,7 @@ impl Host for FakeHost {
         Ok(count)
     }
 
-    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<BTreeMap<Ipv4Addr, String>, HostError> {
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<IpAddr, String>, HostError> {
         let mut state = self.lock();
         state.enter(Call::Probe)?;
         let asked: BTreeSet<_> = addresses.values().flatten().collect();
@@ -327,7 +336,7 @@ impl Host for FakeHost {
             .collect())
     }
 
-    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<(), HostError> {
+    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<(), HostError> {
         let mut state = self.lock();
         state.enter(Call::Announce)?;
         for (interface, addresses) in addresses {

@@ -23,6 +23,7 @@ pub(super) struct FakeTable {
 fn builtin(table: Table) -> &'static [&'static str] {
     match table {
         Table::Mangle => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
+        Table::Raw => &["PREROUTING", "OUTPUT"],
         Table::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
         Table::Filter => &["INPUT", "FORWARD", "OUTPUT"],
     }

@@ -1,7 +1,7 @@
 //! The connection table over ctnetlink: one walk, one batch of deletions.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage};
@@ -32,15 +32,15 @@ fn message(inner: ConntrackMessage) -> NetfilterMessage {
 
 #[derive(Default)]
 struct Tuple {
-    source: Option<Ipv4Addr>,
-    destination: Option<Ipv4Addr>,
+    source: Option<IpAddr>,
+    destination: Option<IpAddr>,
     protocol: u8,
     source_port: u16,
     destination_port: u16,
 }
 
 fn tuple(bytes: &[u8]) -> Tuple {
-    let ipv4 = |value: &[u8]| <[u8; 4]>::try_from(value).ok().map(Ipv4Addr::from);
+    let ipv4 = |value: &[u8]| <[u8; 4]>::try_from(value).ok().map(IpAddr::from);
     let port = |value: &[u8]| <[u8; 2]>::try_from(value).map_or(0, u16::from_be_bytes);
     let mut tuple = Tuple::default();
     for (group, nested) in attributes(bytes) {

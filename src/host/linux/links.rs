@@ -5,7 +5,7 @@
 
 use std::io;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
 use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, LinkAttribute, LinkMessage};
@@ -55,6 +55,7 @@ pub(super) fn read(netlink: &mut Netlink, found: &mut Found) -> io::Result<Obser
             .cloned()
             .collect(),
         routes: now.routes.clone(),
+        policy_rules: std::collections::BTreeSet::new(),
         proxies: super::observe::ours(&now.proxies),
         addresses: now.our_addresses(),
         links: now.settings(),
@@ -133,7 +134,7 @@ fn plan(now: &Snapshot, found: &Found, change: &LinkChange) -> Result<Vec<Reques
             let out = match &wanted.via {
                 Via::Loopback => Some(LOOPBACK),
                 Via::Link(name) => Some(index(name)?),
-                Via::Gateway(_) => None,
+                Via::Gateway(_) | Via::Blackhole => None,
             };
             let add = matches!(change, LinkChange::AddRoute(_));
             match (add, now.routes.contains(wanted)) {
@@ -158,7 +159,7 @@ fn plan(now: &Snapshot, found: &Found, change: &LinkChange) -> Result<Vec<Reques
         LinkChange::RemoveAddress(wanted) if now.addresses.get(&host(wanted)) == Some(&true) => {
             vec![(0, RouteNetlinkMessage::DelAddress(address(wanted, index(&wanted.interface)?)))]
         }
-        LinkChange::RemoveProxy(_) | LinkChange::RemoveAddress(_) => Vec::new(),
+        LinkChange::RemoveProxy(_) | LinkChange::RemoveAddress(_) | LinkChange::RemoveRule(_) | LinkChange::AddRule(_) => Vec::new(),
         LinkChange::Inside(name) => {
             index(name)?;
             Vec::new()
@@ -203,14 +204,16 @@ fn describe(change: &LinkChange) -> String {
         LinkChange::AddRoute(r) => format!("adding the route to {}", r.destination),
         LinkChange::RemoveAddress(a) => format!("removing address {} from {}", a.address, a.interface),
         LinkChange::AddAddress(a) => format!("adding address {} to {}", a.address, a.interface),
+        LinkChange::RemoveRule(r) => format!("removing the policy routing rule at preference {}", r.preference),
+        LinkChange::AddRule(r) => format!("adding the policy routing rule at preference {}", r.preference),
         LinkChange::Inside(name) => format!("recording {name} as an inside interface"),
         LinkChange::Set(name, _) => format!("changing settings of {name}"),
         LinkChange::PutBack(name) => format!("putting back settings of {name}"),
     }
 }
 
-fn host(address: &GatewayAddress) -> (IfName, Ipv4Net) {
-    (address.interface.clone(), Ipv4Net::from(address.address))
+fn host(address: &GatewayAddress) -> (IfName, IpNet) {
+    (address.interface.clone(), IpNet::from(address.address))
 }
 
 fn route(wanted: &Route, out: Option<u32>) -> RouteMessage {
@@ -223,10 +226,10 @@ fn route(wanted: &Route, out: Option<u32>) -> RouteMessage {
     message.header.scope = if out.is_some() { RouteScope::Link } else { RouteScope::Universe };
     message
         .attributes
-        .push(RouteAttribute::Destination(RouteAddress::Inet(wanted.destination.network())));
+        .push(RouteAttribute::Destination(RouteAddress::from(wanted.destination.network())));
     message.attributes.extend(out.map(RouteAttribute::Oif));
     if let Via::Gateway(gateway) = wanted.via {
-        message.attributes.push(RouteAttribute::Gateway(RouteAddress::Inet(gateway)));
+        message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
     }
     message
 }
@@ -239,7 +242,7 @@ fn proxy(wanted: &ProxyNeighbour, index: u32) -> NeighbourMessage {
     message.header.state = NeighbourState::Permanent;
     message
         .attributes
-        .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(wanted.address)));
+        .push(NeighbourAttribute::Destination(NeighbourAddress::from(wanted.address)));
     message
         .attributes
         .push(NeighbourAttribute::Protocol(RouteProtocol::Other(PROTOCOL)));

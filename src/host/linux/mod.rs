@@ -19,7 +19,7 @@ mod unannounced;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
@@ -225,11 +225,11 @@ impl Host for LinuxHost {
         kernel("deleting entries of the connection table", work).await
     }
 
-    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<BTreeMap<Ipv4Addr, String>, HostError> {
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<IpAddr, String>, HostError> {
         let ports = self.ports().await?;
         let own: BTreeSet<_> = ports.values().map(|port| port.mac).collect();
         let mut probes = Vec::new();
-        for (name, addresses) in addresses.iter().filter(|(_, addresses)| !addresses.is_empty()) {
+        for (name, addresses) in &ipv4(addresses) {
             let (port, addresses, own) = (port_of(&ports, name, "asking for addresses")?, addresses.clone(), own.clone());
             let action = format!("asking for addresses on {name}");
             probes.push(async move { kernel(&action, move || arp::probe(port, &addresses, &own)).await });
@@ -238,14 +238,14 @@ impl Host for LinuxHost {
         Ok(found
             .into_iter()
             .flatten()
-            .map(|(address, mac)| (address, mac.to_string()))
+            .map(|(address, mac)| (IpAddr::V4(address), mac.to_string()))
             .collect())
     }
 
-    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<(), HostError> {
+    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<(), HostError> {
         let ports = self.ports().await?;
         let mut bursts = Vec::new();
-        for (name, addresses) in addresses.iter().filter(|(_, addresses)| !addresses.is_empty()) {
+        for (name, addresses) in &ipv4(addresses) {
             bursts.push((port_of(&ports, name, "announcing addresses")?, addresses.clone()));
         }
         let burst = move || bursts.iter().try_for_each(|(port, addresses)| arp::announce(*port, addresses));
@@ -275,4 +275,10 @@ impl Host for LinuxHost {
         events::start(&sender, &self.own, &self.found);
         receiver
     }
+}
+
+/// Those that are asked for and announced by ARP.
+fn ipv4(addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> BTreeMap<IfName, BTreeSet<Ipv4Addr>> {
+    let of = |all: &BTreeSet<IpAddr>| all.iter().filter_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None }).collect::<BTreeSet<_>>();
+    addresses.iter().map(|(name, all)| (name.clone(), of(all))).filter(|(_, of)| !of.is_empty()).collect()
 }

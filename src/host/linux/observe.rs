@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourMessage};
@@ -73,8 +73,8 @@ pub(super) fn ours<T: Clone + Ord>(all: &Marked<T>) -> BTreeSet<T> {
     all.iter().filter(|(_, ours)| **ours).map(|(object, _)| object.clone()).collect()
 }
 
-fn ipv4(bytes: &[u8]) -> Option<Ipv4Addr> {
-    <[u8; 4]>::try_from(bytes).ok().map(Ipv4Addr::from)
+fn ipv4(bytes: &[u8]) -> Option<IpAddr> {
+    <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from)
 }
 
 fn inet_settings(af_spec: &[u8]) -> LinkSettings {
@@ -150,7 +150,7 @@ fn proxy_delays(netlink: &mut Netlink) -> io::Result<BTreeMap<u32, u64>> {
 }
 
 /// IPv4 addresses with their interface's index.
-pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Marked<(u32, Ipv4Net)>> {
+pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Marked<(u32, IpNet)>> {
     let mut request = AddressMessage::default();
     request.header.family = AddressFamily::Inet;
     let pick = |answer: &Answer<'_>| {
@@ -163,7 +163,7 @@ pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Marked<(u32, Ipv4Ne
                 _ => {}
             }
         }
-        let net = Ipv4Net::new(local.or(peer)?, *answer.body.get(1)?).ok()?;
+        let net = IpNet::new(local.or(peer)?, *answer.body.get(1)?).ok()?;
         Some(((u32_at(answer.body, 4)?, net), marked))
     };
     Ok(netlink.dump(&RouteNetlinkMessage::GetAddress(request), pick)?.into_iter().collect())
@@ -174,7 +174,7 @@ pub(super) fn our_route(answer: &Answer<'_>, names: &BTreeMap<u32, IfName>) -> O
     let [family, prefix, _, _, header_table, protocol, ..] = *answer.body else {
         return None;
     };
-    let (mut destination, mut out, mut gateway, mut table) = (Ipv4Addr::UNSPECIFIED, None, None, u32::from(header_table));
+    let (mut destination, mut out, mut gateway, mut table) = (IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), None, None, u32::from(header_table));
     for (kind, value) in answer.attributes(RTMSG) {
         match kind {
             RTA_DST => destination = ipv4(value)?,
@@ -193,10 +193,7 @@ pub(super) fn our_route(answer: &Answer<'_>, names: &BTreeMap<u32, IfName>) -> O
         (None, Some(LOOPBACK)) => Via::Loopback,
         (None, out) => Via::Link(names.get(&out?)?.clone()),
     };
-    Some(Route {
-        destination: Ipv4Net::new(destination, prefix).ok()?,
-        via,
-    })
+    Some(Route::main(IpNet::new(destination, prefix).ok()?, via))
 }
 
 /// Index of `lo`, the same in every network namespace (`LOOPBACK_IFINDEX` in include/net/flow.h).
@@ -214,7 +211,7 @@ pub(super) fn routes(netlink: &mut Netlink, names: &BTreeMap<u32, IfName>) -> io
 }
 
 /// The proxy neighbour entries of IPv4 with their interface's index.
-pub(super) fn proxies(netlink: &mut Netlink) -> io::Result<Marked<(u32, Ipv4Addr)>> {
+pub(super) fn proxies(netlink: &mut Netlink) -> io::Result<Marked<(u32, IpAddr)>> {
     let mut request = NeighbourMessage::default();
     request.header.family = AddressFamily::Inet;
     request.header.flags = NeighbourFlags::Proxy;
@@ -242,7 +239,7 @@ pub(super) struct Snapshot {
     pub(super) names: BTreeMap<u32, IfName>,
     pub(super) routes: BTreeSet<Route>,
     pub(super) proxies: Marked<ProxyNeighbour>,
-    pub(super) addresses: Marked<(IfName, Ipv4Net)>,
+    pub(super) addresses: Marked<(IfName, IpNet)>,
 }
 
 impl Snapshot {

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ const LOOK_SHARE: u32 = 100;
 /// What the kernel holds without telling anybody of a change.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Unannounced {
-    proxies: BTreeSet<(u32, Ipv4Addr)>,
+    proxies: BTreeSet<(u32, IpAddr)>,
     /// By interface index: `send_redirects` and `proxy_delay`. Looked at only while settings of ours stand.
     settings: BTreeMap<u32, (Option<bool>, Option<u64>)>,
 }
@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn what_went_and_what_was_set_is_told_and_what_came_is_not() {
         let look = |proxies: &[u8], settings: &[(u32, bool)]| Unannounced {
-            proxies: proxies.iter().map(|last| (2, Ipv4Addr::new(192, 0, 2, *last))).collect(),
+            proxies: proxies.iter().map(|last| (2, IpAddr::new(192, 0, 2, *last))).collect(),
             settings: settings
                 .iter()
                 .map(|(index, redirects)| (*index, (Some(*redirects), Some(0))))
@@ -96,7 +96,7 @@ mod tests {
         };
         let before = look(&[3, 4], &[(2, false)]);
         assert_eq!(look(&[3, 4, 5], &[(2, false), (3, true)]).since(&before), []);
-        assert_eq!(look(&[4], &[]).since(&before), [HostEvent::ProxyGone(Ipv4Addr::new(192, 0, 2, 3))]);
+        assert_eq!(look(&[4], &[]).since(&before), [HostEvent::ProxyGone(IpAddr::new(192, 0, 2, 3))]);
         assert_eq!(look(&[3, 4], &[(2, true)]).since(&before), [HostEvent::Links]);
     }
 }
