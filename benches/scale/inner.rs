@@ -87,6 +87,7 @@ async fn agent(backend: &str, size: usize) {
     let settings = Settings {
         node: "bench".into(),
         connmark: 0x2000,
+        marks: stagenet::plan::Marks::default(),
         nflog_group: 5,
     };
     let mut objects = snapshot(size);
@@ -158,6 +159,7 @@ async fn timed(host: &mut Timed, kept: &mut Kept, objects: &Snapshot, settings: 
 async fn bare(backend: &str, size: usize) {
     let mut host = host(backend);
     let facts = NodeFacts {
+        kernel: stagenet::plan::KernelFacts::default(),
         name: "bench".into(),
         labels: None,
         interfaces: host.interfaces().await.unwrap(),

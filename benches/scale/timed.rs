@@ -1,7 +1,7 @@
 //! A host that notes how long the waits on the segment took: probing and announcing.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -9,7 +9,7 @@ use stagenet::host::linux::LinuxHost;
 use stagenet::host::{Backend, Finding, Host, HostError, HostEvent, LinkChange, ObservedLinks};
 use stagenet::netfilter::dump::ObservedTable;
 use stagenet::netfilter::{ChainName, Family, IfName, Table};
-use stagenet::plan::{FlowPolicy, InterfaceFacts};
+use stagenet::plan::{FlowPolicy, InterfaceFacts, KernelFacts};
 
 /// The real host and the time it has waited.
 pub struct Timed {
@@ -43,13 +43,17 @@ impl Host for Timed {
     async fn sweep_flows(&mut self, policy: &FlowPolicy) -> Result<u64, HostError> {
         self.host.sweep_flows(policy).await
     }
-    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<BTreeMap<Ipv4Addr, String>, HostError> {
+    async fn kernel(&mut self) -> Result<KernelFacts, HostError> {
+        self.host.kernel().await
+    }
+
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<IpAddr, String>, HostError> {
         let start = Instant::now();
         let answered = self.host.probe(addresses).await;
         self.waits += start.elapsed();
         answered
     }
-    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<Ipv4Addr>>) -> Result<(), HostError> {
+    async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<(), HostError> {
         let start = Instant::now();
         let announced = self.host.announce(addresses).await;
         self.waits += start.elapsed();

@@ -14,7 +14,7 @@ use crate::host::{Finding, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table, TableRules};
-use crate::plan::{Claim, FlowPolicy, InterfaceFacts, MappingKey, ProxyNeighbour};
+use crate::plan::{Claim, FlowPolicy, InterfaceFacts, KernelFacts, MappingKey, ProxyNeighbour};
 
 /// Where we may have rules. IPv6 has the fence only.
 pub(super) const TABLES: [(Family, Table); 4] = [
@@ -51,6 +51,7 @@ pub struct Kept {
     pub(super) links: Option<ObservedLinks>,
     pub(super) links_doubted: bool,
     pub(super) interfaces: Option<BTreeMap<String, InterfaceFacts>>,
+    pub(super) kernel: Option<KernelFacts>,
     pub(super) findings: Option<Vec<Finding>>,
     /// Interfaces that the findings are about.
     pub(super) preflighted: (BTreeSet<IfName>, BTreeSet<IfName>),
@@ -90,6 +91,7 @@ impl Kept {
     /// Interfaces may have come, gone or changed.
     pub fn doubt_interfaces(&mut self) {
         self.interfaces = None;
+        self.kernel = None;
         self.links_doubted = true;
     }
 

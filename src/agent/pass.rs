@@ -26,7 +26,7 @@ use super::{apply, hold, probe, staging};
 use crate::api::reasons;
 use crate::host::{Host, HostError, LinkChange, ObservedLinks};
 use crate::netfilter::{Family, IfName, Owner, Table, TableRules};
-use crate::plan::{self, HostOptions, HostPlan, MappingKey, MappingState, NodeFacts, Refusal, Verdicts};
+use crate::plan::{self, HostOptions, HostPlan, MappingKey, MappingState, Marks, NodeFacts, Refusal, Verdicts};
 
 /// Mappings that one pass takes out because the kernel refuses them, before it gives up until the next.
 const MAX_REJECTED: usize = 16;
@@ -38,6 +38,8 @@ pub struct Settings {
     pub node: String,
     /// See [`HostOptions::connmark`].
     pub connmark: u32,
+    /// See [`HostOptions::marks`].
+    pub marks: Marks,
     /// See [`HostOptions::nflog_group`].
     pub nflog_group: u16,
 }
@@ -130,10 +132,15 @@ async fn node_facts(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, s
         Some(known) => known.clone(),
         None => kept.interfaces.insert(host.interfaces().await?).clone(),
     };
+    let kernel = match &kept.kernel {
+        Some(known) => known.clone(),
+        None => kept.kernel.insert(host.kernel().await?).clone(),
+    };
     Ok(NodeFacts {
         name: settings.node.clone(),
         labels: snapshot.labels.clone(),
         interfaces,
+        kernel,
     })
 }
 
@@ -171,6 +178,7 @@ impl Work<'_> {
     fn options(&self, settings: &Settings) -> HostOptions {
         HostOptions {
             connmark: settings.connmark,
+            marks: settings.marks,
             nflog_group: settings.nflog_group,
             in_use: self.kept.in_use.iter().map(|(address, (_, mac))| (*address, mac.clone())).collect(),
             quarantined: self.kept.quarantined.iter().map(|(key, q)| (key.clone(), q.said.clone())).collect(),

@@ -152,6 +152,7 @@ pub(super) async fn run(args: AgentArgs) -> Result<ExitCode, CliError> {
         settings: Settings {
             node: args.node.clone(),
             connmark: args.connmark,
+            marks: crate::plan::Marks::default(),
             nflog_group: args.nflog_group,
         },
         resync: Duration::from_secs(args.resync),

@@ -81,7 +81,12 @@ fn links(planned: &Planned, out: &mut String) {
         let _ = writeln!(out, "  {interface}: {}", self::settings(settings));
     }
     for address in &plan.addresses {
-        let _ = writeln!(out, "  ip address add {} dev {}", ipnet::IpNet::from(address.address), address.interface);
+        let _ = writeln!(
+            out,
+            "  ip address add {} dev {}",
+            ipnet::IpNet::from(address.address),
+            address.interface
+        );
     }
     for route in &plan.routes {
         let _ = writeln!(out, "  ip route add {route}");

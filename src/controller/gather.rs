@@ -39,6 +39,7 @@ pub fn world(
             interfaces: interfaces.remove(&name).unwrap_or_default(),
             name,
             labels: Some(labels),
+            ..NodeFacts::default()
         })
         .collect();
     World { networks, mappings, nodes }
@@ -66,8 +67,7 @@ fn facts(interfaces: &[InterfaceStatus]) -> BTreeMap<String, InterfaceFacts> {
         up: interface.up,
         mac: interface.mac.clone(),
         addresses: interface.addresses.iter().filter_map(|a| a.parse().ok()).collect::<BTreeSet<_>>(),
-        rp_filter: 0,
-        master: None,
+        ..InterfaceFacts::default()
     };
     interfaces
         .iter()

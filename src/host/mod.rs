@@ -35,7 +35,7 @@ use async_trait::async_trait;
 
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
-use crate::plan::{FlowPolicy, GatewayAddress, InterfaceFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route};
+use crate::plan::{FlowPolicy, GatewayAddress, InterfaceFacts, KernelFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route};
 
 /// Routing protocol number (`rtm_protocol`, `ifa_proto`, `nda_protocol`) that marks routes, addresses and proxy neighbours as ours.
 /// Not in `/etc/iproute2/rt_protos` and above `RTPROT_STATIC`, so the kernel leaves it to user space (linux/rtnetlink.h).
@@ -120,6 +120,9 @@ pub trait Host: Send {
 
     /// Interfaces as they are now, ours left out of the addresses.
     async fn interfaces(&mut self) -> Result<BTreeMap<String, InterfaceFacts>, HostError>;
+
+    /// What the kernel has and is set to.
+    async fn kernel(&mut self) -> Result<KernelFacts, HostError>;
 
     /// Preflight: what the node lacks or has that an operator should know. Chooses the backend anew if there was none.
     async fn preflight(&mut self, outside: &BTreeSet<IfName>, inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError>;

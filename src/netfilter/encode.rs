@@ -302,7 +302,7 @@ mod tests {
 
     fn to(ports: Option<(PortRange, u16)>) -> Target {
         Target::Dnat {
-            to: IpAddr::new(192, 168, 200, 3),
+            to: IpAddr::from([192, 168, 200, 3]),
             ports,
         }
     }
@@ -362,11 +362,17 @@ mod tests {
     fn what_the_tools_would_refuse_is_refused_here() {
         let mangle = |matches: &[Match], target| words(Table::Mangle, matches, target).unwrap_err();
         assert_eq!(mangle(&[dialled(1, 1), dialled(2, 2)], Target::Drop), Problem::RepeatedMatch);
+        assert_eq!(mangle(&[dialled(1, 1), Match::Icmp(8)], Target::Drop), Problem::TwoProtocols);
         assert_eq!(
-            mangle(&[dialled(1, 1), Match::IcmpEchoRequest], Target::Drop),
-            Problem::TwoProtocols
+            mangle(&[Match::Source("fd00::/64".parse().unwrap())], Target::Drop),
+            Problem::WrongFamily
         );
-        assert_eq!(mangle(&[Match::NeighbourDiscovery(135)], Target::Drop), Problem::WrongFamily);
+        let mark = |value, mask| Match::Mark(Mark { value, mask });
+        assert_eq!(mangle(&[mark(0, 0)], Target::Drop), Problem::Mark);
+        assert_eq!(mangle(&[mark(0x300, 0xff)], Target::Drop), Problem::Mark);
+        let track = |zone, helper| Target::Track { zone, helper };
+        assert_eq!(mangle(&[], track(Some(1), None)), Problem::WrongTable(Table::Mangle));
+        assert_eq!(words(Table::Raw, &[], track(None, None)), Err(Problem::NothingToTrack));
         assert_eq!(mangle(&[Match::ConnMark(0)], Target::Drop), Problem::EmptyMark);
         assert_eq!(mangle(&[], Target::SetConnMark(0)), Problem::EmptyMark);
         assert_eq!(mangle(&[], to(None)), Problem::WrongTable(Table::Mangle));
@@ -393,14 +399,13 @@ mod tests {
     fn ipv6_rules_have_no_ipv4_in_them() {
         let v6 = |m: Match| rule(Family::V6, Table::Mangle, &Rule::new(Owner::Base, [m], Target::Drop));
         assert!(
-            v6(Match::NeighbourDiscovery(136))
+            v6(Match::Icmp(136))
                 .unwrap()
                 .starts_with(" -p ipv6-icmp -m icmp6 --icmpv6-type 136 ")
         );
         assert!(v6(Match::In(IfName::new("eth1").unwrap())).is_ok());
-        assert_eq!(v6(Match::NeighbourDiscovery(134)), Err(Problem::NeighbourDiscovery));
         assert_eq!(v6(Match::Source("10.0.0.0/8".parse().unwrap())), Err(Problem::WrongFamily));
-        assert_eq!(v6(Match::IcmpEchoRequest), Err(Problem::WrongFamily));
+        assert!(v6(Match::Source("fd00::/64".parse().unwrap())).is_ok());
     }
 
     #[test]

@@ -50,7 +50,12 @@ pub fn dispatch(
     otherwise: &ChainName,
 ) {
     let entries: Vec<_> = entries.iter().collect();
-    let mut names = Names { chains, label, way, otherwise };
+    let mut names = Names {
+        chains,
+        label,
+        way,
+        otherwise,
+    };
     root.extend(names.branch(&entries, 0));
 }
 
@@ -69,8 +74,15 @@ impl Names<'_> {
         let next = |name: &IfName| name.as_str().as_bytes().get(common).copied();
         let mut chain = Chain::new();
         for group in entries.chunk_by(|a, b| next(a.0) == next(b.0)) {
-            let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else { continue };
-            let shared = first.as_str().bytes().zip(last.as_str().bytes()).take_while(|(a, b)| a == b).count();
+            let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else {
+                continue;
+            };
+            let shared = first
+                .as_str()
+                .bytes()
+                .zip(last.as_str().bytes())
+                .take_while(|(a, b)| a == b)
+                .count();
             match IfPrefix::of(first, shared) {
                 Some(prefix) if group.len() > 1 => chain.push(self.guard(group, prefix, shared)),
                 _ => chain.extend(group.iter().map(|entry| self.lead(*entry))),
@@ -112,7 +124,11 @@ mod tests {
     }
 
     fn build(names: &[String]) -> (Chain, BTreeMap<ChainName, Chain>) {
-        let entries = names.iter().enumerate().map(|(n, name)| (link(name), (Owner::Base, chain(&format!("T{n}"))))).collect();
+        let entries = names
+            .iter()
+            .enumerate()
+            .map(|(n, name)| (link(name), (Owner::Base, chain(&format!("T{n}")))))
+            .collect();
         let (mut chains, mut root) = (BTreeMap::new(), Chain::new());
         dispatch(&mut chains, &mut root, "IG", Way::In, &entries, &chain("ELSE"));
         (root, chains)

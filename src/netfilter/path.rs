@@ -189,7 +189,7 @@ mod tests {
     use super::super::sample;
     use super::super::trace::Payload;
     use super::*;
-    use crate::netfilter::{Owner, Transport};
+    use crate::netfilter::{Family, Owner, Transport};
 
     const SSH: Payload = Payload::Transport(Transport::Tcp, 22);
 

@@ -114,7 +114,6 @@ impl Tree<'_> {
         chain.extend(flat(&own));
         chain
     }
-
 }
 
 /// The next level below `level` at which `entries` part ways or one of them has ended. None if no prefix reaches further.
@@ -169,11 +168,7 @@ mod tests {
     use super::*;
 
     fn drop_to(prefix: impl Into<IpNet>, owner: &str) -> Rule {
-        Rule::new(
-            Owner::Mapping(owner.to_owned()),
-            [Match::Destination(prefix.into())],
-            Target::Drop,
-        )
+        Rule::new(Owner::Mapping(owner.to_owned()), [Match::Destination(prefix.into())], Target::Drop)
     }
 
     fn rules_of(prefix: IpNet, rules: usize) -> (IpNet, Vec<Rule>) {
@@ -276,7 +271,10 @@ mod tests {
         let mut all = entries(300, 1);
         all.extend(["10.0.0.0/8", "10.0.0.0/24", "10.0.0.16/28", "10.0.0.16/30", "10.7.0.0/16"].map(|p| rules_of(net(p), 1)));
         let chains = build(&all);
-        let seen: Vec<_> = met(&chains, &root(), net("10.0.0.17/32").addr()).iter().map(|r| r.matches[0].clone()).collect();
+        let seen: Vec<_> = met(&chains, &root(), net("10.0.0.17/32").addr())
+            .iter()
+            .map(|r| r.matches[0].clone())
+            .collect();
         let expected = ["10.0.0.17/32", "10.0.0.16/30", "10.0.0.16/28", "10.0.0.0/24", "10.0.0.0/8"];
         assert_eq!(seen, expected.map(|p| Match::Destination(net(p))));
         assert_eq!(met(&chains, &root(), net("10.7.7.7/32").addr()).len(), 2);
@@ -284,7 +282,9 @@ mod tests {
 
     #[test]
     fn ipv6_addresses_stand_in_short_chains_too() {
-        let all: Entries = (0..5000_u32).map(|n| rules_of(net(&format!("fd00:1:{:x}::{:x}/128", n % 7, n)), 1)).collect();
+        let all: Entries = (0..5000_u32)
+            .map(|n| rules_of(net(&format!("fd00:1:{:x}::{:x}/128", n % 7, n)), 1))
+            .collect();
         let chains = build(&all);
         let longest = chains.values().map(Vec::len).max().unwrap();
         assert!(longest <= 16, "{longest}");

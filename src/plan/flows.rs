@@ -18,6 +18,8 @@ use crate::netfilter::PortRange;
 /// One entry of the connection table, as `conntrack -L` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FlowTuple {
+    /// Conntrack zone: flows of different zones have nothing to do with each other.
+    pub zone: u16,
     /// IANA protocol number.
     pub protocol: u8,
     /// Who dialled.

@@ -44,7 +44,11 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
             proxy_delay: None,
         },
     );
-    plan.routes.extend(unconnected.into_iter().map(|destination| Route::main(destination, Via::Link(inside.clone()))));
+    plan.routes.extend(
+        unconnected
+            .into_iter()
+            .map(|destination| Route::main(destination, Via::Link(inside.clone()))),
+    );
     if !active {
         return;
     }
@@ -121,7 +125,8 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
         if let Some((gateway, prefixes)) = by_claim.get(claim.network.as_str())
             && prefixes.iter().any(|prefix| prefix.contains(&claim.virtual_address))
         {
-            plan.routes.insert(Route::main(IpNet::from(claim.virtual_address), Via::Gateway(*gateway)));
+            plan.routes
+                .insert(Route::main(IpNet::from(claim.virtual_address), Via::Gateway(*gateway)));
         }
     }
 }

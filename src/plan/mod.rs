@@ -30,7 +30,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::api::{NatMapping, StagingNetwork};
-use crate::netfilter::IfName;
+use crate::netfilter::{Family, Helper, IfName, Mark};
 
 /// What is known of one node. Made by the agent from the kernel, or by the controller from a `GatewayNode`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,6 +41,19 @@ pub struct NodeFacts {
     pub labels: Option<BTreeMap<String, String>>,
     /// Interfaces by name.
     pub interfaces: BTreeMap<String, InterfaceFacts>,
+    /// What the kernel is set to. Not known of other nodes.
+    pub kernel: KernelFacts,
+}
+
+/// What the kernel of a node has and is set to, which the agent can see and not change.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelFacts {
+    /// `net.ipv6.conf.all.forwarding`: in IPv6 the one switch for all interfaces.
+    pub ipv6_forwarding: bool,
+    /// Families in which what the kernel itself answers bears the mark of what it answers (`net.ipv4.fwmark_reflect`, `net.ipv6.fwmark_reflect`).
+    pub fwmark_reflect: BTreeSet<Family>,
+    /// Conntrack helpers that the kernel has, with their part in NAT. None: it could not be found out.
+    pub helpers: Option<BTreeSet<Helper>>,
 }
 
 /// What is known of one interface.
@@ -58,6 +71,8 @@ pub struct InterfaceFacts {
     pub addresses: BTreeSet<IpNet>,
     /// Effective reverse path filter, the greater of `all` and the interface's: 0 off, 1 strict, 2 loose (Documentation/networking/ip-sysctl.rst).
     pub rp_filter: u8,
+    /// Whether proxy neighbour entries of IPv6 are answered for: the greater of `net.ipv6.conf.all.proxy_ndp` and the interface's.
+    pub proxy_ndp: bool,
     /// The bridge, bond or VRF that it is a port of (`IFLA_MASTER`). What is routed comes in by that name. Not known of other nodes.
     pub master: Option<String>,
 }
@@ -105,11 +120,52 @@ impl<'a> From<&'a World> for View<'a> {
     }
 }
 
+/// Firewall marks of isolated networks: consecutive values of a run of bits, the first for identifier 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Marks {
+    base: u32,
+    mask: u32,
+}
+
+impl Default for Marks {
+    /// The low eight bits: clear of kube-proxy's (0xc000), Calico's (0xffff0000) and Cilium's (0x0f00).
+    fn default() -> Self {
+        Self { base: 1, mask: 0xff }
+    }
+}
+
+impl Marks {
+    /// Marks from `base` on under `mask`. None unless the mask is one run of bits and the base a value of them other than 0.
+    pub fn new(base: u32, mask: u32) -> Option<Self> {
+        let run = mask != 0 && (mask >> mask.trailing_zeros()).checked_add(1).is_none_or(u32::is_power_of_two);
+        (run && base != 0 && base & !mask == 0).then_some(Self { base, mask })
+    }
+
+    /// The mark of an identifier (from 1). None if there are no more.
+    pub fn of(self, identifier: u32) -> Option<Mark> {
+        let step = 1_u32.checked_shl(self.mask.trailing_zeros())?;
+        let value = identifier.checked_sub(1)?.checked_mul(step)?.checked_add(self.base)?;
+        (value & !self.mask == 0).then_some(Mark { value, mask: self.mask })
+    }
+
+    /// What packets of no isolated network bear.
+    pub fn none(self) -> Mark {
+        Mark { value: 0, mask: self.mask }
+    }
+
+    /// All the bits.
+    pub fn mask(self) -> u32 {
+        self.mask
+    }
+}
+
 /// How one node programs its host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostOptions {
     /// Bits of the connection mark that say "let in by a mapping". No one else may write them.
     pub connmark: u32,
+    /// How isolated networks are told apart.
+    pub marks: Marks,
     /// NFLOG group for denied packets.
     pub nflog_group: u16,
     /// Virtual addresses that somebody else answers for outside, with that somebody's hardware address: not taken.
@@ -122,6 +178,7 @@ impl Default for HostOptions {
     fn default() -> Self {
         Self {
             connmark: 0x2000,
+            marks: Marks::default(),
             nflog_group: 5,
             in_use: BTreeMap::new(),
             quarantined: BTreeMap::new(),

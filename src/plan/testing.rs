@@ -3,7 +3,7 @@
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
-use super::{HostOptions, HostPlan, InterfaceFacts, MappingKey, NodeFacts, Verdicts, World, host_plan, judge};
+use super::{HostOptions, HostPlan, InterfaceFacts, KernelFacts, MappingKey, NodeFacts, Verdicts, World, host_plan, judge};
 use crate::api::{NatMapping, StagingNetwork};
 
 /// A network with the seed's addresses; `change` is merged over its spec.
@@ -73,12 +73,12 @@ pub(super) fn node(name: &str, labels: Option<&[(&str, &str)]>, interfaces: &[(&
                     up: true,
                     mac: format!("02:00:00:00:00:{index:02x}"),
                     addresses: addresses.iter().map(|a| a.parse::<IpNet>().unwrap()).collect(),
-                    rp_filter: 0,
-                    master: None,
+                    ..InterfaceFacts::default()
                 };
                 (name.to_string(), facts)
             })
             .collect(),
+        kernel: KernelFacts::default(),
     }
 }
 

@@ -30,7 +30,10 @@ pub(super) fn table(sites: &[Site<'_>]) -> TableRules {
 
     let mut entries = Entries::new();
     for (key, claim) in sites.iter().flat_map(|site| &site.claims) {
-        entries.entry(IpNet::from(claim.virtual_address)).or_default().extend(to_target(key, claim));
+        entries
+            .entry(IpNet::from(claim.virtual_address))
+            .or_default()
+            .extend(to_target(key, claim));
     }
     dispatch(&mut table.chains, &destinations, Key::Destination, &entries);
 
@@ -153,7 +156,10 @@ fn mirror(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served: Serv
         .into_iter()
         .map(|(source, (key, address))| {
             let matches = [Match::Source(IpNet::from(source))];
-            (IpNet::from(source), vec![Rule::new(owner(key), matches, Target::Snat { to: address })])
+            (
+                IpNet::from(source),
+                vec![Rule::new(owner(key), matches, Target::Snat { to: address })],
+            )
         })
         .collect();
     if entries.is_empty() {

@@ -74,7 +74,10 @@ pub(super) fn claimed_ports(port: &PortMapping) -> Result<ClaimedPorts, String> 
 /// `text` as a host's address, in the one spelling that is canonical: four decimal octets without leading zeros (RFC 6943, 3.1.1), or RFC 5952.
 pub(super) fn host_address(text: &str) -> Result<IpAddr, String> {
     let found = text.parse::<IpAddr>().ok().filter(|a| a.to_string() == text).ok_or_else(|| {
-        format!("must be an IP address in canonical form, such as 192.168.100.3 or fd00:100::3: got {}", quote(text))
+        format!(
+            "must be an IP address in canonical form, such as 192.168.100.3 or fd00:100::3: got {}",
+            quote(text)
+        )
     })?;
     match unusable(IpNet::from(found)) {
         Some((range, what)) => Err(format!("must not be in {range} ({what}): got {found}")),
@@ -84,7 +87,10 @@ pub(super) fn host_address(text: &str) -> Result<IpAddr, String> {
 
 pub(super) fn prefix(text: &str) -> Result<IpNet, String> {
     let net = text.parse::<IpNet>().ok().filter(|n| n.to_string() == text).ok_or_else(|| {
-        format!("must be a prefix in canonical form, such as 192.168.100.0/24 or fd00:100::/64: got {}", quote(text))
+        format!(
+            "must be a prefix in canonical form, such as 192.168.100.0/24 or fd00:100::/64: got {}",
+            quote(text)
+        )
     })?;
     if net.addr() == net.network() {
         Ok(net)

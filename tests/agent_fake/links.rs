@@ -1,7 +1,7 @@
 //! Interfaces, bridges and neighbours: what comes late, changes its master, or has an address already.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use stagenet::agent::kept::Kept;
 use stagenet::api::reasons;
@@ -69,7 +69,7 @@ async fn what_stays_closed_without_a_network_is_followed_to_its_bridge() {
 #[tokio::test]
 async fn an_address_that_somebody_has_is_not_taken() {
     let (host, mut kept) = (host(), Kept::default());
-    let taken = Ipv4Addr::new(192, 168, 100, 4);
+    let taken = IpAddr::from([192, 168, 100, 4]);
     host.answer(taken, Some("02:aa:00:00:00:01"));
     let outcome = pass(&host, &mut kept, &two()).await;
     assert!(outcome.complete);
@@ -97,7 +97,7 @@ async fn an_address_that_somebody_has_is_not_taken() {
 #[tokio::test]
 async fn another_gateway_of_ours_is_nobody_else() {
     let (host, mut kept) = (host(), Kept::default());
-    host.answer(Ipv4Addr::new(192, 168, 100, 3), Some("02:AA:00:00:00:07"));
+    host.answer(IpAddr::from([192, 168, 100, 3]), Some("02:AA:00:00:00:07"));
     let mut snapshot = (*one()).clone();
     let mut other = NodeFacts {
         name: "vm09".to_owned(),

@@ -81,6 +81,7 @@ fn moved() -> Arc<Snapshot> {
 
 fn facts(index: u32, address: &str) -> InterfaceFacts {
     InterfaceFacts {
+        proxy_ndp: false,
         index,
         mtu: 1500,
         up: true,
@@ -109,6 +110,7 @@ fn settings() -> Settings {
     Settings {
         node: "vm02".to_owned(),
         connmark: 0x2000,
+        marks: stagenet::plan::Marks::default(),
         nflog_group: 5,
     }
 }

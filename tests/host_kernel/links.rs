@@ -1,7 +1,7 @@
 //! Routes, proxy neighbours, addresses and settings of interfaces.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 
 use stagenet::host::linux::BackendChoice;
@@ -73,8 +73,8 @@ fn what_bears_no_mark_is_neither_replaced_nor_removed() {
             .into_iter()
             .filter(|change| match change {
                 LinkChange::AddAddress(_) => true,
-                LinkChange::AddRoute(r) => r.destination.addr() == Ipv4Addr::new(192, 168, 100, 3),
-                LinkChange::AddProxy(p) => p.address == Ipv4Addr::new(192, 168, 100, 3),
+                LinkChange::AddRoute(r) => r.destination.addr() == IpAddr::from([192, 168, 100, 3]),
+                LinkChange::AddProxy(p) => p.address == IpAddr::from([192, 168, 100, 3]),
                 _ => false,
             })
             .collect();
@@ -128,15 +128,15 @@ fn one_refused_change_among_many_holds_up_no_other() {
         let mut host = host(BackendChoice::Auto);
         let mut changes: Vec<_> = (0..300u32)
             .map(|n| {
-                LinkChange::AddRoute(Route {
-                    destination: Ipv4Addr::from(0x0a01_0000 + n).into(),
-                    via: Via::Loopback,
-                })
+                LinkChange::AddRoute(Route::main(
+                    IpAddr::from(std::net::Ipv4Addr::from_bits(0x0a01_0000 + n)).into(),
+                    Via::Loopback,
+                ))
             })
             .collect();
         changes.push(LinkChange::AddProxy(ProxyNeighbour {
             interface: name("eth9"),
-            address: Ipv4Addr::new(10, 1, 0, 1),
+            address: IpAddr::from([10, 1, 0, 1]),
         }));
         let mut errors: Vec<_> = world
             .run(host.change_links(&changes))

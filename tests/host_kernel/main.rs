@@ -10,7 +10,7 @@ mod tables;
 mod wire;
 
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -112,7 +112,7 @@ fn both(test: impl Fn(&World, BackendChoice)) {
 }
 
 fn wanted() -> Vec<LinkChange> {
-    let vip = |last| Ipv4Addr::new(192, 168, 100, last);
+    let vip = |last| IpAddr::from([192, 168, 100, last]);
     let mut changes = vec![
         LinkChange::Set(
             name("eth1"),
@@ -133,14 +133,11 @@ fn wanted() -> Vec<LinkChange> {
         ),
         LinkChange::AddAddress(GatewayAddress {
             interface: name("eth1"),
-            address: Ipv4Addr::new(192, 168, 200, 254),
+            address: IpAddr::from([192, 168, 200, 254]),
         }),
     ];
     for last in 3..=8 {
-        changes.push(LinkChange::AddRoute(Route {
-            destination: vip(last).into(),
-            via: Via::Loopback,
-        }));
+        changes.push(LinkChange::AddRoute(Route::main(vip(last).into(), Via::Loopback)));
         changes.push(LinkChange::AddProxy(ProxyNeighbour {
             interface: name("eth0"),
             address: vip(last),
@@ -151,6 +148,7 @@ fn wanted() -> Vec<LinkChange> {
         ("198.51.100.0/24", Via::Link(name("eth1"))),
     ] {
         changes.push(LinkChange::AddRoute(Route {
+            table: 254,
             destination: destination.parse().unwrap(),
             via,
         }));

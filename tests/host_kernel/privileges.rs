@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::process::Command;
 
 use stagenet::host::linux::BackendChoice;
@@ -68,11 +68,14 @@ async fn all_effects() {
         assert_eq!(host.read_table(Family::V4, Table::Mangle, None).await.unwrap().chains.len(), 2);
         host.change_links(&wanted()).await.unwrap();
         assert_eq!(host.read_links().await.unwrap().proxies.len(), 6);
-        let eth0 = BTreeMap::from([(name("eth0"), BTreeSet::from([Ipv4Addr::new(192, 168, 100, 9)]))]);
+        let eth0 = BTreeMap::from([(name("eth0"), BTreeSet::from([IpAddr::from([192, 168, 100, 9])]))]);
         assert_eq!(host.probe(&eth0).await.unwrap().len(), 1);
-        host.announce(&BTreeMap::from([(name("eth0"), BTreeSet::from([Ipv4Addr::new(192, 168, 100, 3)]))]))
-            .await
-            .unwrap();
+        host.announce(&BTreeMap::from([(
+            name("eth0"),
+            BTreeSet::from([IpAddr::from([192, 168, 100, 3])]),
+        )]))
+        .await
+        .unwrap();
         host.sweep_flows(&FlowPolicy::default()).await.unwrap();
         host.denied().await.unwrap();
         assert!(next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some());
@@ -108,7 +111,7 @@ async fn all_denied() {
         assert!(errors.len() == wanted().len() + 1 && errors.iter().all(denied), "{errors:?}");
         let error = host.sweep_flows(&FlowPolicy::default()).await.unwrap_err();
         assert!(denied(&error), "{error:?}");
-        let eth0 = BTreeMap::from([(name("eth0"), BTreeSet::from([Ipv4Addr::new(192, 168, 100, 9)]))]);
+        let eth0 = BTreeMap::from([(name("eth0"), BTreeSet::from([IpAddr::from([192, 168, 100, 9])]))]);
         let error = host.probe(&eth0).await.unwrap_err();
         assert!(denied(&error), "{error:?}");
         let findings = host.preflight(&BTreeSet::new(), &BTreeSet::new()).await.unwrap();

@@ -1,7 +1,7 @@
 //! The connection table, ARP, and what the kernel tells.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -24,10 +24,10 @@ fn flows_that_the_plan_does_not_agree_with_are_deleted_and_no_others() {
             > /run/flows; while read -r l; do conntrack $l >/dev/null 2>&1 || exit 1; done < /run/flows; \
             conntrack -I -w 7 -p udp -t 300 -s 192.168.100.9 -d 192.168.100.4 --sport 5 --dport 53 -r 192.168.200.3 -q 192.168.100.9 --reply-port-src 53 --reply-port-dst 5 >/dev/null",
         );
-        let vip = |last| Ipv4Addr::new(192, 168, 100, last);
+        let vip = |last| IpAddr::from([192, 168, 100, last]);
         let mapped = stagenet::plan::MappedFlow {
             ports: Some((6, PortRange::new(80, 80).unwrap())),
-            target: Ipv4Addr::new(192, 168, 200, 3),
+            target: IpAddr::from([192, 168, 200, 3]),
             target_first: None,
             source_translation: stagenet::api::network::SourceTranslation::Preserve,
         };
@@ -53,7 +53,7 @@ fn strangers_are_found_by_probes_and_announcements_are_seen() {
     isolated("wire::strangers_are_found_by_probes_and_announcements_are_seen", || {
         let world = World::new();
         let mut host = host(BackendChoice::Auto);
-        let vip = |last| Ipv4Addr::new(192, 168, 100, last);
+        let vip = |last| IpAddr::from([192, 168, 100, last]);
         world.outside.sh("ip addr add 192.168.100.7/24 dev eth0");
         let mac = world
             .outside
@@ -134,7 +134,7 @@ fn others_changes_are_told_with_their_maker_and_our_own_are_not() {
             assert!(by.as_ref().is_some_and(|by| by.starts_with("iptables")), "{by:?}");
             assert_eq!(chains, ["mangle/FORWARD", "mangle/SNET-FO-AABBCCDD", "mangle/SNET-FWD"]);
 
-            let vip = Ipv4Addr::new(192, 168, 100, 3);
+            let vip = IpAddr::from([192, 168, 100, 3]);
             host.change_links(&wanted()).await.unwrap();
             tokio::time::sleep(Duration::from_millis(1500)).await;
             while events.try_recv().is_ok() {}

@@ -4,7 +4,7 @@
 //! So nobody answers on his own, and what arrives is just what the gateway let through.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -141,7 +141,7 @@ impl Gateway {
             destination: probe.destination,
             content,
         };
-        let packet = Packet::new(&interface(probe.segment), probe.source, probe.destination, payload);
+        let packet = Packet::new(&interface(probe.segment), probe.source.into(), probe.destination.into(), payload);
         let packet = if let Kind::Reset(_) = probe.kind {
             packet.invalid()
         } else {
@@ -262,6 +262,13 @@ fn key(frame: &Frame) -> (u32, bool) {
     (frame.token, matches!(frame.content, Content::Echo { reply: true, .. }))
 }
 
+fn v4(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("{address} is no IPv4 address"),
+    }
+}
+
 /// What should arrive where, by the tracer's word.
 fn expectation(segment: u8, frame: &Frame, trace: &Trace) -> Option<((u32, bool), (u8, Frame))> {
     let mut arriving = *frame;
@@ -270,7 +277,7 @@ fn expectation(segment: u8, frame: &Frame, trace: &Trace) -> Option<((u32, bool)
             let output = trace.packet.output.as_ref().unwrap().as_str();
             // A packet to a virtual address that nothing translates goes in circles over lo until its hops are used up.
             let out = output.strip_prefix("eth")?.parse::<u8>().unwrap() + 1;
-            (arriving.source, arriving.destination) = (trace.packet.source, trace.packet.destination);
+            (arriving.source, arriving.destination) = (v4(trace.packet.source), v4(trace.packet.destination));
             let answering = frame.token & ANSWER != 0;
             arriving.content = match content {
                 Content::Udp { from, .. } if !answering => Content::Udp {

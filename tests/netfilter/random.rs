@@ -54,8 +54,8 @@ pub fn dialled() -> impl Strategy<Value = Ipv4Addr> {
     ]
 }
 
-fn prefix(address: impl Strategy<Value = Ipv4Addr>) -> impl Strategy<Value = ipnet::Ipv4Net> {
-    (address, prop::sample::select(vec![0, 8, 16, 24, 31, 32])).prop_map(|(a, length)| ipnet::Ipv4Net::new(a, length).unwrap().trunc())
+fn prefix(address: impl Strategy<Value = Ipv4Addr>) -> impl Strategy<Value = ipnet::IpNet> {
+    (address, prop::sample::select(vec![0, 8, 16, 24, 31, 32])).prop_map(|(a, length)| ipnet::IpNet::new(a.into(), length).unwrap().trunc())
 }
 
 fn ports() -> impl Strategy<Value = PortRange> {
@@ -74,7 +74,7 @@ fn interface(names: &'static [&'static str]) -> impl Strategy<Value = IfName> {
 fn protocol() -> impl Strategy<Value = Match> {
     prop_oneof![
         3 => (transport(), ports()).prop_map(|(t, p)| Match::DestinationPorts(t, p)),
-        1 => Just(Match::IcmpEchoRequest),
+        1 => Just(Match::Icmp(8)),
     ]
 }
 
@@ -112,7 +112,7 @@ fn destinations() -> BoxedStrategy<DraftTarget> {
 }
 
 fn sources() -> BoxedStrategy<DraftTarget> {
-    let snat = dialled().prop_map(|to| DraftTarget::Other(Target::Snat { to }));
+    let snat = dialled().prop_map(|to| DraftTarget::Other(Target::Snat { to: to.into() }));
     prop_oneof![2 => snat, 2 => simple(vec![Target::Masquerade]), 1 => simple(vec![Target::Return, Target::Accept]), 2 => lead()].boxed()
 }
 
@@ -162,7 +162,7 @@ impl Draft {
             DraftTarget::Lead { jump: true, skip } => Target::Jump(name(&format!("{prefix}{}", chain + skip))),
             DraftTarget::Lead { skip, .. } => Target::Goto(name(&format!("{prefix}{}", chain + skip))),
             DraftTarget::Dnat { to, first } => Target::Dnat {
-                to,
+                to: to.into(),
                 ports: first
                     .zip(moved)
                     .map(|(first, from)| (PortRange::new(first, first + from.span()).unwrap(), from.first())),
@@ -238,7 +238,7 @@ fn fence_v6() -> impl Strategy<Value = TableRules> {
         .prop_map(|(input, kind, drop)| {
             let input = input.map(Match::In);
             let target = if drop { Target::Drop } else { Target::Return };
-            Rule::new(Owner::Base, input.into_iter().chain([Match::NeighbourDiscovery(kind)]), target)
+            Rule::new(Owner::Base, input.into_iter().chain([Match::Icmp(kind)]), target)
         });
     vec(rule, 0..5).prop_map(|rules| TableRules {
         hooks: [(Hook::Input, name("IN"))].into(),

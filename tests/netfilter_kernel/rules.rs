@@ -1,12 +1,12 @@
 //! What is rendered is accepted and read back, a refusal names its rule, and a small change writes little.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::Command;
 
 use proptest::prelude::*;
 use stagenet::netfilter::rules::Hook;
-use stagenet::netfilter::tree::{Key, dispatch};
+use stagenet::netfilter::tree::{Entries, Key, dispatch};
 use stagenet::netfilter::{Family, Match, Owner, Rule, Ruleset, Table, TableRules, Target, dump, render};
 
 use crate::lab::{Backend, Ns, isolated};
@@ -79,16 +79,19 @@ fn a_refused_rule_is_found_and_nothing_is_half_applied() {
 fn one_change_among_5000_mappings_rewrites_one_small_chain() {
     isolated("rules::one_change_among_5000_mappings_rewrites_one_small_chain", || {
         let target = |n: u32, to: u8| {
-            let address = Ipv4Addr::from_bits(Ipv4Addr::new(10, 9, 0, 0).to_bits() + n);
+            let address = ipnet::IpNet::from(IpAddr::V4(Ipv4Addr::from_bits(Ipv4Addr::new(10, 9, 0, 0).to_bits() + n)));
             let to = Ipv4Addr::new(10, 2, 0, to);
             let rule = Rule::new(
                 Owner::Mapping(format!("default/vm{n}")),
-                [Match::Destination(address.into())],
-                Target::Dnat { to, ports: None },
+                [Match::Destination(address)],
+                Target::Dnat {
+                    to: to.into(),
+                    ports: None,
+                },
             );
             (address, vec![rule])
         };
-        let ruleset_of = |entries: &BTreeMap<Ipv4Addr, Vec<Rule>>| {
+        let ruleset_of = |entries: &Entries| {
             let mut nat = TableRules::default();
             nat.hooks.insert(Hook::Prerouting, name("DNAT"));
             dispatch(&mut nat.chains, &name("DNAT"), Key::Destination, entries);

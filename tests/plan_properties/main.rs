@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use stagenet::api::{NatMapping, StagingNetwork};
 use stagenet::netfilter::IfName;
 use stagenet::plan::verdict::Claim;
-use stagenet::plan::{HostOptions, HostPlan, InterfaceFacts, MappingState, NodeFacts, Verdicts, World, host_plan, judge};
+use stagenet::plan::{HostOptions, HostPlan, InterfaceFacts, KernelFacts, MappingState, NodeFacts, Verdicts, World, host_plan, judge};
 
 const NODE: &str = "vm02";
 
@@ -181,6 +181,7 @@ fn facts(missing: u8) -> NodeFacts {
         ..InterfaceFacts::default()
     };
     NodeFacts {
+        kernel: KernelFacts::default(),
         name: NODE.into(),
         labels: None,
         interfaces: interfaces

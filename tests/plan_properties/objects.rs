@@ -1,9 +1,9 @@
 //! Properties of verdicts and plans: order means nothing, nobody harms another, and plans are whole.
 
 use std::collections::BTreeSet;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::strategy::ValueTree;
@@ -80,9 +80,9 @@ proptest! {
         let rules = plan.ruleset.tables.values().flat_map(|t| t.chains.values().flatten());
         prop_assert!(!rules.into_iter().any(|rule| rule.owner == owner));
         let claimed: BTreeSet<&str> = without.mappings.iter().map(|m| m.spec.r#virtual.text()).collect();
-        if !claimed.contains(gone.spec.r#virtual.text()) && let Ok(address) = gone.spec.r#virtual.text().parse::<Ipv4Addr>() {
+        if !claimed.contains(gone.spec.r#virtual.text()) && let Ok(address) = gone.spec.r#virtual.text().parse::<IpAddr>() {
             prop_assert!(!plan.proxies.iter().any(|p| p.address == address));
-            prop_assert!(!plan.routes.iter().any(|r| r.destination == Ipv4Net::from(address)));
+            prop_assert!(!plan.routes.iter().any(|r| r.destination == IpNet::from(address)));
             prop_assert!(!plan.flows.mappings.contains_key(&address));
         }
         prop_assert_eq!(before, decide(&world).1);

@@ -1,7 +1,7 @@
 //! Packets on a node that holds the plan: nothing enters or leaves but what the world says.
 
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -28,13 +28,13 @@ fn kernel(world: &World, plan: &HostPlan) -> Node {
         match &route.via {
             Via::Loopback => node = node.with_route(route.destination, &name("lo")),
             Via::Link(interface) => node = node.with_route(route.destination, interface),
-            Via::Gateway(_) => {}
+            Via::Gateway(_) | Via::Blackhole => {}
         }
     }
     node
 }
 
-fn addresses() -> Vec<Ipv4Addr> {
+fn addresses() -> Vec<IpAddr> {
     let named = VIRTUALS.iter().chain(&TARGETS).filter_map(|a| a.parse().ok());
     let more = [
         "8.8.8.8",
@@ -58,7 +58,7 @@ fn payloads() -> impl Strategy<Value = Payload> {
 }
 
 /// Whether the world says that `source` may open a connection to `destination`, leaving by `output`.
-fn may_leave(verdicts: &Verdicts, plan: &HostPlan, input: &str, source: Ipv4Addr, destination: Ipv4Addr, output: &str) -> bool {
+fn may_leave(verdicts: &Verdicts, plan: &HostPlan, input: &str, source: IpAddr, destination: IpAddr, output: &str) -> bool {
     let claimed = verdicts
         .mappings
         .values()

@@ -19,7 +19,9 @@ use tokio::sync::mpsc;
 use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, ObservedLinks};
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
-use crate::plan::{FlowPolicy, FlowTuple, GatewayAddress, InterfaceFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Via};
+use crate::plan::{
+    FlowPolicy, FlowTuple, GatewayAddress, InterfaceFacts, KernelFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Via,
+};
 use tables::FakeTable;
 
 /// Events that wait for the agent; more are lost.
@@ -38,6 +40,8 @@ pub enum Call {
     Restore,
     /// [`Host::read_links`]
     ReadLinks,
+    /// [`Host::kernel`]
+    Kernel,
     /// [`Host::change_links`]
     ChangeLinks,
     /// [`Host::sweep_flows`]
@@ -88,6 +92,7 @@ struct State {
     tables: BTreeMap<(Family, Table), FakeTable>,
     routes: BTreeSet<Route>,
     policy_rules: BTreeSet<PolicyRule>,
+    kernel: KernelFacts,
     foreign_routes: BTreeSet<Route>,
     proxies: BTreeSet<ProxyNeighbour>,
     addresses: BTreeSet<GatewayAddress>,
@@ -251,6 +256,12 @@ impl Host for FakeHost {
         let mut state = self.lock();
         state.enter(Call::Interfaces)?;
         Ok(state.interfaces.clone())
+    }
+
+    async fn kernel(&mut self) -> Result<KernelFacts, HostError> {
+        let mut state = self.lock();
+        state.enter(Call::Kernel)?;
+        Ok(state.kernel.clone())
     }
 
     async fn preflight(&mut self, _outside: &BTreeSet<IfName>, _inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError> {

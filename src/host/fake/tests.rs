@@ -16,6 +16,7 @@ fn iface(name: &str) -> IfName {
 
 fn route(destination: &str, via: Via) -> Route {
     Route {
+        table: 254,
         destination: destination.parse().unwrap(),
         via,
     }
@@ -133,7 +134,7 @@ async fn failures_come_when_asked_for_and_have_no_effect() {
 async fn links_keep_foreign_routes_and_remember_what_was_found() {
     let mut host = FakeHost::new();
     host.add_interface("eth1", InterfaceFacts::default());
-    host.add_foreign_route(route("192.0.2.0/24", Via::Gateway(IpAddr::new(10, 0, 0, 1))));
+    host.add_foreign_route(route("192.0.2.0/24", Via::Gateway(IpAddr::from([10, 0, 0, 1]))));
     let eth1 = iface("eth1");
     let before = host.settings(&eth1).unwrap();
     let on = LinkSettings {
@@ -185,10 +186,10 @@ async fn meddling_is_told_and_our_own_restore_is_not() {
 #[tokio::test]
 async fn strangers_answer_and_announcements_are_remembered() {
     let mut host = FakeHost::new();
-    let taken = IpAddr::new(192, 0, 2, 3);
+    let taken = IpAddr::from([192, 0, 2, 3]);
     host.answer(taken, Some("02:00:00:00:00:01"));
-    host.answer(IpAddr::new(192, 0, 2, 9), Some("02:00:00:00:00:02"));
-    let asked = BTreeMap::from([(iface("eth0"), BTreeSet::from([taken, IpAddr::new(192, 0, 2, 4)]))]);
+    host.answer(IpAddr::from([192, 0, 2, 9]), Some("02:00:00:00:00:02"));
+    let asked = BTreeMap::from([(iface("eth0"), BTreeSet::from([taken, IpAddr::from([192, 0, 2, 4])]))]);
     assert_eq!(
         host.probe(&asked).await.unwrap(),
         BTreeMap::from([(taken, "02:00:00:00:00:01".to_owned())])

@@ -60,16 +60,18 @@ fn tuple(bytes: &[u8]) -> Tuple {
 
 /// The flow of one entry. None for what is not IPv4.
 fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
-    let (mut original, mut reply, mut mark) = (Tuple::default(), Tuple::default(), 0);
+    let (mut original, mut reply, mut mark, mut zone) = (Tuple::default(), Tuple::default(), 0, 0);
     for (kind, value) in answer.attributes(NFGENMSG) {
         match kind {
             CTA_TUPLE_ORIG => original = tuple(value),
             CTA_TUPLE_REPLY => reply = tuple(value),
+            CTA_ZONE => zone = <[u8; 2]>::try_from(value).map_or(0, u16::from_be_bytes),
             CTA_MARK => mark = <[u8; 4]>::try_from(value).map_or(0, u32::from_be_bytes),
             _ => {}
         }
     }
     Some(FlowTuple {
+        zone,
         protocol: original.protocol,
         source: original.source?,
         destination: original.destination?,

@@ -34,7 +34,7 @@ use tokio::time::sleep;
 use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, ObservedLinks};
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
-use crate::plan::{FlowPolicy, InterfaceFacts};
+use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts};
 use arp::Port;
 use generation::Own;
 use netlink::Netlink;
@@ -150,6 +150,10 @@ impl Host for LinuxHost {
 
     async fn interfaces(&mut self) -> Result<BTreeMap<String, InterfaceFacts>, HostError> {
         kernel("reading interfaces", || observe::interfaces(&mut Netlink::open(NETLINK_ROUTE)?)).await
+    }
+
+    async fn kernel(&mut self) -> Result<KernelFacts, HostError> {
+        Ok(KernelFacts::default())
     }
 
     async fn preflight(&mut self, outside: &BTreeSet<IfName>, inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError> {
@@ -279,6 +283,14 @@ impl Host for LinuxHost {
 
 /// Those that are asked for and announced by ARP.
 fn ipv4(addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> BTreeMap<IfName, BTreeSet<Ipv4Addr>> {
-    let of = |all: &BTreeSet<IpAddr>| all.iter().filter_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None }).collect::<BTreeSet<_>>();
-    addresses.iter().map(|(name, all)| (name.clone(), of(all))).filter(|(_, of)| !of.is_empty()).collect()
+    let of = |all: &BTreeSet<IpAddr>| {
+        all.iter()
+            .filter_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None })
+            .collect::<BTreeSet<_>>()
+    };
+    addresses
+        .iter()
+        .map(|(name, all)| (name.clone(), of(all)))
+        .filter(|(_, of)| !of.is_empty())
+        .collect()
 }

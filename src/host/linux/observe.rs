@@ -174,7 +174,8 @@ pub(super) fn our_route(answer: &Answer<'_>, names: &BTreeMap<u32, IfName>) -> O
     let [family, prefix, _, _, header_table, protocol, ..] = *answer.body else {
         return None;
     };
-    let (mut destination, mut out, mut gateway, mut table) = (IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), None, None, u32::from(header_table));
+    let (mut destination, mut out, mut gateway, mut table) =
+        (IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), None, None, u32::from(header_table));
     for (kind, value) in answer.attributes(RTMSG) {
         match kind {
             RTA_DST => destination = ipv4(value)?,
@@ -306,6 +307,7 @@ pub(super) fn interfaces(netlink: &mut Netlink) -> io::Result<BTreeMap<String, I
             .map(|((_, net), _)| *net)
             .collect(),
         rp_filter: link.settings.rp_filter.unwrap_or_default().max(all),
+        proxy_ndp: false,
         master: link.master.and_then(|index| names.get(&index).cloned()),
     };
     Ok(links.into_iter().map(|(name, link)| (name, facts(link))).collect())

@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn what_went_and_what_was_set_is_told_and_what_came_is_not() {
         let look = |proxies: &[u8], settings: &[(u32, bool)]| Unannounced {
-            proxies: proxies.iter().map(|last| (2, IpAddr::new(192, 0, 2, *last))).collect(),
+            proxies: proxies.iter().map(|last| (2, IpAddr::from([192, 0, 2, *last]))).collect(),
             settings: settings
                 .iter()
                 .map(|(index, redirects)| (*index, (Some(*redirects), Some(0))))
@@ -96,7 +96,7 @@ mod tests {
         };
         let before = look(&[3, 4], &[(2, false)]);
         assert_eq!(look(&[3, 4, 5], &[(2, false), (3, true)]).since(&before), []);
-        assert_eq!(look(&[4], &[]).since(&before), [HostEvent::ProxyGone(IpAddr::new(192, 0, 2, 3))]);
+        assert_eq!(look(&[4], &[]).since(&before), [HostEvent::ProxyGone(IpAddr::from([192, 0, 2, 3]))]);
         assert_eq!(look(&[3, 4], &[(2, true)]).since(&before), [HostEvent::Links]);
     }
 }

@@ -54,15 +54,21 @@ fn networks() {
             "must not reach into 255.255.255.255/32 (broadcast)",
         ),
         (
-            json!({"outside": {"addresses": ["fd00::/64"]}}),
-            "must be an IPv4 prefix, IPv6 is not served: got \"fd00::/64\"",
+            json!({"outside": {"addresses": ["FD00::/64"]}}),
+            "must be a prefix in canonical form",
         ),
         (
             json!({"outside": {"addresses": ["10.0.0.0/08"]}}),
-            "must be an IPv4 prefix such as 192.168.100.0/24",
+            "must be a prefix in canonical form, such as 192.168.100.0/24",
         ),
-        (json!({"outside": {"addresses": ["010.0.0.0/8"]}}), "must be an IPv4 prefix such as"),
-        (json!({"outside": {"addresses": ["10.0.0.1"]}}), "must be an IPv4 prefix such as"),
+        (
+            json!({"outside": {"addresses": ["010.0.0.0/8"]}}),
+            "must be a prefix in canonical form",
+        ),
+        (
+            json!({"outside": {"addresses": ["10.0.0.1"]}}),
+            "must be a prefix in canonical form",
+        ),
         (
             json!({"outside": {"addresses": ["10.0.0.0/24", "10.0.0.0/24"]}}),
             "spec.outside.addresses[1] must be listed once",
@@ -116,11 +122,11 @@ fn mappings() {
     for (change, wanted) in [
         (
             json!({"virtual": {"address": "192.168.100.03"}}),
-            "spec.virtual.address must be an IPv4 address such as 192.168.100.3: got \"192.168.100.03\"",
+            "spec.virtual.address must be an IP address in canonical form, such as 192.168.100.3 or fd00:100::3: got \"192.168.100.03\"",
         ),
         (
-            json!({"virtual": {"address": "fd00::3"}}),
-            "spec.virtual.address must be an IPv4 address, IPv6 is not served",
+            json!({"virtual": {"address": "fd00:0::3"}}),
+            "spec.virtual.address must be an IP address in canonical form",
         ),
         (json!({"virtual": {"address": "0.0.0.0"}}), "must not be in 0.0.0.0/8"),
         (

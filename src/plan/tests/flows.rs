@@ -14,6 +14,7 @@ const GATEWAY: &str = "192.168.200.2";
 /// Who dialled what; who answers, to whom.
 fn flow(protocol: u8, source: &str, dialled: (&str, u16), answers: (&str, u16), to: &str) -> FlowTuple {
     FlowTuple {
+        zone: 0,
         protocol,
         source: source.parse().unwrap(),
         destination: dialled.0.parse().unwrap(),

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::rules::network_hash;
 use super::super::testing::{mapping, network, node, plan, seed};
-use super::super::{HostPlan, NodeFacts, Via, World};
+use super::super::{HostPlan, NodeFacts, PolicyRule, RuleAction, TABLE_MAIN, Via, World};
 use crate::api::StagingNetworkStatus;
 use crate::api::network::ActiveGateway;
 use crate::netfilter::path::{Fate, Node, Trace};
@@ -29,12 +29,22 @@ fn kernel(facts: &NodeFacts, plan: &HostPlan) -> Node {
         node = node.with_address(&address.interface, address.address.into());
     }
     for route in &plan.routes {
-        node = match &route.via {
-            Via::Loopback => node.with_route(route.destination, &link("lo")),
-            Via::Link(interface) => node.with_route(route.destination, interface),
-            Via::Gateway(_) => node,
+        let to = match &route.via {
+            Via::Loopback => &link("lo"),
+            Via::Link(interface) => interface,
+            Via::Gateway(_) | Via::Blackhole => continue,
         };
+        if route.table == TABLE_MAIN {
+            node = node.with_route(route.destination, to);
+            continue;
+        }
+        let asks = |rule: &&PolicyRule| rule.action == RuleAction::Lookup(route.table);
+        for mark in plan.policy_rules.iter().filter(asks).filter_map(|rule| rule.mark) {
+            node.marked_routes.push((mark, route.destination, to.clone()));
+        }
     }
+    node.marked_routes
+        .sort_by_key(|(_, prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
     node
 }
 
@@ -352,10 +362,11 @@ fn an_inside_interface_is_fenced_before_it_exists() {
 #[test]
 fn nothing_leaves_by_ipv6() {
     let mut lab = Lab::new(&two(&json!({})));
-    let message = |lab: &Lab, input: &str, payload| lab.node.trace(&lab.rules, Packet::v6(&link(input), payload)).fate;
-    assert_eq!(message(&lab, "eth1", Payload::Icmp6(135)), Fate::Local);
-    assert!(matches!(message(&lab, "eth1", SSH), Fate::Dropped(_)));
-    assert_eq!(message(&lab, "eth0", SSH), Fate::Local);
+    lab.node = lab.node.with_address(&link("eth1"), "fd00:200::2/128".parse().unwrap());
+    let message = |lab: &Lab, input: &str, to: &str, payload| lab.send(input, "fd00:200::3", to, payload).fate;
+    assert_eq!(message(&lab, "eth1", "fd00:200::2", Payload::Icmp(135)), Fate::Local);
+    assert!(matches!(message(&lab, "eth1", "fd00:200::2", SSH), Fate::Dropped(_)));
+    assert_eq!(message(&lab, "eth0", "fd00:200::2", SSH), Fate::Local);
     for (output, input, passes) in [
         ("eth0", "eth1", false),
         ("eth1", "eth0", false),
@@ -364,8 +375,12 @@ fn nothing_leaves_by_ipv6() {
         ("eth2", "eth2", true),
         ("eth3", "eth0", true),
     ] {
-        lab.node.v6_output = Some(link(output));
-        assert_eq!(message(&lab, input, SSH) == Fate::Forwarded, passes, "{input} to {output}");
+        lab.node = lab.node.with_route("::/0".parse().unwrap(), &link(output));
+        assert_eq!(
+            message(&lab, input, "2001:db8::1", SSH) == Fate::Forwarded,
+            passes,
+            "{input} to {output}"
+        );
     }
 }
 

@@ -84,7 +84,7 @@ fn reasons_by_one_mapping() {
             "192.168.200.4",
             json!({}),
             reasons::INVALID,
-            "spec.virtual.address must be an IPv4 address",
+            "spec.virtual.address must be an IP address in canonical form",
         ),
     ] {
         assert_refused(&with(address, target, change), reason, says);

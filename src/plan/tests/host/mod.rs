@@ -4,7 +4,7 @@ mod clients;
 mod interfaces;
 mod roles;
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use serde_json::Value;
 
@@ -18,12 +18,13 @@ fn link(name: &str) -> IfName {
     IfName::new(name).unwrap()
 }
 
-fn address(text: &str) -> Ipv4Addr {
+fn address(text: &str) -> IpAddr {
     text.parse().unwrap()
 }
 
 fn route(destination: &str, via: Via) -> Route {
     Route {
+        table: 254,
         destination: destination.parse().unwrap(),
         via,
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ipnet::Ipv4Net;
+use ipnet::IpNet;
 use serde_json::json;
 
 use super::{address, cluster, link, plan_of, planned, route};
@@ -161,10 +161,11 @@ fn mappings_that_this_node_cannot_program() {
 fn facts_of_a_node_are_found_by_name_only() {
     let mut world = seed();
     world.nodes.push(NodeFacts {
+        kernel: Default::default(),
         name: "elsewhere".into(),
         labels: Some(BTreeMap::new()),
         interfaces: BTreeMap::new(),
     });
     assert_eq!(plan_of(&world, "elsewhere"), HostPlan::default());
-    assert_eq!(Ipv4Net::from(address("192.168.100.3")).prefix_len(), 32);
+    assert_eq!(IpNet::from(address("192.168.100.3")).prefix_len(), 32);
 }
