@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use stagenet::api::decode::{Manifests, decode};
@@ -66,6 +67,8 @@ fn bad_objects_are_refused_and_told_what_must_be() {
 fn one_mistake_is_told_once() {
     for (name, text) in fixtures("invalid") {
         let problems = read(&name, &text).problems;
+        // What is wrong at both ends in the same way is said of both.
+        let messages: BTreeSet<&str> = problems.iter().map(|problem| problem.message.as_str()).collect();
         // Both ends of a misspelt required field are told: that the right one is missing, and that the wrong one is unknown.
         // 0.0.0.0/0 is wrong in more than one way.
         let most = match () {
@@ -73,7 +76,7 @@ fn one_mistake_is_told_once() {
             () if text.contains("0.0.0.0/0") => 3,
             () => 1,
         };
-        assert!(problems.len() <= most, "{name}: {problems:#?}");
+        assert!(messages.len() <= most, "{name}: {problems:#?}");
     }
 }
 

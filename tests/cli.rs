@@ -137,7 +137,11 @@ fn bad_input_is_named_and_harms_nobody_else() {
             bad("192.168.100.4", "192.168.200.4", "").replace("NatMapping", "NatMaping"),
             &["NatMaping", "NatMapping"],
         ),
-        ("IPv6", bad("'2001:db8::4'", "192.168.200.4", ""), &["bad", "virtual.address"]),
+        (
+            "IPv6 to IPv4",
+            bad("'2001:db8::4'", "192.168.200.4", ""),
+            &["bad", "family of virtual.address"],
+        ),
         (
             "port 0",
             bad("192.168.100.4", "192.168.200.4", "  ports: [{protocol: TCP, port: 0}]\n"),

@@ -57,12 +57,14 @@ fn namespaces_default_and_do_not_cling_to_networks() {
 
 #[test]
 fn what_is_wrong_is_named_and_harms_nobody_else() {
-    let text = format!("{}---\n{NETWORK}", MAPPING.replace("address: 192.168.200.3", "address: fe80::1"));
+    let text = format!("{}---\n{NETWORK}", MAPPING.replace("address: 192.168.200.3", "address: vm03"));
     let got = one(&text);
     assert_eq!(got.networks.len(), 1);
     assert_eq!(
         said(&text),
-        ["a.yaml: document 1: NatMapping default/vm03: spec.target.address: must be an IPv4 address, such as 192.168.100.3"]
+        [
+            "a.yaml: document 1: NatMapping default/vm03: spec.target.address: must be an IPv4 or IPv6 address, such as 192.168.100.3 or 2001:db8::3"
+        ]
     );
 }
 

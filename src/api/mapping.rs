@@ -26,12 +26,13 @@ use super::schema;
     derive = "PartialEq",
     selectable = ".spec.networkRef.name",
     cel,
-    doc = "One claim: a virtual address outside, or ports of it, leads to a machine in a closed network. The address exists nowhere else: the network's \
+    doc = "One claim: a virtual address outside, or ports of it, or a whole prefix, leads to a machine in a closed network, or to several. With side \
+           Inside it is the other way round: a virtual address inside leads to a server outside. The address exists nowhere else: the network's \
            gateway answers for it and translates. Of two claims to the same address and port the older one stands. Deleting the mapping stops new and \
            open connections. `kubectl wait --for=condition=Ready natmapping/NAME` returns once the gateway that serves it has it in its kernel.",
     validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters long"),
-    printcolumn(name = "Virtual", type_ = "string", json_path = ".spec.virtual.address"),
-    printcolumn(name = "Target", type_ = "string", json_path = ".spec.target.address"),
+    printcolumn(name = "Virtual", type_ = "string", json_path = ".spec.virtual.*"),
+    printcolumn(name = "Target", type_ = "string", json_path = ".spec.target.*"),
     printcolumn(name = "Network", type_ = "string", json_path = ".spec.networkRef.name"),
     printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gateway"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
@@ -45,20 +46,50 @@ use super::schema;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
+    validation = Rule::new(
+        "has(self.virtual.address) == has(self.virtual.prefix) || has(self.target.address) == has(self.target.prefix) \
+         || has(self.virtual.prefix) == has(self.target.prefix)"
+    ).message("target must have what virtual has: both an address, or both a prefix"),
     validation = Rule::new("!has(self.virtual.address) || !has(self.target.address) || self.virtual.address != self.target.address")
-        .message("target.address must differ from virtual.address: a virtual address must not exist inside")
+        .message("target.address must differ from virtual.address: an address has one place"),
+    validation = Rule::new("!has(self.virtual.prefix) || !has(self.target.prefix) || self.virtual.prefix != self.target.prefix")
+        .message("target.prefix must differ from virtual.prefix: an address has one place"),
+    validation = Rule::new(
+        "!has(self.virtual.address) || !has(self.target.address) || !isIP(self.virtual.address) || !isIP(self.target.address) \
+         || ip(self.virtual.address).family() == ip(self.target.address).family()"
+    ).message("target.address must be of the family of virtual.address: IPv4 and IPv6 are not translated into each other"),
+    validation = Rule::new(
+        "!has(self.virtual.prefix) || !has(self.target.prefix) || !isCIDR(self.virtual.prefix) || !isCIDR(self.target.prefix) \
+         || (cidr(self.virtual.prefix).ip().family() == cidr(self.target.prefix).ip().family() \
+         && cidr(self.virtual.prefix).prefixLength() == cidr(self.target.prefix).prefixLength())"
+    ).message("target.prefix must be of the family and length of virtual.prefix"),
+    validation = Rule::new("!has(self.ports) || !has(self.virtual.prefix) || self.ports.all(p, !has(p.targetPort))")
+        .message("ports must have no targetPort with virtual.prefix: a prefix keeps ports as they are"),
+    validation = Rule::new(
+        "!has(self.helpers) || !has(self.ports) || size(self.ports) == 0 || self.helpers.all(h, self.ports.exists(p, \
+         p.port <= h.port && h.port <= (has(p.endPort) ? p.endPort : p.port) && (p.protocol == 'TCP' ? \
+         h.name in ['ftp', 'h323', 'irc', 'pptp', 'sip'] : p.protocol == 'UDP' && h.name in ['amanda', 'h323', 'sip', 'snmp', 'tftp'])))"
+    ).message("helpers must be at ports that the mapping has, in the protocol of the helper: TCP for ftp, irc and pptp, UDP for amanda, snmp and \
+               tftp, either for h323 and sip"),
+    validation = Rule::new(
+        "!has(self.helpers) || self.helpers.all(h, h.name in ['amanda', 'ftp', 'sip', 'tftp']) \
+         || (has(self.virtual.address) ? !isIP(self.virtual.address) || ip(self.virtual.address).family() == 4 \
+         : !has(self.virtual.prefix) || !isCIDR(self.virtual.prefix) || cidr(self.virtual.prefix).ip().family() == 4)"
+    ).message("helpers of an IPv6 mapping must be amanda, ftp, sip or tftp: the kernel has the others for IPv4 only"),
+    validation = Rule::new("!has(self.side) || self.side != 'Inside' || !has(self.sourceTranslation)")
+        .message("sourceTranslation must not be given with side Inside: machines always leave under an address outside")
 )]
 pub struct NatMappingSpec {
-    /// The network whose pool the virtual address comes from and whose inside the target is in. Immutable: delete the mapping and create it anew to move it.
+    /// The network whose pool the virtual address comes from and whose inside the target is in, or with side Inside the network that dials. Immutable: delete the mapping and create it anew to move it.
     #[x_kube(validation = Rule::new("self == oldSelf").message("is immutable: delete the mapping and create it anew"))]
     pub network_ref: NetworkRef,
-    /// What appears outside.
+    /// What is dialled: an address or a prefix.
     pub r#virtual: VirtualAddress,
-    /// Where it leads.
+    /// Where it leads: an address or a prefix, as in `virtual`.
     pub target: TargetAddress,
     /// The ports that lead to the target, at most 64 entries; packets to other ports of the virtual address are dropped and counted. When omitted, every
     /// protocol and port leads there, ICMP too, one to one, and the machine's own connections leave under the virtual address where the network's `egress`
-    /// lets them. Different mappings can claim different ports of one virtual address.
+    /// lets them. Different mappings can claim different ports of one virtual address. A prefix keeps ports: no `targetPort` then.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     #[x_kube(
@@ -80,10 +111,14 @@ pub struct NatMappingSpec {
     /// None when omitted. What TLS hides cannot be followed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into(), "port".into()]))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".into(), "port".into()]),
+        validation = Rule::new("self.all(h, size(self.filter(q, q.port == h.port)) <= 1)")
+            .message("must have one helper at a port: the kernel runs the first one only")
+    )]
     pub helpers: Vec<HelperUse>,
     /// What the machine sees as the source of a connection. Masquerade: the gateway's own inside address. Preserve: the client's; the machine's route back
-    /// must lead to the gateway. The network's `sourceTranslation` when omitted.
+    /// must lead to the gateway. The network's `sourceTranslation` when omitted. Not with side Inside.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::present::<SourceTranslation>")]
     pub source_translation: Option<SourceTranslation>,
@@ -106,7 +141,8 @@ pub struct VirtualAddress {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::address")]
     pub address: Option<String>,
-    /// A whole prefix, such as 192.168.100.0/26: each of its addresses leads to the address at the same place in `target.prefix`.
+    /// A whole prefix, such as 192.168.100.0/26 or 2001:db8:100::/64: each of its addresses leads to the one at the same place in `target.prefix`. Two
+    /// addresses or more, no wider than /8 (IPv4) or /32 (IPv6). Up to 256 addresses are announced one by one; a larger prefix needs a route to the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::claimed_prefix")]
     pub prefix: Option<String>,
@@ -180,7 +216,7 @@ pub struct PortMapping {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::port")]
     pub end_port: Option<u16>,
-    /// The port at the target, or the first of a range of the same length. 1 to 65535. The same as `port` when omitted.
+    /// The port at the target, or the first of a range of the same length. 1 to 65535. The same as `port` when omitted. Not with `virtual.prefix`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::port")]
     pub target_port: Option<u16>,

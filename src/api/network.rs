@@ -50,6 +50,15 @@ use super::schema;
         "!has(self.protected) || self.outside.addresses.all(p, !isCIDR(p) || self.protected.all(q, !isCIDR(q) || !cidr(q).containsCIDR(p)))"
     ).message("outside.addresses must have no prefix that lies wholly in a protected one: nothing of it could ever be claimed"),
     validation = Rule::new(
+        "self.inside.addresses.all(p, !isCIDR(p) || ((!has(self.outside.sourceAddress) || !isIP(self.outside.sourceAddress) || \
+         !cidr(p).containsIP(self.outside.sourceAddress)) && (!has(self.outside.sourceAddressIPv6) || !isIP(self.outside.sourceAddressIPv6) || \
+         !cidr(p).containsIP(self.outside.sourceAddressIPv6))))"
+    ).message("outside.sourceAddress must not lie in inside.addresses: answers from outside could not find it"),
+    validation = Rule::new(
+        "!has(self.protected) || !has(self.egress) || !has(self.egress.allow) || self.egress.allow.all(r, !isCIDR(r.to) || \
+         self.protected.all(q, !isCIDR(q) || !cidr(q).containsCIDR(r.to)))"
+    ).message("egress.allow must have no prefix that lies wholly in a protected one: nothing of it could ever be reached"),
+    validation = Rule::new(
         "!has(self.outside.interface) || !has(self.inside.interface) || self.outside.interface != self.inside.interface"
     ).message("inside.interface must differ from outside.interface: there would be no fence between the two sides")
 )]
@@ -71,7 +80,7 @@ pub struct StagingNetworkSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::present::<Egress>")]
     pub egress: Option<Egress>,
-    /// Production prefixes, such as 10.0.0.0/8, without host bits, at most 256: never claimable as virtual addresses and never reachable from inside, whatever
+    /// Production prefixes, such as 10.0.0.0/8 or fd00::/8, without host bits, at most 256: never claimable as virtual addresses and never reachable from inside, whatever
     /// else is said. They may cover the inside prefixes, which are a copy of production after all. Nothing is protected when omitted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::any_prefixes")]
@@ -101,17 +110,23 @@ pub struct Gateway {
 /// The outside of a network.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new(
+        "!has(self.sourceAddressIPv6) || (has(self.sourceAddress) && (!isIP(self.sourceAddress) || ip(self.sourceAddress).family() == 4))"
+    ).message("sourceAddressIPv6 must stand beside an IPv4 sourceAddress: without one, write it as sourceAddress")
+)]
 pub struct Outside {
     /// Name of the gateway's interface on the clients' segment, such as eth0, at most 15 characters. When omitted: the one interface whose connected
     /// subnet covers `addresses`, whatever its name on each node.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::interface")]
     pub interface: Option<String>,
-    /// The pool: prefixes from which virtual addresses may be claimed, and nowhere else, such as 192.168.100.0/24. Without host bits, no wider than /8,
-    /// at most 64. Addresses in it that hosts own or that nobody claims are left alone.
+    /// The pool: IPv4 and IPv6 prefixes from which virtual addresses may be claimed, and nowhere else, such as 192.168.100.0/24 or 2001:db8:100::/64.
+    /// Without host bits, no wider than /8 (IPv4) or /32 (IPv6), at most 64. Addresses in it that hosts own or that nobody claims are left alone.
     #[schemars(schema_with = "schema::host_prefixes")]
     pub addresses: Vec<String>,
-    /// Whether the active gateway answers ARP for claimed addresses, so that clients on its outside segment reach them without any route.
+    /// Whether the active gateway answers ARP and neighbour discovery for claimed addresses, so that clients on its outside segment reach them without
+    /// any route. A claimed prefix of more than 256 addresses is never announced so: its clients need a route, see `status.announcement` of the mapping.
     /// True when omitted. False where clients reach the pool by a route to the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::present::<bool>")]
@@ -121,14 +136,14 @@ pub struct Outside {
     #[schemars(schema_with = "schema::present::<ClientRoutes>")]
     pub client_routes: Option<ClientRoutes>,
     /// The address, IPv4 or IPv6, under which machines without a mapping of all protocols leave the network, where `egress` or a mapping of side Inside
-    /// lets them. It may lie in `addresses`, where no mapping can claim it then, or be the gateway's own. When omitted, such machines stay inside and
-    /// mappings of side Inside are not accepted.
+    /// lets them. It must not lie in `inside.addresses`. When omitted, such machines stay inside and mappings of side Inside are not accepted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::address")]
     pub source_address: Option<String>,
-    /// The same for IPv6 where `sourceAddress` is an IPv4 address. Nothing leaves so over IPv6 when omitted.
+    /// The same for IPv6 in a network of both families, whose `sourceAddress` is an IPv4 address. When omitted, machines without a mapping of all
+    /// protocols do not leave over IPv6.
     #[serde(default, rename = "sourceAddressIPv6", skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "schema::address")]
+    #[schemars(schema_with = "schema::ipv6_address")]
     pub source_address_ipv6: Option<String>,
 }
 
@@ -146,7 +161,7 @@ pub struct ClientRoutes {
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new(
-        "!has(self.gatewayAddresses) || self.gatewayAddresses.all(a, !isIP(a) || ip(a).family() != 4 || self.addresses.exists(p, isCIDR(p) && cidr(p).containsIP(a)))"
+        "!has(self.gatewayAddresses) || self.gatewayAddresses.all(a, !isIP(a) || self.addresses.exists(p, isCIDR(p) && cidr(p).containsIP(a)))"
     ).message("gatewayAddresses must lie in inside.addresses")
 )]
 pub struct Inside {
@@ -155,11 +170,12 @@ pub struct Inside {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::interface")]
     pub interface: Option<String>,
-    /// The closed network's own prefixes, such as 192.168.200.0/24. Targets of mappings must lie in here. Without host bits, no wider than /8, at most 64.
+    /// The closed network's own IPv4 and IPv6 prefixes, such as 192.168.200.0/24 or 2001:db8:200::/64. Targets of mappings must lie in here, those of side
+    /// Inside must not. Without host bits, no wider than /8 (IPv4) or /32 (IPv6), at most 64. Several networks can have the same ones: clones.
     #[schemars(schema_with = "schema::host_prefixes")]
     pub addresses: Vec<String>,
     /// Addresses that the active gateway answers for inside, usually that of production's own default gateway, such as 192.168.200.254, so that restored
-    /// machines need no change of settings. They must lie in `addresses`, at most 16. None when omitted.
+    /// machines need no change of settings. They must lie in `addresses`, at most 16. The gateway sends no IPv6 router advertisements. None when omitted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::gateway_addresses")]
     pub gateway_addresses: Vec<String>,
@@ -177,17 +193,21 @@ pub enum SourceTranslation {
 /// What may leave the closed network by itself.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.default == 'Deny' || !has(self.allow) || size(self.allow) == 0")
+        .message("allow must be given with default Deny only: beside Allow it would restrict nothing")
+)]
 pub struct Egress {
-    /// The answer to a new connection from inside to outside. Deny: it is dropped and counted. Allow: machines with a mapping of all protocols may open connections
-    /// and leave under their virtual address; protected prefixes and other closed networks stay out of reach, and machines without such a mapping have
-    /// no address outside and stay inside.
+    /// The answer to a new connection from inside to outside. Deny: it is dropped and counted, unless `allow` or a mapping of side Inside lets it through.
+    /// Allow: it passes. Machines with a mapping of all protocols leave under their virtual address, the others under `outside.sourceAddress`; without one
+    /// they stay inside. Protected prefixes and other closed networks are out of reach in any case.
     pub default: EgressDefault,
     /// Whether denied packets are also sent to NFLOG group 5, at most 5 a second for each network and direction. They are always counted. False when omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::present::<bool>")]
     pub log: Option<bool>,
-    /// What may be reached from inside although `default` is Deny, at most 64 entries. `protected` stays out of reach. Machines with a mapping of all protocols
-    /// leave under their virtual address, the others under `outside.sourceAddress`. Nothing when omitted.
+    /// What may be reached from inside although `default` is Deny, at most 64 entries: only then can it be given. Nothing of `protected` is let through.
+    /// Machines leave under the same addresses as with Allow. Nothing when omitted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub allow: Vec<EgressRule>,
@@ -228,7 +248,7 @@ pub struct EgressPort {
 pub enum EgressDefault {
     /// Dropped and counted.
     Deny,
-    /// Passes under the machine's virtual address.
+    /// Passes under an address outside.
     Allow,
 }
 
@@ -242,8 +262,8 @@ pub struct StagingNetworkStatus {
     /// The node that attracts this network's traffic. Absent while there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub active_gateway: Option<ActiveGateway>,
-    /// What tells this network's flows from those of others on a gateway node. Present once it shared a gateway node with a network whose inside prefixes overlap its own; kept
-    /// for its life. Taking it away breaks the network's open connections.
+    /// What tells this network's flows from those of others on a gateway node. Present once it shared one with a network whose inside prefixes overlap its
+    /// own, and kept for its life. Taking it away breaks the network's open connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
     /// Accepted, Programmed and Ready are always there; Reconciling or Stalled only while true. `docs/reasons.md` explains every reason.

@@ -28,16 +28,24 @@ pub(super) fn present<T: JsonSchema>(generator: &mut SchemaGenerator) -> Schema 
     T::json_schema(generator)
 }
 
-/// An IPv4 address that a host can have.
+/// An address of either family that a host can have.
 pub(super) fn address(_: &mut SchemaGenerator) -> Schema {
-    address_schema()
+    address_schema(&[])
+}
+
+/// An IPv6 address that a host can have.
+pub(super) fn ipv6_address(_: &mut SchemaGenerator) -> Schema {
+    address_schema(&[(
+        "!isIP(self) || ip(self).family() == 6",
+        "must be an IPv6 address, such as 2001:db8::3",
+    )])
 }
 
 /// A set of addresses.
 pub(super) fn gateway_addresses(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array", "maxItems": GATEWAY_ADDRESSES_MAX, "x-kubernetes-list-type": "set",
-        "items": address_schema(),
+        "items": address_schema(&[]),
     })
 }
 
@@ -45,22 +53,16 @@ pub(super) fn gateway_addresses(_: &mut SchemaGenerator) -> Schema {
 pub(super) fn host_prefixes(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array", "minItems": 1, "maxItems": PREFIXES_MAX, "x-kubernetes-list-type": "set",
-        "items": prefix_schema(&[
-            (
-                "!isCIDR(self) || cidr(self).prefixLength() >= 8",
-                "must be no wider than /8",
-            ),
-            (
-                "!isCIDR(self) || (cidr(self).ip().isGlobalUnicast() && !self.startsWith('0.'))",
-                "must be a prefix that hosts can live in: not unspecified, loopback, link-local, multicast or broadcast",
-            ),
-        ]),
+        "items": host_prefix_schema(&[]),
     })
 }
 
-/// A prefix that a mapping claims or leads to.
+/// A prefix that a mapping claims or leads to: more than one address, so that there is one way to write a single one.
 pub(super) fn claimed_prefix(_: &mut SchemaGenerator) -> Schema {
-    prefix_schema(&[])
+    host_prefix_schema(&[(
+        "!isCIDR(self) || cidr(self).prefixLength() < (cidr(self).ip().family() == 4 ? 32 : 128)",
+        "must have more than one address: write a single one as address",
+    )])
 }
 
 /// A prefix of any kind.
@@ -167,34 +169,66 @@ pub(super) fn label_selector(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-fn address_schema() -> Schema {
-    // 45 is the longest IPv6 address: such a value gets the rule's answer instead of a complaint about its length.
-    json_schema!({
-        "type": "string", "minLength": 1, "maxLength": 45,
-        "x-kubernetes-validations": [
-            { "rule": "isIP(self) && ip(self).family() == 4", "message": "must be an IPv4 address, such as 192.168.100.3" },
-            {
-                "rule": "!isIP(self) || ip(self).family() != 4 || (ip(self).isGlobalUnicast() && !self.startsWith('0.'))",
-                "message": "must be an address that a host can have: not unspecified, loopback, link-local, multicast or broadcast",
-            },
+fn address_schema(more: &[Rule]) -> Schema {
+    // 49 is the longest prefix: such a value gets the rule's answer instead of a complaint about its length.
+    let rules = rules(
+        &[
+            (
+                "isIP(self)",
+                "must be an IPv4 or IPv6 address, such as 192.168.100.3 or 2001:db8::3",
+            ),
+            (
+                "!isIP(self) || ip.isCanonical(self)",
+                "must be written in its one short form (RFC 5952), such as 2001:db8::3",
+            ),
+            (
+                "!isIP(self) || (ip(self).isGlobalUnicast() && !self.startsWith('0.'))",
+                "must be an address that a host can have: not unspecified, loopback, link-local, multicast or broadcast",
+            ),
         ],
-    })
-}
-
-fn prefix_schema(more: &[(&str, &str)]) -> Schema {
-    let mut rules = vec![
-        serde_json::json!({
-            "rule": "isCIDR(self) && cidr(self).ip().family() == 4",
-            "message": "must be an IPv4 prefix, such as 192.168.100.0/24",
-        }),
-        serde_json::json!({
-            "rule": "!isCIDR(self) || string(cidr(self).masked()) == self",
-            "message": "must have no host bits set: the address must be the first one of the prefix, without leading zeros in the length",
-        }),
-    ];
-    rules.extend(
-        more.iter()
-            .map(|(rule, message)| serde_json::json!({ "rule": rule, "message": message })),
+        more,
     );
     json_schema!({ "type": "string", "minLength": 1, "maxLength": 49, "x-kubernetes-validations": rules })
+}
+
+fn host_prefix_schema(more: &[Rule]) -> Schema {
+    let mut all = vec![
+        (
+            "!isCIDR(self) || cidr(self).prefixLength() >= (cidr(self).ip().family() == 4 ? 8 : 32)",
+            "must be no wider than /8 (IPv4) or /32 (IPv6)",
+        ),
+        (
+            "!isCIDR(self) || (cidr(self).ip().isGlobalUnicast() && !self.startsWith('0.'))",
+            "must be a prefix that hosts can live in: not unspecified, loopback, link-local, multicast or broadcast",
+        ),
+    ];
+    all.extend_from_slice(more);
+    prefix_schema(&all)
+}
+
+fn prefix_schema(more: &[Rule]) -> Schema {
+    let rules = rules(
+        &[
+            (
+                "isCIDR(self)",
+                "must be an IPv4 or IPv6 prefix, such as 192.168.100.0/24 or 2001:db8::/64",
+            ),
+            (
+                "!isCIDR(self) || string(cidr(self).masked()) == self",
+                "must have no host bits set and be written in its one short form: the first address of the prefix as RFC 5952 has it, \
+                 the length without leading zeros",
+            ),
+        ],
+        more,
+    );
+    json_schema!({ "type": "string", "minLength": 1, "maxLength": 49, "x-kubernetes-validations": rules })
+}
+
+/// A CEL rule and what it says of a value that breaks it.
+type Rule = (&'static str, &'static str);
+
+fn rules(first: &[Rule], more: &[Rule]) -> Vec<serde_json::Value> {
+    let all = first.iter().chain(more);
+    all.map(|(rule, message)| serde_json::json!({ "rule": rule, "message": message }))
+        .collect()
 }

@@ -35,9 +35,9 @@ fn cases() -> Vec<Case> {
             &["bad", "spec.outside.addresses", "host bits"],
         ),
         case(
-            "IPv6 where IPv4 is meant",
+            "IPv6 that leads to IPv4",
             claim("").replace("192.168.100.5", "2001:db8::5"),
-            &["default/bad", "spec.virtual.address", "IPv4"],
+            &["default/bad", "target.address must be of the family of virtual.address"],
         ),
         case(
             "an overlapping claim",
