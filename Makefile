@@ -40,9 +40,10 @@ test-fast: ## Runs the tests without the labs on a real API server
 	STAGENET_SKIP_API_LABS=1 cargo test --locked
 
 .PHONY: bench
-bench: ## Measures the agent beside the bare tools at 1 to 10 000 mappings; prints the table of docs/performance.md
+bench: ## Measures the agent beside the bare tools, and packets on their way; prints the tables of docs/performance.md
 	hack/install-deps.sh build test
 	cargo bench --locked --bench scale
+	cargo bench --locked --bench packets
 
 .PHONY: fmt
 fmt: ## Formats the code

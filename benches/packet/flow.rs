@@ -49,7 +49,14 @@ impl Sender {
             let end = (self.next + left.min(BATCH)).min(self.packets.len());
             let burst = self.next..end;
             let slices: Vec<[IoSlice<'_>; 1]> = self.packets[burst.clone()].iter().map(|p| [IoSlice::new(p)]).collect();
-            let sent = socket::sendmmsg(self.socket.as_raw_fd(), &mut self.headers, &slices, &self.to[burst], [], MsgFlags::empty());
+            let sent = socket::sendmmsg(
+                self.socket.as_raw_fd(),
+                &mut self.headers,
+                &slices,
+                &self.to[burst],
+                [],
+                MsgFlags::empty(),
+            );
             sent.unwrap();
             left -= end - self.next;
             self.next = end % self.packets.len();

@@ -58,7 +58,10 @@ pub fn table(backend: Backend) {
     race(&mut lanes, ROUNDS);
     for (world, before) in built.iter().zip(before) {
         let (sent, passed) = (4 * ROUNDS * (PACKETS + WARM), world.forwarded() - before);
-        assert!(passed >= sent as u64 && passed < sent as u64 + 100, "of {sent} packets {passed} were forwarded");
+        assert!(
+            passed >= sent as u64 && passed < sent as u64 + 100,
+            "of {sent} packets {passed} were forwarded"
+        );
     }
 
     println!("\n### Packets, {}\n", backend.name());

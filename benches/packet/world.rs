@@ -61,9 +61,9 @@ impl World {
             Rules::Plain => {}
             Rules::Tracked => {
                 let tool = backend.iptables();
-                world
-                    .gateway
-                    .sh(&format!("{tool} -w -t mangle -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN"));
+                world.gateway.sh(&format!(
+                    "{tool} -w -t mangle -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN"
+                ));
             }
             Rules::Served { networks, mappings } => world.serve(name, backend, networks, mappings),
         }
@@ -92,7 +92,9 @@ impl World {
         veth(client, "c1", gateway, "by0");
         veth(gateway, "by1", server, "s1");
         for n in 0..used {
-            gateway.sh(&format!("ip link add in{n} type veth peer name peer{n} && ip link set in{n} up && ip link set peer{n} up"));
+            gateway.sh(&format!(
+                "ip link add in{n} type veth peer name peer{n} && ip link set in{n} up && ip link set peer{n} up"
+            ));
             gateway.sh(&format!("ip addr add 10.{}.255.1/16 dev in{n}", 128 + n));
         }
         veth(gateway, &format!("in{used}"), server, "s0");
@@ -120,7 +122,8 @@ impl World {
             (Ipv4Addr::new(172, 20, 0, 2), "by0"),
             (Ipv4Addr::new(172, 21, 0, 2), "by1"),
         ] {
-            self.gateway.sh(&format!("ip neigh replace {address} lladdr {NOBODY} nud permanent dev {interface}"));
+            self.gateway
+                .sh(&format!("ip neigh replace {address} lladdr {NOBODY} nud permanent dev {interface}"));
         }
         for (host, own, interface, address) in [
             (&self.client, "c0", "out0", "10.64.255.1".to_owned()),
@@ -129,7 +132,12 @@ impl World {
             (&self.server, "s1", "by1", "172.21.0.1".to_owned()),
         ] {
             let line = self.gateway.sh(&format!("ip -o link show {interface}"));
-            let mac = line.split("link/ether ").nth(1).and_then(|l| l.split(' ').next()).unwrap().to_owned();
+            let mac = line
+                .split("link/ether ")
+                .nth(1)
+                .and_then(|l| l.split(' ').next())
+                .unwrap()
+                .to_owned();
             host.sh(&format!("ip neigh replace {address} lladdr {mac} nud permanent dev {own}"));
         }
     }
@@ -149,10 +157,26 @@ impl World {
         let state = format!("/run/lab/{name}-state");
         let ran = self.gateway.exec(
             BINARY,
-            &["agent", "--manifests", &dir, "--node", "bench", "--backend", backend.name(), "--state-dir", &state, "--once"],
+            &[
+                "agent",
+                "--manifests",
+                &dir,
+                "--node",
+                "bench",
+                "--backend",
+                backend.name(),
+                "--state-dir",
+                &state,
+                "--once",
+            ],
         );
         let ready = ran.stdout.lines().filter(|l| l.split_whitespace().nth(4) == Some("True")).count();
-        assert!(ready == all.len(), "{name}: {ready} of {} mappings are ready:\n{}", all.len(), ran.stderr);
+        assert!(
+            ready == all.len(),
+            "{name}: {ready} of {} mappings are ready:\n{}",
+            all.len(),
+            ran.stderr
+        );
     }
 
     /// A flow between the client and mapping `i` of the network that is used; without rules, between the client and that VM itself.
@@ -166,7 +190,12 @@ impl World {
             ),
             _ => (server, client),
         };
-        Ends { client, dialled, server, seen }
+        Ends {
+            client,
+            dialled,
+            server,
+            seen,
+        }
     }
 
     /// A flow that is none of stagenet's business.
@@ -186,7 +215,11 @@ impl World {
         let inside = format!("in{}:", self.used());
         let page = self.gateway.enter(|| fs::read_to_string("/proc/thread-self/net/dev")).unwrap();
         let sent = |line: &str| line.split_whitespace().nth(10)?.parse::<u64>().ok();
-        let ours = |line: &&str| ["out0:", "by0:", "by1:", &inside].iter().any(|name| line.trim_start().starts_with(name));
+        let ours = |line: &&str| {
+            ["out0:", "by0:", "by1:", &inside]
+                .iter()
+                .any(|name| line.trim_start().starts_with(name))
+        };
         page.lines().filter(ours).filter_map(sent).sum()
     }
 }
