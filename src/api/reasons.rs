@@ -112,6 +112,16 @@ reasons! {
         "Choose another address or other ports, or delete the claim that the message names.";
     PREFIX_OVERLAP = "PrefixOverlap", "A prefix of the network overlaps one of another network where the two cannot be told apart.",
         "Give one of the two networks other prefixes, or other gateway nodes.";
+    TARGET_INSIDE = "TargetInside", "The target of a mapping with `side: Inside` lies in the inside prefixes of a closed network. Such a mapping leads out of the closed network, not from one VM to another.",
+        "Name a target outside. For a way in, leave `side` out.";
+    SOURCE_ADDRESS_MISSING = "SourceAddressMissing", "The network has no `spec.outside.sourceAddress` of the family that is needed, so what comes from inside could not be answered outside.",
+        "Give the network an `outside.sourceAddress` that no host owns (`outside.sourceAddressIPv6` for the second family of a network with both).";
+    SOURCE_ADDRESS_UNUSABLE = "SourceAddressUnusable", "The network's `outside.sourceAddress` cannot be taken: a node owns it, a mapping claims it, or another network uses it. The message says which.",
+        "Choose another address for `outside.sourceAddress`.";
+    HELPER_NOT_ALLOWED = "HelperNotAllowed", "The mapping asks for a helper that the network's `spec.allowedHelpers` does not list.",
+        "Ask the network's administrator to allow the helper, or leave it out of the mapping.";
+    ISOLATION_EXHAUSTED = "IsolationExhausted", "The network overlaps another one and there is no identifier left to tell them apart by; there are as many as the firewall mark has values.",
+        "Delete closed networks that are no longer used, give this one other inside prefixes, or start agents and controller with a wider `--fwmark-mask`.";
     NETWORK_NOT_FOUND = "NetworkNotFound", "There is no StagingNetwork of the name in `spec.networkRef`.",
         "Create the network, or correct the name. The mapping takes effect by itself when the network appears.";
     NETWORK_NOT_ACCEPTED = "NetworkNotAccepted", "The network that the mapping names is not accepted itself.",
@@ -137,6 +147,14 @@ reasons! {
         "Give each closed network an inside interface of its own.";
     INTERFACE_ENSLAVED = "InterfaceEnslaved", "The interface is a port of a bridge, a bond or a VRF: routed packets carry the name of that, which a fence of the port does not see.",
         "Name the bridge in the network's spec, or release the interface from it.";
+    LINK_DOWN = "LinkDown", "An interface of the gateway that the network needs is down or has no carrier: the kernel holds all that is planned, but no packet gets through.",
+        "See the interface named in the message (`ip link show`). Everything works again by itself when it is up; nothing was removed.";
+    ISOLATION_PENDING = "IsolationPending", "The network's inside prefixes overlap those of another network on the gateway, and it has no identifier yet by which the two are told apart. It is fenced and not served until then.",
+        "Wait some seconds. If it stays, see whether the controller runs.";
+    INSIDE_ADDRESS_MISSING = "InsideAddressMissing", "The gateway has no address in the inside prefixes on the inside interface, so it cannot hide clients behind it.",
+        "Give the network `inside.gatewayAddresses`, or the interface an address. Or choose `sourceTranslation: Preserve`.";
+    HELPER_MISSING = "HelperMissing", "The gateway's kernel has no connection tracking helper of that name. The mapping works without it: connections to its ports are translated, but not those that the protocol negotiates in band.",
+        "Load the module on the gateway (`modprobe nf_conntrack_NAME nf_nat_NAME`), then it is taken into use by itself; or remove the helper from the mapping.";
     ADDRESS_IN_USE = "AddressInUse", "Somebody on the outside segment answers ARP for the virtual address; the message has the hardware address. It was not taken, because that somebody may be production.",
         "Find the owner of the hardware address, or choose another virtual address. It is asked again from time to time.";
     PROBING = "Probing", "The agent is asking the outside segment whether anybody has the virtual address already.",
@@ -182,6 +200,12 @@ reasons! {
         "Works, but is hard to read. Move the other programs to one variant, or choose with `--backend`.";
     FORWARDING_OFF = "ForwardingOff", "IPv4 forwarding is off on an interface that needs it and could not be switched on.",
         "See the message; set net.ipv4.conf.INTERFACE.forwarding=1.";
+    IPV6_FORWARDING_OFF = "IPv6ForwardingOff", "IPv6 forwarding is off on the node and only the node's administrator can switch it on, because in IPv6 one switch serves all interfaces.",
+        "Set net.ipv6.conf.all.forwarding=1 on the node (and net.ipv6.conf.INTERFACE.accept_ra=2 where the node learns its own route by router advertisements).";
+    PROXY_NDP_OFF = "ProxyNdpOff", "The node does not answer neighbour discovery for addresses that are not its own, so clients outside do not find IPv6 virtual addresses.",
+        "Set net.ipv6.conf.INTERFACE.proxy_ndp=1 on the interface that the message names.";
+    FWMARK_REFLECT_OFF = "FwmarkReflectOff", "What the node itself answers into an isolated network does not bear that network's mark, so it could go to production and is dropped: its VMs cannot ping the gateway, and do not learn of packets that are too big.",
+        "Set net.ipv4.fwmark_reflect=1 (and net.ipv6.fwmark_reflect=1) on the node.";
     STRICT_REVERSE_PATH = "StrictReversePath", "The reverse path filter is strict and would drop translated packets.",
         "Set net.ipv4.conf.INTERFACE.rp_filter=2 (the greater of `all` and the interface's own counts).";
     FOREIGN_DROP = "ForeignDrop", "Another program drops forwarded packets.",
