@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::lab::{Dialler, Manifests, Probers, Steady, VIP, VIP_80, seconds, wait_until};
 
-const OTHER: &str = "192.168.100.4";
-const OTHER_80: &str = "192.168.100.4:80";
+pub(crate) const OTHER: &str = "192.168.100.4";
+pub(crate) const OTHER_80: &str = "192.168.100.4:80";
 /// New connections while everything is rewritten.
 const CONNECTIONS: u64 = 20_000;
 

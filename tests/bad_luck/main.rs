@@ -6,3 +6,4 @@
 #[macro_use]
 mod lab;
 mod crowd;
+mod killed;

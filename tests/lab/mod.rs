@@ -34,6 +34,7 @@ macro_rules! labs {
 
 mod agent;
 mod api;
+mod killer;
 mod net;
 mod prober;
 mod seed;
@@ -44,6 +45,7 @@ mod world;
 
 pub use agent::{Agent, BINARY, stagenet};
 pub use api::{Api, isolated_with_api};
+pub use killer::{End, killed_at};
 pub use net::{Ns, Ran, bridge, veth};
 pub use prober::{INSIDE_MAC, OUTSIDE_MAC, Prober, Probers, Witness, packets};
 pub use seed::{Backend, Manifests, Seed, VIP, VIP_80, mapping, network};

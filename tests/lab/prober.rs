@@ -20,9 +20,10 @@ use pnet_packet::util::{checksum, ipv4_checksum};
 use super::net::{command, plug};
 use super::{Ns, Seed, seconds, wait_until};
 
-/// The marks of who probes from inside and from outside: types of service. No translation changes them, and ICMP errors repeat them.
+/// The marks of who probes from inside, from outside and from a second closed network: types of service. No translation changes them, and ICMP errors repeat them.
 const FROM_INSIDE: u8 = 0xb4;
 const FROM_OUTSIDE: u8 = 0x74;
+const FROM_SECOND: u8 = 0x34;
 /// Hardware addresses of the seed's gateway while it is probed, also of interfaces that are made anew.
 pub const OUTSIDE_MAC: &str = "02:00:00:00:00:02";
 pub const INSIDE_MAC: &str = "02:00:00:00:01:02";
@@ -174,10 +175,8 @@ impl Drop for Witness {
 /// The seed's closed network probed from inside, and from outside for what nobody mapped.
 #[derive(Debug)]
 pub struct Probers {
-    inside: Prober,
-    outside: Prober,
-    escaped: Witness,
-    intruded: Witness,
+    probers: Vec<Prober>,
+    witnesses: Vec<(&'static str, Witness)>,
 }
 
 /// Nobody may ever hear of these.
@@ -186,11 +185,20 @@ const ROUTER: &str = "192.168.100.254";
 const NOBODY: &str = "192.168.100.77";
 const BORROWED: &str = "192.168.100.88";
 const STRANGER: &str = "198.51.100.7";
+const UNUSED: &str = "192.168.100.200";
+/// Words of tcpdump for what a prober sends.
+const KINDS: [&str; 6] = ["UDP", "Flags [S]", "Flags [.]", "ICMP echo request", "unreachable", "GREv0"];
 
 impl Probers {
-    /// Gives the gateway known hardware addresses and a default route, proves that packets get through without a fence in both directions and
-    /// that they are seen, and goes on probing. To be called before anything of ours is there. `virtual_addresses` are probed from inside as well.
+    /// Places and proves them. To be called before anything of ours is there. `virtual_addresses` are probed from inside as well.
     pub fn start(seed: &Seed, virtual_addresses: &[&str]) -> Self {
+        let mut probers = Self::place(seed, virtual_addresses);
+        probers.prove(seed);
+        probers
+    }
+
+    /// Gives the gateway known hardware addresses and a default route, and begins to probe.
+    pub fn place(seed: &Seed, virtual_addresses: &[&str]) -> Self {
         let gateway = &seed.vm02;
         gateway.sh(&format!(
             "ip link set eth0 address {OUTSIDE_MAC} && ip link set eth1 address {INSIDE_MAC}"
@@ -199,88 +207,84 @@ impl Probers {
         for ns in [&seed.vm01, &seed.vm03, &seed.vm04, &seed.gw_a, &seed.gw_b] {
             ns.sh("ip neigh flush all");
         }
-        let mut destinations = vec![HOST, ROUTER, NOBODY, "192.168.100.200", "10.1.2.3"];
-        destinations.extend(virtual_addresses);
-        let sources = ["192.168.200.66", "192.168.200.3", "192.168.200.4", HOST, BORROWED, STRANGER];
         // Rightful traffic goes to the client, and unmarked.
-        let marked = |mark| format!("ip[1] = {mark} or (icmp and ip[29] = {mark})");
         let strange = format!("ip and not dst host {HOST} and not multicast and not broadcast");
-        let asked = [ROUTER, NOBODY, BORROWED, "192.168.100.200"]
-            .map(|a| format!("arp dst host {a}"))
-            .join(" or ");
-        let escape = format!("{} or ({strange}) or (arp[6:2] = 1 and ({asked}))", marked(FROM_INSIDE));
-        let targets = ["192.168.200.3", "192.168.200.4", "192.168.200.66", "192.168.200.254"];
-        let mut probers = Self {
-            escaped: Witness::start(&seed.segment_a, OUTSIDE_MAC, &escape),
-            intruded: Witness::start(&seed.segment_b, INSIDE_MAC, &marked(FROM_OUTSIDE)),
-            inside: Prober::start(
-                "probe-in",
-                &seed.segment_b,
-                INSIDE_MAC,
-                &packets(FROM_INSIDE, &sources, &destinations),
-            ),
-            outside: Prober::start(
-                "probe-out",
-                &seed.segment_a,
-                OUTSIDE_MAC,
-                &packets(FROM_OUTSIDE, &["192.168.100.66", BORROWED, STRANGER], &targets),
-            ),
-        };
+        let asked = [ROUTER, NOBODY, BORROWED, UNUSED].map(|a| format!("arp dst host {a}")).join(" or ");
+        let escape = format!(
+            "{} or ({strange}) or (arp[6:2] = 1 and ({asked}))",
+            marked(&[FROM_INSIDE, FROM_SECOND])
+        );
+        let intrusion = marked(&[FROM_OUTSIDE, FROM_SECOND]);
+        let from_inside = packets(
+            FROM_INSIDE,
+            &["192.168.200.66", "192.168.200.3", "192.168.200.4", HOST, BORROWED, STRANGER],
+            &destinations(virtual_addresses),
+        );
+        let from_outside = packets(
+            FROM_OUTSIDE,
+            &["192.168.100.66", BORROWED, STRANGER],
+            &["192.168.200.3", "192.168.200.4", "192.168.200.66", "192.168.200.254"],
+        );
+        Self {
+            witnesses: vec![
+                ("out of", Witness::start(&seed.segment_a, OUTSIDE_MAC, &escape)),
+                ("into", Witness::start(&seed.segment_b, INSIDE_MAC, &intrusion)),
+            ],
+            probers: vec![
+                Prober::start("probe-in", &seed.segment_b, INSIDE_MAC, &from_inside),
+                Prober::start("probe-out", &seed.segment_a, OUTSIDE_MAC, &from_outside),
+            ],
+        }
+    }
+
+    /// Probes a second closed network as well, which is behind `mac` on `switch`: the way out, to the first one, and from both others into it.
+    pub fn second(&mut self, switch: &Ns, mac: &str, sources: &[&str], virtual_addresses: &[&str]) {
+        let mut to = destinations(virtual_addresses);
+        to.extend(["192.168.200.3", "192.168.200.4"]);
+        let sources = [sources, &[HOST, BORROWED, STRANGER]].concat();
+        let intrusion = marked(&[FROM_INSIDE, FROM_OUTSIDE]);
+        self.witnesses
+            .push(("into the second network through", Witness::start(switch, mac, &intrusion)));
+        self.probers
+            .push(Prober::start("probe-second", switch, mac, &packets(FROM_SECOND, &sources, &to)));
+    }
+
+    /// Proves on the gateway as it is without a fence, forwarding, that everything gets through and is seen. What is seen from then on counts.
+    pub fn prove(&mut self, seed: &Seed) {
+        let gateway = &seed.vm02;
         gateway.set("ipv4/ip_forward", "1");
         wait_until(seconds(20), "the witnesses to see what gets through an open router", || {
-            let ways = [&probers.escaped, &probers.intruded].map(|w| w.seen().join("\n"));
-            let told = |words: &[&str], seen: &str| words.iter().all(|w| seen.contains(w));
-            told(
-                &[
-                    HOST,
-                    "> 10.1.2.3",
-                    "UDP",
-                    "Flags [S]",
-                    "Flags [.]",
-                    "ICMP echo request",
-                    "GREv0",
-                    NOBODY,
-                ],
-                &ways[0],
-            ) && told(
-                &[
-                    "> 192.168.200.3",
-                    "> 192.168.200.4",
-                    "UDP",
-                    "Flags [S]",
-                    "ICMP echo request",
-                    "GREv0",
-                ],
-                &ways[1],
-            )
+            let ways: Vec<_> = self.witnesses.iter().map(|(_, witness)| witness.seen().join("\n")).collect();
+            let all = |way: &str, words: &[&str]| words.iter().all(|word| way.contains(word));
+            all(&ways[0], &KINDS)
+                && all(&ways[0], &[HOST, NOBODY, UNUSED, "> 10.1.2.3"])
+                && all(&ways[1], &KINDS)
+                && all(&ways[1], &["> 192.168.200.3", "> 192.168.200.4"])
         });
         gateway.set("ipv4/ip_forward", "0");
         gateway.forget_flows();
-        probers.round();
+        self.round();
         // What it still asks for is from then.
         wait_until(seconds(20), "the gateway to ask for nobody", || {
             gateway.sh("ip neigh flush all nud incomplete; ip neigh flush all");
             gateway.sh("ip -4 neigh show nud incomplete").is_empty()
         });
         std::thread::sleep(Duration::from_millis(200));
-        probers.escaped.forget();
-        probers.intruded.forget();
-        probers
+        self.witnesses.iter_mut().for_each(|(_, witness)| witness.forget());
     }
 
-    /// Waits until both have tried everything once more.
+    /// Waits until all have tried everything once more.
     pub fn round(&self) {
-        self.inside.full_round();
-        self.outside.full_round();
+        self.probers.iter().for_each(Prober::full_round);
     }
 
     /// Fails if anything ever got through.
     pub fn none_passed(&self, when: &str) {
-        for (witness, way) in [(&self.escaped, "out"), (&self.intruded, "in")] {
+        for (way, witness) in &self.witnesses {
             let seen = witness.seen();
             assert!(
                 seen.is_empty(),
-                "{way} through the fence, {when}: {} packets, such as {:#?}",
+                "{way} the fence, {when}: {} packets, such as {:#?}",
                 seen.len(),
                 &seen[..seen.len().min(8)]
             );
@@ -291,13 +295,21 @@ impl Probers {
     pub fn end(mut self) -> u64 {
         self.round();
         self.none_passed("by the end");
-        self.escaped.end();
-        self.intruded.end();
+        self.witnesses.iter_mut().for_each(|(_, witness)| witness.end());
         self.none_passed("by the end");
-        let rounds = self.inside.rounds().min(self.outside.rounds());
-        assert!(rounds > 0);
-        rounds
+        self.probers.iter().map(Prober::rounds).min().unwrap_or_default()
     }
+}
+
+/// Where a restored VM may turn to.
+fn destinations<'a>(virtual_addresses: &[&'a str]) -> Vec<&'a str> {
+    [&[HOST, ROUTER, NOBODY, UNUSED, "10.1.2.3"], virtual_addresses].concat()
+}
+
+/// Packets with one of `marks`, and ICMP errors about such.
+fn marked(marks: &[u8]) -> String {
+    let one = |mark: &u8| format!("ip[1] = {mark} or (icmp and ip[29] = {mark})");
+    marks.iter().map(one).collect::<Vec<_>>().join(" or ")
 }
 
 /// Every source to every destination with every content, with `mark` as type of service.

@@ -1,0 +1,212 @@
+//! SIGKILL at every point between two effects of the agent: after a restart the kernel is as planned, no connection is lost, and nothing ever passes
+//! the fence.
+
+use std::time::Duration;
+
+use crate::crowd::{OTHER, OTHER_80, two_mappings};
+use crate::lab::{self, Dialler, End, Manifests, Ns, Probers, Seed, Snapshot, Steady, VIP, VIP_80, killed_at};
+
+const SECOND_MAC: &str = "02:00:00:00:02:02";
+const SECOND_VIP: &str = "192.168.100.130";
+
+/// The agent's arguments for one pass.
+fn once<'a>(seed: &Seed, manifests: &'a Manifests) -> Vec<&'a str> {
+    let backend = seed.backend.name();
+    vec![
+        "agent",
+        "--manifests",
+        manifests.path(),
+        "--node",
+        "vm02",
+        "--backend",
+        backend,
+        "--once",
+    ]
+}
+
+/// Runs `args` killed at one point after the other, each time after `prepare`, until it comes through. `killed` is told the point.
+fn at_every_point(seed: &Seed, args: &[&str], mut prepare: impl FnMut(), mut killed: impl FnMut(&str)) -> Vec<String> {
+    for at in 0.. {
+        prepare();
+        match killed_at(&seed.vm02, args, at) {
+            End::Killed(point) => killed(&format!("killed at point {at}, {point}")),
+            End::Exited(0, points) => return points,
+            End::Exited(code, _) => panic!(
+                "exit status {code} of {args:?}: {}",
+                std::fs::read_to_string("/run/lab/killed.log").unwrap()
+            ),
+        }
+    }
+    unreachable!("it comes through after finitely many points")
+}
+
+/// Gives everybody time to use what is open; or, if a tool goes on by itself, none, so that the next agent meets it at work.
+fn linger(probers: &Probers, point: &str) {
+    if !point.contains(", after ") {
+        probers.round();
+    }
+    probers.none_passed(point);
+}
+
+fn told(points: &[Vec<String>]) -> String {
+    let counts: Vec<_> = points.iter().map(Vec::len).collect();
+    format!("killed at {counts:?} points")
+}
+
+/// A second closed network, segment-c behind eth2, with vm05 in it.
+struct Second {
+    switch: Ns,
+    vm05: Ns,
+}
+
+impl Second {
+    fn new(seed: &Seed) -> Self {
+        let vm05 = Ns::new("vm05");
+        let ports = [(&seed.vm02, "eth2", "192.168.201.2/24"), (&vm05, "eth0", "192.168.201.5/24")];
+        let switch = lab::bridge("segment-c", &ports);
+        seed.vm02.sh(&format!("ip link set eth2 address {SECOND_MAC}"));
+        vm05.sh("ip neigh flush all && ip route add default via 192.168.201.2");
+        let _server = vm05.serve(80);
+        Self { switch, vm05 }
+    }
+
+    fn declare(manifests: &Manifests) {
+        let network = lab::network("segment-c", "192.168.100.128/26", "192.168.201.0/24", "");
+        manifests.write("second.yaml", &network.replace("eth1", "eth2"));
+        manifests.write("vm05.yaml", &lab::mapping("vm05", "segment-c", SECOND_VIP, "192.168.201.5", ""));
+    }
+}
+
+labs! {
+    /// The first start on a node, and `cleanup`, which undoes it.
+    fn killed_at_every_point_of_the_start_and_of_cleanup(seed) {
+        let _ssh = seed.vm02.serve(22);
+        let probers = Probers::start(seed, &[VIP, OTHER]);
+        let pristine = Snapshot::of(&seed.vm02);
+        // What nobody asked us to look after goes on.
+        let node = Steady::connect(&seed.vm01, "192.168.100.2:22");
+        let manifests = two_mappings();
+        seed.converge(&manifests);
+        let planned = Snapshot::of(&seed.vm02);
+        let cleaned = || {
+            seed.cleanup();
+            pristine.assert_same(&Snapshot::of(&seed.vm02));
+        };
+
+        let started = at_every_point(seed, &once(seed, &manifests), cleaned, |point| {
+            linger(&probers, point);
+            seed.converge(&manifests);
+            planned.assert_same(&Snapshot::of(&seed.vm02));
+            assert_eq!(seed.vm01.tcp(VIP_80).unwrap_or_else(|| panic!("{point}: a connection")).server, "vm03");
+            node.goes_on(point);
+            probers.none_passed(point);
+        });
+        assert!(started.iter().any(|p| p.starts_with("before a netlink request")) && started.iter().any(|p| p.contains("*mangle")), "{started:#?}");
+
+        let cleaned = at_every_point(seed, &["cleanup"], || seed.converge(&manifests), |point| {
+            linger(&probers, point);
+            cleaned();
+            node.goes_on(point);
+            probers.none_passed(point);
+        });
+        println!("measured: {}, {} rounds", told(&[started, cleaned]), probers.end());
+    }
+
+    /// A mapping that comes, moves to another target and goes, beside one that stays.
+    fn killed_at_every_point_of_a_change_of_a_mapping(seed) {
+        let probers = Probers::start(seed, &[VIP, OTHER]);
+        let manifests = Manifests::empty("changes");
+        manifests.network("");
+        manifests.mapping("other", OTHER, "192.168.200.4", "");
+        let declare = |target: &str| match target {
+            "" => drop(std::fs::remove_file(format!("{}/changes.yaml", manifests.path()))),
+            target => manifests.mapping("changes", VIP, target, ""),
+        };
+        let states = [("", None), ("192.168.200.3", Some("vm03")), ("192.168.200.4", Some("vm04"))];
+        let planned = states.map(|(target, _)| {
+            declare(target);
+            seed.converge(&manifests);
+            Snapshot::of(&seed.vm02)
+        });
+        let steady = Steady::connect(&seed.vm01, OTHER_80);
+        let dialler = Dialler::start(&seed.vm01, &[(OTHER_80, "vm04")], Duration::from_millis(20), u64::MAX);
+        let mut points = Vec::new();
+        for (from, to) in [(0, 1), (1, 2), (2, 0)] {
+            let (target, server) = states[to];
+            let prepare = || {
+                declare(states[from].0);
+                seed.converge(&manifests);
+                declare(target);
+            };
+            points.push(at_every_point(seed, &once(seed, &manifests), prepare, |point| {
+                linger(&probers, point);
+                seed.converge(&manifests);
+                planned[to].assert_same(&Snapshot::of(&seed.vm02));
+                if server.is_none() {
+                    assert_eq!(seed.vm02.flows(VIP), Vec::<String>::new(), "{point}");
+                } else {
+                    assert_eq!(seed.vm01.tcp(VIP_80).map(|c| c.server).as_deref(), server, "{point}");
+                }
+                steady.goes_on(point);
+                dialler.none_failed(point);
+                probers.none_passed(point);
+            }));
+        }
+        let (lines, slowest) = steady.account();
+        println!("measured: {}, {lines} lines, slowest {slowest:?}, {} rounds", told(&points), probers.end());
+    }
+
+    /// A whole network that comes and goes, beside one that stays.
+    fn killed_at_every_point_of_the_coming_and_going_of_a_network(seed) {
+        let second = Second::new(seed);
+        let mut probers = Probers::place(seed, &[VIP, OTHER, SECOND_VIP]);
+        probers.second(&second.switch, SECOND_MAC, &["192.168.201.66", "192.168.201.5"], &[VIP, OTHER, SECOND_VIP]);
+        probers.prove(seed);
+        let manifests = two_mappings();
+        seed.converge(&manifests);
+        let alone = Snapshot::of(&seed.vm02);
+        Second::declare(&manifests);
+        seed.converge(&manifests);
+        let both = Snapshot::of(&seed.vm02);
+        let remove = || ["second.yaml", "vm05.yaml"].map(|file| manifests.remove(file));
+        let steady = Steady::connect(&seed.vm01, OTHER_80);
+        let dialler = Dialler::start(&seed.vm01, &[(OTHER_80, "vm04")], Duration::from_millis(20), u64::MAX);
+        let check = |point: &str, planned: &Snapshot| {
+            linger(&probers, point);
+            seed.converge(&manifests);
+            planned.assert_same(&Snapshot::of(&seed.vm02));
+            steady.goes_on(point);
+            dialler.none_failed(point);
+            probers.none_passed(point);
+        };
+
+        let came = at_every_point(
+            seed,
+            &once(seed, &manifests),
+            || {
+                remove();
+                seed.converge(&manifests);
+                Second::declare(&manifests);
+            },
+            |point| {
+                check(point, &both);
+                assert_eq!(seed.vm01.tcp("192.168.100.130:80").unwrap_or_else(|| panic!("{point}: a connection")).server, "vm05");
+            },
+        );
+        let went = at_every_point(
+            seed,
+            &once(seed, &manifests),
+            || {
+                Second::declare(&manifests);
+                seed.converge(&manifests);
+                remove();
+            },
+            |point| {
+                check(point, &alone);
+                assert_eq!(seed.vm02.flows(SECOND_VIP), Vec::<String>::new(), "{point}");
+            },
+        );
+        assert!(second.vm05.tcp_is_dropped("192.168.100.1:80"));
+        println!("measured: {}, {} rounds", told(&[came, went]), probers.end());
+    }
+}
