@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::outcome::Trouble;
 use super::pass::{Step, Tables, Work};
 use super::staging;
@@ -11,7 +13,7 @@ use crate::api::reasons;
 use crate::host::{HostError, LinkChange, ObservedLinks};
 use crate::netfilter::diff::TableChange;
 use crate::netfilter::render::RestoreText;
-use crate::netfilter::{ChainName, Family, Hook, Table, TableRules, render};
+use crate::netfilter::{ChainName, Family, Hook, IfName, Table, TableRules, render};
 use crate::plan::HostPlan;
 
 /// Above this many changed chains, or if jumps or chains went or came, the whole table is read back at once.
@@ -152,6 +154,23 @@ impl Work<'_> {
                 self.kept.raised.extend(valid.inside.iter().copied());
             }
         }
+    }
+
+    /// Notes which inside prefixes leave, for an agent that has just started and knows nothing of their networks: `closing` are the interfaces that
+    /// left the plan. A running agent knows from its last plan.
+    pub(super) fn note_left(&mut self, plan: &HostPlan, closing: &BTreeSet<IfName>) {
+        let Some(links) = self.kept.links.as_ref().filter(|_| self.kept.swept.is_none()) else {
+            return;
+        };
+        let facts = &self.outcome.facts.interfaces;
+        let left = closing.intersection(&links.inside).filter_map(|name| facts.get(name.as_str()));
+        let prefixes = left.flat_map(|facts| &facts.addresses).map(IpNet::trunc);
+        // Where another network has the same addresses, its flows are not told from those of the one that left; every interface has link-local ones.
+        let shared = |prefix: &IpNet| {
+            let inside = plan.flows.inside.iter().any(|i| i.contains(prefix) || prefix.contains(i));
+            inside || matches!(prefix, IpNet::V6(v6) if v6.addr().is_unicast_link_local())
+        };
+        self.kept.raised.extend(prefixes.filter(|prefix| !shared(prefix)));
     }
 
     /// Deletes flows that the plan does not agree with, if the plan's opinion has changed. False: older flows might pass the fence.

@@ -215,6 +215,7 @@ impl Work<'_> {
         };
 
         self.note_raised(plan, &closed);
+        self.note_left(plan, &closing);
         let fence = if netfilter { self.fence(&closed).await } else { Step::Done };
         let removed = self.change_links(&stages.removals).await;
         if !matches!(fence, Step::Done) {
