@@ -319,5 +319,14 @@ fn the_api_server_judges_as_the_fixtures_say() {
         }
         assert!(valid >= 10 && invalid >= 50, "{valid} valid and {invalid} invalid fixtures");
         assert!(unclear.is_empty(), "{}", unclear.join("\n"));
+        for entry in fs::read_dir(Path::new(ROOT).join("examples")).unwrap() {
+            let path = entry.unwrap().path();
+            api.kubectl(&format!("create --dry-run=server --validate=strict -f {}", path.display()));
+        }
+        api.kubectl(&format!("create -f {ROOT}/tests/fixtures/valid/mapping-prefix-ipv6.yaml"));
+        let table = api.kubectl("get natmap");
+        for prefix in ["2001:db8:100::/64", "2001:db8:200::/64"] {
+            assert!(table.contains(prefix), "{prefix} in\n{table}");
+        }
     });
 }

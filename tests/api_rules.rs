@@ -92,14 +92,43 @@ fn the_network_of_a_mapping_is_immutable() {
     assert!(said.contains("spec.networkRef: is immutable"), "{said}");
 }
 
+/// Every folder of `examples` with what its files say together.
+fn examples() -> Vec<(String, Manifests)> {
+    let mut folders: Vec<_> = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    folders.sort();
+    let read = |folder: &Path| {
+        let mut texts: Vec<(String, String)> = std::fs::read_dir(folder)
+            .unwrap()
+            .map(|entry| entry.unwrap().path())
+            .map(|path| (path.display().to_string(), std::fs::read_to_string(&path).unwrap()))
+            .collect();
+        texts.sort();
+        decode(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())))
+    };
+    let name = |folder: &Path| folder.file_name().unwrap().to_string_lossy().into_owned();
+    folders.iter().map(|folder| (name(folder), read(folder))).collect()
+}
+
 #[test]
-fn the_examples_of_the_seed_are_good() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/seed");
-    let texts: Vec<(String, String)> = ["network.yaml", "mapping.yaml"]
-        .map(|name| (name.to_owned(), std::fs::read_to_string(folder.join(name)).unwrap()))
-        .into();
-    let got = decode(texts.iter().map(|(name, text)| (name.as_str(), text.as_str())));
-    assert!(got.problems.is_empty(), "{:?}", got.problems);
+fn the_examples_are_good_and_complete() {
+    let examples = examples();
+    let names: Vec<&str> = examples.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["clones", "ftp", "inside-dns", "ipv6", "prefix", "seed"]);
+    for (name, got) in &examples {
+        assert!(got.problems.is_empty(), "{name}: {:?}", got.problems);
+        assert!(!got.mappings.is_empty(), "{name}");
+        let networks: BTreeSet<_> = got.networks.iter().filter_map(|n| n.metadata.name.as_deref()).collect();
+        let used: BTreeSet<_> = got.mappings.iter().map(|m| m.spec.network_ref.name.as_str()).collect();
+        assert_eq!(used, networks, "{name}: each network is used, and each that is used is there");
+    }
+}
+
+#[test]
+fn the_example_of_the_seed_says_what_the_experiment_says() {
+    let (_, got) = examples().pop().unwrap();
     assert_eq!(got.networks[0].spec.inside.addresses, ["192.168.200.0/24"]);
     assert_eq!(got.mappings[0].spec.r#virtual.text(), "192.168.100.3");
     assert_eq!(got.mappings[0].metadata.namespace.as_deref(), Some("default"));

@@ -182,7 +182,7 @@ fn address_schema(more: &[Rule]) -> Schema {
                 "must be written in its one short form (RFC 5952), such as 2001:db8::3",
             ),
             (
-                "!isIP(self) || (ip(self).isGlobalUnicast() && !self.startsWith('0.'))",
+                "!isIP(self) || (ip(self).isGlobalUnicast() && !self.startsWith('0.') && !self.startsWith('::'))",
                 "must be an address that a host can have: not unspecified, loopback, link-local, multicast or broadcast",
             ),
         ],
@@ -198,7 +198,7 @@ fn host_prefix_schema(more: &[Rule]) -> Schema {
             "must be no wider than /8 (IPv4) or /32 (IPv6)",
         ),
         (
-            "!isCIDR(self) || (cidr(self).ip().isGlobalUnicast() && !self.startsWith('0.'))",
+            "!isCIDR(self) || (cidr(self).ip().isGlobalUnicast() && !self.startsWith('0.') && !self.startsWith('::'))",
             "must be a prefix that hosts can live in: not unspecified, loopback, link-local, multicast or broadcast",
         ),
     ];
