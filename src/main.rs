@@ -7,12 +7,13 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Parser as _;
 use stagenet::cli::{Cli, CliError, EXIT_FAILED};
+use stagenet::telemetry::chain;
 
 fn main() -> ExitCode {
     match start() {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", chain(error.as_ref()));
             ExitCode::from(error.downcast_ref::<CliError>().map_or(EXIT_FAILED, CliError::exit_code))
         }
     }

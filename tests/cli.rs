@@ -6,6 +6,11 @@ use std::path::Path;
 use assert_cmd::Command;
 
 fn stagenet(args: &[&str]) -> (i32, String, String) {
+    stagenet_reads("", args)
+}
+
+/// The same, with something on standard input.
+fn stagenet_reads(input: &str, args: &[&str]) -> (i32, String, String) {
     let mut command = Command::cargo_bin("stagenet").unwrap();
     for name in [
         "NODE_NAME",
@@ -19,7 +24,12 @@ fn stagenet(args: &[&str]) -> (i32, String, String) {
         command.env_remove(name);
     }
     command.env("HOME", "/nonexistent").env("COLUMNS", "100");
-    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(args).output().unwrap();
+    let output = command
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .args(args)
+        .write_stdin(input)
+        .output()
+        .unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
@@ -119,6 +129,22 @@ fn claim(name: &str, from: &str, to: &str, more: &str) -> String {
         "---\napiVersion: stagenet.dev/v1alpha1\nkind: NatMapping\nmetadata: {{name: {name}, namespace: default}}\nspec:\n  networkRef: {{name: net}}\n  \
         virtual: {{address: {from}}}\n  target: {{address: {to}}}\n{more}"
     )
+}
+
+#[test]
+fn a_plan_is_made_of_standard_input() {
+    let seed: String = ["network.yaml", "mapping.yaml"]
+        .map(|name| format!("---\n{}", std::fs::read_to_string(format!("examples/seed/{name}")).unwrap()))
+        .concat();
+    let read = stagenet_reads(&seed, &["plan", "-f", "-", "--node", "vm02", "-o", "restore"]);
+    assert_eq!(read, stagenet(&["plan", "-f", "examples/seed", "--node", "vm02", "-o", "restore"]));
+    assert_eq!(read.0, 0);
+    // Beside a file, and with a mistake: that is named where it is.
+    let vm04 = claim("vm04", "192.168.100.4", "192.168.200.4", "prots: []\n").replace("name: net}", "name: segment-b}");
+    let (code, out, err) = stagenet_reads(&vm04, &["plan", "-f", "examples/seed", "-f", "-", "--node", "vm02"]);
+    assert_eq!(code, 2, "{out}{err}");
+    assert!(out.contains("default/vm03"), "{out}");
+    assert!(err.contains("standard input") && err.contains("prots"), "{err}");
 }
 
 /// Bad input gets a clear answer, and the good claim beside it is programmed all the same.
@@ -242,4 +268,30 @@ fn without_a_cluster_the_agent_says_how_to_go_on() {
     let (code, _, err) = stagenet(&["agent", "--node", "vm02", "--listen", "none"]);
     assert_eq!(code, 1, "{err}");
     assert!(err.contains("--manifests") && err.contains("KUBECONFIG"), "{err}");
+}
+
+/// One sentence: what was tried, why it failed, how to go on. Not the same cause again from every layer that it came through.
+#[test]
+fn a_cause_is_said_once() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let missing = "No such file or directory";
+    let cases: [(&[&str], &str); 4] = [
+        (&["agent", "--manifests", "/nonexistent-dir", "--node", "vm02", "--once"], missing),
+        (&["plan", "-f", "/nonexistent.yaml", "--node", "vm02"], missing),
+        (&["agent", "--node", "vm02", "--listen", "none"], "finding the API server"),
+        (
+            &["controller", "--namespace", "stagenet", "--listen", &address],
+            "finding the API server",
+        ),
+    ];
+    for (args, cause) in cases {
+        let (_, _, err) = stagenet(args);
+        assert_eq!(err.matches(cause).count(), 1, "{args:?}: {err}");
+        assert_eq!(
+            err.matches("failed to infer config").count(),
+            usize::from(cause != missing),
+            "{args:?}: {err}"
+        );
+    }
 }

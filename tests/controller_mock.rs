@@ -16,7 +16,7 @@ use stagenet::controller::events::Announcer;
 use stagenet::controller::leader::{Elector, Lost, Timing};
 use stagenet::controller::reconcile::Reconciler;
 use stagenet::controller::watch::{Stores, Writers};
-use stagenet::telemetry::Metrics;
+use stagenet::telemetry::{Metrics, Program};
 
 /// `METHOD /path` and the body of every request, in the order in which they came.
 type Log = Arc<Mutex<Vec<(String, Value)>>>;
@@ -127,7 +127,7 @@ fn controller(client: &Client) -> (Reconciler, Writers) {
     // Events are not looked at here: nobody publishes them.
     let (announcer, _) = Announcer::new(client.clone(), "test");
     (
-        Reconciler::new(client.clone(), stores, announcer, Arc::new(Metrics::new())),
+        Reconciler::new(client.clone(), stores, announcer, Arc::new(Metrics::new(Program::Controller))),
         writers,
     )
 }

@@ -15,7 +15,7 @@ use stagenet::host::linux::{BackendChoice, LinuxHost, LinuxOptions};
 use stagenet::netfilter::dump::ObservedTable;
 use stagenet::netfilter::{Family, Ruleset, Table, TableRules, diff, render};
 use stagenet::plan::{self, HostOptions, HostPlan, NodeFacts, Via};
-use stagenet::telemetry::{Health, Metrics};
+use stagenet::telemetry::{Health, Metrics, Program};
 use tokio::sync::watch;
 
 use super::timed::Timed;
@@ -115,7 +115,7 @@ async fn drift(backend: &str, host: Timed, objects: Snapshot, settings: Settings
         min_interval: Duration::from_millis(50),
     };
     let health = Arc::new(Health::new("the first pass", Duration::from_mins(10)));
-    let runner = Runner::new(host, options, Arc::new(Metrics::new()), health);
+    let runner = Runner::new(host, options, Arc::new(Metrics::new(Program::Agent)), health);
     let mut reports = runner.reports();
     let (_objects, source) = watch::channel(Some(Arc::new(objects)));
     let work = tokio::spawn(runner.run(source, std::future::pending()));

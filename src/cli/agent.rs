@@ -24,7 +24,7 @@ use crate::api::conditions;
 use crate::api::reasons::types;
 use crate::controller::aggregate;
 use crate::host::linux::{LinuxHost, LinuxOptions};
-use crate::telemetry::{Health, LogOptions, Metrics, logs, serve};
+use crate::telemetry::{Health, LogOptions, Metrics, Program, logs, serve};
 
 /// How long the runner may be silent: an ARP probe, a held lock and a cold start with 10 000 mappings together stay below half of it.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -146,7 +146,7 @@ pub(super) async fn run(args: AgentArgs) -> Result<ExitCode, CliError> {
         backend: args.backend.chosen(),
         state_dir: args.state_dir.clone(),
     });
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new(Program::Agent));
     let health = Arc::new(Health::new("the first complete pass", PATIENCE));
     let options = RunnerOptions {
         settings: Settings {
@@ -270,7 +270,10 @@ async fn once(args: &AgentArgs, mut runner: Runner<LinuxHost>) -> Result<ExitCod
     }
     let standing = file::standing(&report, &Standing::default(), Timestamp::now());
     if let Some(path) = &args.status_file {
-        file::write(path, &file::list(&report, &standing))?;
+        file::write(path, &file::list(&report, &standing)).map_err(|source| CliError::StatusFile {
+            path: path.clone(),
+            source,
+        })?;
     }
     print!("{}", lines(&report, &standing));
     Ok(ExitCode::from(verdict(&report, &standing)))

@@ -14,6 +14,7 @@ mod plan_json;
 mod plan_text;
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand, ValueEnum};
@@ -94,9 +95,14 @@ pub enum CliError {
     /// Manifests that cannot be read or used.
     #[error("{0}")]
     Input(String),
-    /// Standard output was closed or is full.
-    #[error("writing to standard output: {0}")]
-    Output(#[from] std::io::Error),
+    /// The status file cannot be written.
+    #[error("writing the status file {path}: {source}", path = path.display())]
+    StatusFile {
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
     /// The agent.
     #[error(transparent)]
     Agent(#[from] crate::agent::AgentError),

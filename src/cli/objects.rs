@@ -1,15 +1,26 @@
-//! Manifests named on the command line: files and directories.
+//! Manifests named on the command line: files, directories, and standard input.
 
 use std::fs;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
 use super::CliError;
 use crate::api::decode::{self, Manifests};
 
-/// Reads all files, and all *.yaml and *.yml files of directories, in the order of their names.
+/// What stands for standard input.
+const STDIN: &str = "-";
+
+/// Reads all files, all *.yaml and *.yml files of directories in the order of their names, and standard input for `-`.
 pub(super) fn read(paths: &[PathBuf]) -> Result<Manifests, CliError> {
     let mut files = Vec::new();
     for path in paths {
+        if path.as_os_str() == STDIN {
+            let name = PathBuf::from("standard input");
+            let mut text = String::new();
+            io::stdin().read_to_string(&mut text).map_err(|e| failed(&name, &e))?;
+            files.push((name.display().to_string(), text));
+            continue;
+        }
         for file in list(path)? {
             let text = fs::read_to_string(&file).map_err(|e| failed(&file, &e))?;
             files.push((file.display().to_string(), text));

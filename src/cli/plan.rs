@@ -23,12 +23,13 @@ use crate::plan::{self, HostOptions, HostPlan, InterfaceFacts, MappingState, Nod
         stagenet plan -f examples/seed --node vm02                     for people\n  \
         stagenet plan -f examples/seed --node vm02 -o restore          exact input of iptables-restore --noflush\n  \
         stagenet plan -f examples/seed --node vm02 -o restore --family ipv6\n  \
-        stagenet plan -f net.yaml -f vm.yaml --node gw --interface eth0=192.168.100.2/24 --interface eth1=192.168.200.2/24 -o json\n\n\
+        stagenet plan -f net.yaml -f vm.yaml --node gw --interface eth0=192.168.100.2/24 --interface eth1=192.168.200.2/24 -o json\n  \
+        kubectl get stagingnetworks,natmappings -A -o yaml | stagenet plan -f - --node vm02\n\n\
         Exit status: 0 every claim would be programmed; 2 one would not, or a manifest is wrong."
 )]
 pub struct PlanArgs {
-    /// A manifest, or a directory of *.yaml and *.yml files; may be repeated
-    #[arg(short = 'f', long = "filename", value_name = "FILE|DIR", required = true)]
+    /// A manifest, a directory of *.yaml and *.yml files, or - for standard input; may be repeated
+    #[arg(short = 'f', long = "filename", value_name = "FILE|DIR|-", required = true)]
     files: Vec<PathBuf>,
 
     /// Name of the node

@@ -10,10 +10,10 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
-use super::watch::chain;
 use crate::api::conditions::{find, is_final};
 use crate::api::reasons::{self, types};
 use crate::api::{NatMappingStatus, StagingNetworkStatus};
+use crate::telemetry::chain;
 
 /// Reporter of events and manager of fields.
 pub const REPORTER: &str = "stagenet-controller";

@@ -56,11 +56,13 @@ impl<K: Reported> Default for Ledger<K> {
 }
 
 impl<K: Reported> Ledger<K> {
-    /// Puts what was written in the place of what the store has not caught up with, and forgets what it has.
+    /// Puts what was written in the place of what the store has not caught up with, and forgets what it has. `objects` are all that there are:
+    /// failures of others are forgotten.
     pub fn overlay(&mut self, objects: &mut [K]) {
-        let mut ahead = BTreeMap::new();
+        let (mut ahead, mut failed) = (BTreeMap::new(), BTreeMap::new());
         for object in objects {
             let key = key(object);
+            failed.extend(self.failed.remove_entry(&key));
             let Some(written) = self.written.remove(&key) else { continue };
             let stored = object.resource_version().unwrap_or_default();
             let same = written.uid() == object.uid();
@@ -70,6 +72,7 @@ impl<K: Reported> Ledger<K> {
             }
         }
         self.written = ahead;
+        self.failed = failed;
     }
 
     /// The changes to make now, at most `limit`, and what is left for later: objects whose status differs and that are not held back
@@ -126,11 +129,6 @@ impl<K: Reported> Ledger<K> {
     pub fn forget(&mut self, object: &K) {
         self.failed.remove(&key(object));
         self.written.remove(&key(object));
-    }
-
-    /// Forgets failures of objects that `keep` does not know.
-    pub fn retain(&mut self, keep: impl Fn(&Key) -> bool) {
-        self.failed.retain(|key, _| keep(key));
     }
 }
 

@@ -62,6 +62,27 @@ fn failures_hold_an_object_back_for_longer_and_longer() {
     assert_eq!(backoff(1000), BACKOFF.1);
 }
 
+/// Else a controller that runs for a year remembers every object that ever failed, and an object made anew waits for its predecessor's sake.
+#[test]
+fn failures_are_forgotten_with_their_object() {
+    let now = Instant::now();
+    let mut ledger = Ledger::default();
+    let mut other = at("5", None);
+    other.metadata.name = Some("vm04".into());
+    for _ in 0..9 {
+        ledger.failed(&at("5", None), Failure::Refused, now);
+        ledger.failed(&other, Failure::Refused, now);
+    }
+    ledger.overlay(&mut [other.clone()]);
+    assert_eq!(
+        ledger.changes(vec![(at("9", None), status(1))], 10, now).changes.len(),
+        1,
+        "gone, and made anew"
+    );
+    assert_eq!(ledger.changes(vec![(other, status(1))], 10, now).changes, [], "still there");
+    assert_eq!(ledger.failed(&at("9", None), Failure::Refused, now) - now, BACKOFF.0);
+}
+
 #[test]
 fn a_conflict_is_over_when_the_newer_object_is_here() {
     let now = Instant::now();

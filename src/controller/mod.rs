@@ -48,8 +48,8 @@ use tracing::info;
 use self::events::Announcer;
 use self::leader::{Elector, Lost, Timing};
 use self::reconcile::Reconciler;
-use self::watch::{Stores, chain};
-use crate::telemetry::{Health, Metrics, ServeError, serve};
+use self::watch::Stores;
+use crate::telemetry::{Health, Metrics, Program, ServeError, chain, serve};
 
 /// How long the worker may be silent before `/livez` fails: a pass writes 256 objects a kind, and a write that gets no answer gives up after 10 s.
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -105,7 +105,7 @@ pub async fn run(options: ControllerOptions) -> Result<(), ControllerError> {
 
 /// Runs until `shutdown`, then gives the leader Lease away.
 pub async fn run_until(client: Client, options: ControllerOptions, shutdown: impl Future<Output = ()>) -> Result<(), ControllerError> {
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::new(Program::Controller));
     let health = Arc::new(Health::new("starting", PATIENCE));
     let (stores, writers) = Stores::new();
     let mut watches = JoinSet::new();

@@ -23,7 +23,7 @@ use tracing::warn;
 
 use super::heartbeat::{Heartbeats, LEASE_PREFIX};
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
-use crate::telemetry::Health;
+use crate::telemetry::{Health, chain};
 
 /// A store of objects of which some may be undecodable.
 pub type Guarded<K> = Store<DeserializeGuard<K>>;
@@ -201,18 +201,4 @@ fn any_change<K: Resource<DynamicType = ()>>(_: Option<&DeserializeGuard<K>>, ne
         warn!(%kind, ?namespace, ?name, error = %invalid.error, "object cannot be decoded; it is left out, others are not affected");
     }
     true
-}
-
-/// An error with everything that caused it, in one line.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }

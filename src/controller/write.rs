@@ -10,8 +10,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::events::{self, Notice, REPORTER};
-use super::watch::chain;
 use crate::api::{NatMapping, NatMappingStatus, StagingNetwork, StagingNetworkStatus};
+use crate::telemetry::chain;
 
 /// How long a write may take. A connection without answer must not hold up all other work.
 const TIMEOUT: Duration = Duration::from_secs(10);

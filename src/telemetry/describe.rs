@@ -174,7 +174,8 @@ pub fn markdown() -> String {
     let mut out = String::from(
         "# Metrics\n\n\
          <!-- Made from src/telemetry/describe.rs; a test compares the two. Write it anew with `UPDATE=1 cargo test --lib telemetry`. -->\n\n\
-         `stagenet agent` and `stagenet controller` serve these at `/metrics` of their `--listen` address, in base units (seconds, packets).\n\
+         `stagenet agent` and `stagenet controller` serve these at `/metrics` of their `--listen` address, in base units (seconds, packets):\n\
+         the agent those named `stagenet_agent_`, the controller those named `stagenet_controller_`.\n\
          A metric with labels appears once there is something to tell. No label ever names a mapping, so the number of series does not\n\
          grow with the number of claims.\n\n\
          | metric | kind | labels | tells |\n|---|---|---|---|\n",

@@ -64,7 +64,27 @@ struct BuildLabels {
     version: &'static str,
 }
 
-/// All metrics of one process, documented in [`describe`].
+/// Which program's metrics are shown: nobody should have to know that an agent's `controller_leader 0` means nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// `stagenet agent`
+    Agent,
+    /// `stagenet controller`
+    Controller,
+}
+
+impl Program {
+    /// Whether a metric is of this program.
+    pub fn has(self, descriptor: &Descriptor) -> bool {
+        let of_another = match self {
+            Self::Agent => "controller_",
+            Self::Controller => "agent_",
+        };
+        !descriptor.name.starts_with(of_another)
+    }
+}
+
+/// All metrics of one process, documented in [`describe`]. Those of the other program are never shown.
 #[derive(Debug)]
 pub struct Metrics {
     registry: Registry,
@@ -100,15 +120,9 @@ pub struct Metrics {
     pub leader: Gauge,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl Metrics {
     /// All metrics at their start values.
-    pub fn new() -> Self {
+    pub fn new(program: Program) -> Self {
         // A pass takes 3 ms for one change and 0.5 s for a cold start with 10 000 mappings; a held lock adds up to 5 s.
         let buckets = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
         let build: Family<BuildLabels, Gauge> = Family::default();
@@ -135,7 +149,10 @@ impl Metrics {
             reconciles: Family::default(),
             leader: Gauge::default(),
         };
-        let r = &mut metrics.registry;
+        let r = &mut Registrar {
+            program,
+            registry: &mut metrics.registry,
+        };
         register(r, describe::BUILD_INFO, build);
         register(r, describe::APPLY_DURATION, metrics.apply_duration.clone());
         register(r, describe::APPLIES, metrics.applies.clone());
@@ -177,13 +194,22 @@ impl Metrics {
     }
 }
 
-fn register(registry: &mut Registry, descriptor: Descriptor, metric: impl Metric) {
-    registry.register(descriptor.name, descriptor.help, metric);
+struct Registrar<'r> {
+    program: Program,
+    registry: &'r mut Registry,
+}
+
+fn register(to: &mut Registrar<'_>, descriptor: Descriptor, metric: impl Metric) {
+    if to.program.has(&descriptor) {
+        to.registry.register(descriptor.name, descriptor.help, metric);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::collections::BTreeSet;
+
     use super::*;
 
     fn value(page: &str, series: &str) -> String {
@@ -200,38 +226,44 @@ mod tests {
     }
 
     #[test]
-    fn every_descriptor_is_registered_with_its_kind() {
-        let metrics = Metrics::new();
-        // A family without a series is left out of the page.
-        drop(metrics.applies.get_or_create(&ResultLabel { result: "changed" }));
-        drop(metrics.reports.get_or_create(&ResultLabel { result: "written" }));
-        drop(metrics.drift_repairs.get_or_create(&TableLabel { table: "nat".into() }));
-        drop(metrics.mappings.get_or_create(&StateLabel { state: "failed" }));
-        drop(metrics.networks.get_or_create(&RoleLabel { role: "active" }));
-        metrics.set_denied(&BTreeMap::from([(("b".to_owned(), "out".to_owned()), 1)]));
-        drop(metrics.reconciles.get_or_create(&ReconcileLabels {
-            kind: "NatMapping",
-            result: "written",
-        }));
-        let page = metrics.page().unwrap();
-        for d in describe::ALL {
-            let kind = match d.kind {
-                describe::Kind::Counter => "counter",
-                describe::Kind::Gauge => "gauge",
-                describe::Kind::Histogram => "histogram",
-            };
-            assert!(
-                page.contains(&format!("# TYPE stagenet_{} {kind}", d.name)),
-                "{} is not a {kind} in:\n{page}",
-                d.name
-            );
+    fn every_descriptor_is_registered_with_its_kind_by_its_program_alone() {
+        let mut shown = BTreeSet::new();
+        for program in [Program::Agent, Program::Controller] {
+            let metrics = Metrics::new(program);
+            // A family without a series is left out of the page.
+            drop(metrics.applies.get_or_create(&ResultLabel { result: "changed" }));
+            drop(metrics.reports.get_or_create(&ResultLabel { result: "written" }));
+            drop(metrics.drift_repairs.get_or_create(&TableLabel { table: "nat".into() }));
+            drop(metrics.mappings.get_or_create(&StateLabel { state: "failed" }));
+            drop(metrics.networks.get_or_create(&RoleLabel { role: "active" }));
+            metrics.set_denied(&BTreeMap::from([(("b".to_owned(), "out".to_owned()), 1)]));
+            drop(metrics.reconciles.get_or_create(&ReconcileLabels {
+                kind: "NatMapping",
+                result: "written",
+            }));
+            let page = metrics.page().unwrap();
+            let own: Vec<_> = describe::ALL.iter().filter(|d| program.has(d)).collect();
+            for d in &own {
+                let kind = match d.kind {
+                    describe::Kind::Counter => "counter",
+                    describe::Kind::Gauge => "gauge",
+                    describe::Kind::Histogram => "histogram",
+                };
+                assert!(
+                    page.contains(&format!("# TYPE stagenet_{} {kind}", d.name)),
+                    "{} is not a {kind} in:\n{page}",
+                    d.name
+                );
+            }
+            assert_eq!(page.matches("# TYPE").count(), own.len(), "{program:?}:\n{page}");
+            shown.extend(own.into_iter().map(|d| d.name));
         }
-        assert_eq!(page.matches("# TYPE").count(), describe::ALL.len());
+        assert_eq!(shown.len(), describe::ALL.len(), "every metric is some program's");
     }
 
     #[test]
     fn a_restarted_kernel_counter_never_lowers_ours() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(Program::Agent);
         let key = ("b".to_owned(), "out".to_owned());
         for count in [5, 9, 2, 2] {
             metrics.set_denied(&BTreeMap::from([(key.clone(), count)]));

@@ -8,6 +8,6 @@ pub mod logs;
 pub mod metrics;
 pub mod server;
 
-pub use logs::{LogFormat, LogOptions};
-pub use metrics::Metrics;
+pub use logs::{LogFormat, LogOptions, chain};
+pub use metrics::{Metrics, Program};
 pub use server::{Health, ServeError, serve};

@@ -146,6 +146,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::Program;
     use super::*;
 
     async fn ask(address: SocketAddr, path: &str) -> String {
@@ -162,7 +163,7 @@ mod tests {
         let health = Arc::new(Health::new("the first list of NatMappings", Duration::ZERO));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app = router(health.clone(), Arc::new(Metrics::new()));
+        let app = router(health.clone(), Arc::new(Metrics::new(Program::Agent)));
         let server = tokio::spawn(async move { axum::serve(listener, app).await });
 
         let answer = ask(address, "/readyz").await;
@@ -181,7 +182,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let health = Arc::new(Health::new("", Duration::from_secs(1)));
-        let error = serve(address, health, Arc::new(Metrics::new())).await.unwrap_err().to_string();
+        let error = serve(address, health, Arc::new(Metrics::new(Program::Agent)))
+            .await
+            .unwrap_err()
+            .to_string();
         assert!(error.contains(&address.to_string()) && error.contains("--listen"), "{error}");
     }
 }

@@ -13,7 +13,7 @@ use stagenet::host::HostError;
 use stagenet::host::fake::{Call, FakeHost};
 use stagenet::netfilter::{Family, Table};
 use stagenet::plan::LinkSettings;
-use stagenet::telemetry::{Health, Metrics};
+use stagenet::telemetry::{Health, Metrics, Program};
 
 use crate::{converged, host, interface, one, pass, settings, state};
 
@@ -34,7 +34,7 @@ impl Running {
             min_interval: Duration::from_millis(10),
         };
         let health = Arc::new(Health::new("a pass", Duration::from_mins(1)));
-        let runner = Runner::new(host.clone(), options, Arc::new(Metrics::new()), health);
+        let runner = Runner::new(host.clone(), options, Arc::new(Metrics::new(Program::Agent)), health);
         let (objects, source) = tokio::sync::watch::channel(snapshot);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
         let reports = runner.reports();

@@ -15,8 +15,8 @@ use super::{MANAGER, status};
 use crate::agent::runner::{Report, Reports};
 use crate::api::gatewaynode::GatewayNodeStatus;
 use crate::api::{GatewayNode, GatewayNodeSpec, conditions, reasons};
-use crate::controller::watch::chain;
 use crate::telemetry::Metrics;
+use crate::telemetry::chain;
 use crate::telemetry::metrics::ResultLabel;
 
 /// Least time between two writes: with thousands of changes a second the last one counts.

@@ -11,8 +11,7 @@ use kube::Client;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams};
 
 use super::MANAGER;
-use crate::controller::watch::chain;
-use crate::telemetry::Health;
+use crate::telemetry::{Health, chain};
 
 /// How often the Lease is renewed.
 const RENEW: Duration = Duration::from_secs(10);

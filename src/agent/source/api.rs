@@ -19,7 +19,7 @@ use super::cache::{Cache, Change};
 use super::{Problem, Snapshot, Snapshots};
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
 use crate::controller::gather;
-use crate::controller::watch::chain;
+use crate::telemetry::chain;
 
 /// Resource versions that mean nothing new are passed on this late: the controller's own status writes come by the thousand.
 const VERSION_DELAY: Duration = Duration::from_secs(1);
