@@ -14,7 +14,7 @@ use crate::host::{Finding, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table, TableRules};
-use crate::plan::{Claim, FlowPolicy, InterfaceFacts, KernelFacts, MappingKey, ProxyNeighbour};
+use crate::plan::{Claim, FlowPolicy, InterfaceFacts, KernelFacts, MappingKey, PolicyRule, ProxyNeighbour};
 
 /// Where we may have rules. IPv6 has the fence only.
 pub(super) const TABLES: [(Family, Table); 4] = [
@@ -105,10 +105,15 @@ impl Kept {
         self.quarantined.clear();
     }
 
-    /// Whether a route to `destination` is thought to be in the kernel.
-    pub fn has_route(&self, destination: &IpNet) -> bool {
+    /// Whether a route to `destination` is thought to be in a table of the kernel.
+    pub fn has_route(&self, table: u32, destination: &IpNet) -> bool {
         let Some(links) = &self.links else { return true };
-        links.routes.iter().any(|r| r.destination == *destination)
+        links.routes.iter().any(|r| r.table == table && r.destination == *destination)
+    }
+
+    /// Whether a policy routing rule is thought to be in the kernel.
+    pub fn has_rule(&self, rule: &PolicyRule) -> bool {
+        self.links.as_ref().is_none_or(|links| links.policy_rules.contains(rule))
     }
 
     /// Whether a proxy neighbour `address` is thought to be in the kernel.

@@ -154,9 +154,10 @@ impl<H: Host> Runner<H> {
                 }
                 self.blamed.extend(by);
             }
-            HostEvent::RouteGone(destination) if self.kept.has_route(&destination) => self.kept.doubt_links(),
+            HostEvent::RouteGone(table, destination) if self.kept.has_route(table, &destination) => self.kept.doubt_links(),
+            HostEvent::RuleGone(rule) if self.kept.has_rule(&rule) => self.kept.doubt_links(),
             HostEvent::ProxyGone(address) if self.kept.has_proxy(address) => self.kept.doubt_links(),
-            HostEvent::RouteGone(_) | HostEvent::ProxyGone(_) => return,
+            HostEvent::RouteGone(..) | HostEvent::RuleGone(_) | HostEvent::ProxyGone(_) => return,
             HostEvent::Links => self.kept.doubt_interfaces(),
             HostEvent::Overrun => {
                 tracing::debug!("kernel events were lost; everything is checked");

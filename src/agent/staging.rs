@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use super::outcome::Drift;
 use crate::host::{LinkChange, ObservedLinks};
 use crate::netfilter::{ChainName, IfName, Owner, TableRules};
-use crate::plan::{HostPlan, LinkSettings};
+use crate::plan::{HostPlan, LinkSettings, PolicyRule, Route, TABLE_MAIN};
 
 /// The link changes of a pass, by stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +59,7 @@ fn settings_change(wanted: &LinkSettings, present: &LinkSettings) -> Option<Link
         send_redirects: differing(wanted.send_redirects, present.send_redirects),
         rp_filter: differing(wanted.rp_filter, present.rp_filter),
         proxy_delay: differing(wanted.proxy_delay, present.proxy_delay),
+        proxy_delay_ipv6: differing(wanted.proxy_delay_ipv6, present.proxy_delay_ipv6),
     };
     (change != LinkSettings::default()).then_some(change)
 }
@@ -79,10 +80,18 @@ pub fn link_drift(before: &ObservedLinks, now: &ObservedLinks, plan: &HostPlan) 
     let mut note = |place, what| drift.push(Drift { place, what });
     let there = |interface: &IfName| now.links.contains_key(interface);
     for route in before.routes.difference(&now.routes).filter(|r| plan.routes.contains(r)) {
-        note("route", format!("the route to {} was removed", route.destination));
+        note("route", format!("the route to {} was removed", place(route)));
     }
     for route in now.routes.difference(&before.routes) {
-        note("route", format!("a route to {} was added that bears our mark", route.destination));
+        note("route", format!("a route to {} was added that bears our mark", place(route)));
+    }
+    let wanted = |rule: &&PolicyRule| plan.policy_rules.contains(rule);
+    for rule in before.policy_rules.difference(&now.policy_rules).filter(wanted) {
+        note("rule", format!("the {} policy routing rule {rule} was removed", rule.family));
+    }
+    for rule in now.policy_rules.difference(&before.policy_rules) {
+        let what = format!("the {} policy routing rule {rule} was added, which bears our mark", rule.family);
+        note("rule", what);
     }
     for proxy in before
         .proxies
@@ -124,6 +133,14 @@ pub fn link_drift(before: &ObservedLinks, now: &ObservedLinks, plan: &HostPlan) 
     drift
 }
 
+/// Destination, and table if it is not main.
+fn place(route: &Route) -> String {
+    match route.table {
+        TABLE_MAIN => route.destination.to_string(),
+        table => format!("{} in table {table}", route.destination),
+    }
+}
+
 /// Addresses that begin to attract traffic, by interface: announced on both sides, so that nobody waits for a cache to expire.
 pub fn announcements(made: &[LinkChange]) -> BTreeMap<IfName, BTreeSet<IpAddr>> {
     let mut out: BTreeMap<IfName, BTreeSet<IpAddr>> = BTreeMap::new();
@@ -156,6 +173,7 @@ pub fn acknowledged(seen: &mut ObservedLinks, made: &[LinkChange]) {
                 present.send_redirects = set.send_redirects.or(present.send_redirects);
                 present.rp_filter = set.rp_filter.or(present.rp_filter);
                 present.proxy_delay = set.proxy_delay.or(present.proxy_delay);
+                present.proxy_delay_ipv6 = set.proxy_delay_ipv6.or(present.proxy_delay_ipv6);
             }
             LinkChange::Inside(name) => {
                 seen.touched.insert(name.clone());

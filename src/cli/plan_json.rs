@@ -46,6 +46,7 @@ pub(super) fn json(planned: &Planned) -> Value {
                 "sendRedirects": s.send_redirects,
                 "rpFilter": s.rp_filter,
                 "proxyDelayMilliseconds": s.proxy_delay,
+                "proxyDelayIPv6Milliseconds": s.proxy_delay_ipv6,
             });
             (name.to_string(), settings)
         })

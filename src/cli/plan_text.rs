@@ -105,12 +105,14 @@ fn settings(settings: &LinkSettings) -> String {
         send_redirects,
         rp_filter,
         proxy_delay,
+        proxy_delay_ipv6,
     } = settings;
     let parts = [
         forwarding.map(|v| format!("forwarding={}", u8::from(v))),
         send_redirects.map(|v| format!("send_redirects={}", u8::from(v))),
         rp_filter.map(|v| format!("rp_filter={v}")),
         proxy_delay.map(|v| format!("proxy_delay={v}ms")),
+        proxy_delay_ipv6.map(|v| format!("ipv6.proxy_delay={v}ms")),
     ];
     parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }

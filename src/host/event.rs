@@ -4,6 +4,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::plan::PolicyRule;
+
 /// One event. The agent asks its plan whether the event contradicts it; if so, or if in doubt, it checks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HostEvent {
@@ -14,8 +16,10 @@ pub enum HostEvent {
         /// Chains that were touched, `table/chain`, sorted.
         chains: Vec<String>,
     },
-    /// A route of ours disappeared.
-    RouteGone(IpNet),
+    /// A route of ours disappeared: its table and destination.
+    RouteGone(u32, IpNet),
+    /// A policy routing rule of ours disappeared.
+    RuleGone(PolicyRule),
     /// A proxy neighbour of ours disappeared.
     ProxyGone(IpAddr),
     /// Interfaces, addresses or their settings changed.

@@ -76,6 +76,8 @@ pub struct LinkSettings {
     pub rp_filter: Option<u8>,
     /// `net.ipv4.neigh.IF.proxy_delay`, milliseconds.
     pub proxy_delay: Option<u64>,
+    /// `net.ipv6.neigh.IF.proxy_delay`, milliseconds.
+    pub proxy_delay_ipv6: Option<u64>,
 }
 
 /// An address that the node answers for inside, as /32.

@@ -11,7 +11,7 @@ use super::sites::{Served, Site};
 use super::validate::ValidNetwork;
 use super::{NodeFacts, Verdicts, View, selector, values};
 use crate::api::gatewaynode::Role;
-use crate::netfilter::IfName;
+use crate::netfilter::{Family, IfName};
 
 /// Adds what `site` needs to `plan`. A network that is not served needs nothing but its fence: forwarding stays as it is.
 pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
@@ -28,6 +28,10 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
     if attracts {
         // The default of 80 jiffies delays the first answer by a random time of up to 0.8 s (net/ipv4/arp.c, arp_process).
         link.proxy_delay = Some(0);
+        // The same in ndisc_recv_ns (net/ipv6/ndisc.c).
+        if network.pool.iter().any(|prefix| Family::of_net(prefix) == Family::V6) {
+            link.proxy_delay_ipv6 = Some(0);
+        }
     }
 
     let Some(interface) = facts.interfaces.get(inside.as_str()) else {
@@ -41,7 +45,7 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
             send_redirects: Some(false),
             // Loose is asked for also where it is loose already: that may be our own doing.
             rp_filter: (interface.rp_filter > 0 && !unconnected.is_empty()).then_some(2),
-            proxy_delay: None,
+            ..LinkSettings::default()
         },
     );
     plan.routes.extend(

@@ -48,7 +48,7 @@ fn links_come_and_go(world: &World) {
     let facts = world.run(second.interfaces()).unwrap();
     assert_eq!(
         facts["eth1"].addresses,
-        BTreeSet::from(["192.168.200.2/24".parse().unwrap()]),
+        BTreeSet::from(["192.168.200.2/24", "2001:db8:200::2/64"].map(|a| a.parse().unwrap())),
         "ours left out"
     );
     assert_eq!(facts["eth1"].rp_filter, 2);

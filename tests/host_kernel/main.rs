@@ -2,6 +2,7 @@
 //! compared with what was before. No packets here but ARP; traffic is the business of the other labs.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a lab that cannot go on has to end there, saying so
 
+mod families;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod links;
@@ -33,8 +34,11 @@ fn look() -> String {
         all += &without_comments(&sh("iptables-legacy-save"));
     }
     all += &sh("ip -4 route show table all; ip -4 rule; ip -4 neigh show proxy; ip -4 addr");
+    // Link-local addresses and their routes come a moment after the interface.
+    all += &sh("ip -6 route show table all | grep -v -e fe80 -e ff00::/8 -e ^anycast || true");
+    all += &sh("ip -6 rule; ip -6 neigh show proxy; ip -6 addr show scope global");
     all + &sh(
-        "grep -H . /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/send_redirects /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv4/neigh/*/proxy_delay",
+        "grep -H . /proc/sys/net/ipv4/conf/*/forwarding /proc/sys/net/ipv4/conf/*/send_redirects /proc/sys/net/ipv4/conf/*/rp_filter /proc/sys/net/ipv4/neigh/*/proxy_delay /proc/sys/net/ipv6/neigh/*/proxy_delay",
     )
 }
 
@@ -78,10 +82,18 @@ struct World {
 impl World {
     fn new() -> Self {
         let (outside, inside) = (Ns::new("outside"), Ns::new("inside"));
-        for (ns, local, address) in [(&outside, "eth0", "192.168.100"), (&inside, "eth1", "192.168.200")] {
+        for (ns, local, address, ipv6) in [
+            (&outside, "eth0", "192.168.100", "2001:db8::"),
+            (&inside, "eth1", "192.168.200", "2001:db8:200::"),
+        ] {
             sh(&format!("ip link add {local} type veth peer name eth0 netns {}", ns.name()));
-            sh(&format!("ip addr add {address}.2/24 dev {local} && ip link set {local} up"));
-            ns.sh(&format!("ip addr add {address}.9/24 dev eth0 && ip link set eth0 up"));
+            let up = |interface: &str, last: u8| {
+                format!(
+                    "ip addr add {address}.{last}/24 dev {interface} && ip addr add {ipv6}{last}/64 dev {interface} nodad && ip link set {interface} up"
+                )
+            };
+            sh(&up(local, 2));
+            ns.sh(&up("eth0", 9));
         }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
@@ -161,6 +173,7 @@ fn undone(changes: &[LinkChange]) -> Vec<LinkChange> {
         LinkChange::AddAddress(a) => LinkChange::RemoveAddress(a),
         LinkChange::AddRoute(r) => LinkChange::RemoveRoute(r),
         LinkChange::AddProxy(p) => LinkChange::RemoveProxy(p),
+        LinkChange::AddRule(r) => LinkChange::RemoveRule(r),
         LinkChange::Set(name, _) => LinkChange::PutBack(name),
         other => other,
     };

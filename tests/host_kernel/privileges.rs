@@ -11,7 +11,7 @@ use stagenet::netfilter::{Family, Table};
 use stagenet::plan::FlowPolicy;
 
 use crate::lab::isolated;
-use crate::{FENCE, UNFENCE, World, host, look, name, next, sh, undone, wanted};
+use crate::{FENCE, UNFENCE, World, families, host, look, name, next, sh, undone, wanted};
 
 /// Runs the named test once more with fewer privileges, in the world as it is.
 fn again(test: &str, capabilities: &str) -> String {
@@ -79,6 +79,9 @@ async fn all_effects() {
         host.sweep_flows(&FlowPolicy::default()).await.unwrap();
         host.denied().await.unwrap();
         assert!(next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some());
+        host.change_links(&families::wanted()).await.unwrap();
+        assert_eq!(host.read_links().await.unwrap().policy_rules.len(), 10);
+        host.change_links(&undone(&families::wanted())).await.unwrap();
         host.change_links(&undone(&wanted())).await.unwrap();
         host.restore(Family::V4, UNFENCE).await.unwrap();
     }

@@ -140,7 +140,7 @@ fn others_changes_are_told_with_their_maker_and_our_own_are_not() {
             while events.try_recv().is_ok() {}
             sh("ip route del 192.168.100.3 dev lo");
             assert!(
-                next(&mut events, 10_000, |e| *e == HostEvent::RouteGone(vip.into()))
+                next(&mut events, 10_000, |e| *e == HostEvent::RouteGone(254, vip.into()))
                     .await
                     .is_some()
             );

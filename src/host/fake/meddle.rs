@@ -10,7 +10,7 @@ use super::{Call, FakeHost, Refusal, State, Write, overlay};
 use crate::host::{Backend, Finding, HostError, HostEvent};
 use crate::netfilter::rules::CHAIN_PREFIX;
 use crate::netfilter::{Family, IfName, Table};
-use crate::plan::{FlowTuple, GatewayAddress, InterfaceFacts, LinkSettings, ProxyNeighbour, Route, Via};
+use crate::plan::{FlowTuple, GatewayAddress, InterfaceFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Via};
 
 /// Who is said to have changed a table.
 const MEDDLER: &str = "iptables (pid 4711)";
@@ -165,6 +165,7 @@ impl FakeHost {
                 send_redirects: Some(true),
                 rp_filter: Some(0),
                 proxy_delay: Some(800),
+                proxy_delay_ipv6: Some(800),
             });
         }
         state.emit(HostEvent::Links);
@@ -224,7 +225,19 @@ impl FakeHost {
     pub fn remove_route(&self, route: &Route) {
         let mut state = self.lock();
         state.routes.remove(route);
-        state.emit(HostEvent::RouteGone(route.destination));
+        state.emit(HostEvent::RouteGone(route.table, route.destination));
+    }
+
+    /// Policy routing rules of ours.
+    pub fn policy_rules(&self) -> BTreeSet<PolicyRule> {
+        self.lock().policy_rules.clone()
+    }
+
+    /// Somebody removes a policy routing rule of ours.
+    pub fn remove_rule(&self, rule: &PolicyRule) {
+        let mut state = self.lock();
+        state.policy_rules.remove(rule);
+        state.emit(HostEvent::RuleGone(rule.clone()));
     }
 
     /// Somebody else has a route.

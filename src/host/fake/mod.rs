@@ -215,6 +215,7 @@ fn overlay(present: &mut LinkSettings, wanted: &LinkSettings) {
     present.send_redirects = wanted.send_redirects.or(present.send_redirects);
     present.rp_filter = wanted.rp_filter.or(present.rp_filter);
     present.proxy_delay = wanted.proxy_delay.or(present.proxy_delay);
+    present.proxy_delay_ipv6 = wanted.proxy_delay_ipv6.or(present.proxy_delay_ipv6);
 }
 
 /// A host in memory. Clones are handles to the same host.

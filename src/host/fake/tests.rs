@@ -180,7 +180,7 @@ async fn meddling_is_told_and_our_own_restore_is_not() {
     let to_lo = route("192.0.2.3/32", Via::Loopback);
     host.change_links(&[LinkChange::AddRoute(to_lo.clone())]).await.unwrap();
     host.remove_route(&to_lo);
-    assert_eq!(events.try_recv().unwrap(), HostEvent::RouteGone(to_lo.destination));
+    assert_eq!(events.try_recv().unwrap(), HostEvent::RouteGone(to_lo.table, to_lo.destination));
 }
 
 #[tokio::test]

@@ -4,7 +4,7 @@
 //! `send_redirects` or `proxy_delay` change, a cheap look at those twice a second. A listener that fails says [`HostEvent::Overrun`] and starts anew, ever more slowly. All end when the
 //! receiver is dropped. When the agent is slow, the kernel's queue fills and the kernel says so: nothing is lost silently.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex as Lock};
 use std::time::{Duration, Instant};
@@ -17,13 +17,12 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::time::sleep;
 
 use super::generation::{self, NFGENMSG, NFT_MSG_NEWGEN, Own};
-use super::netlink::{Answer, messages, text};
-use super::observe::{self, our_route};
+use super::netlink::{Answer, messages, text, u32_at};
 use super::state::Found;
-use super::unannounced;
+use super::{policy, routes, unannounced};
 use crate::host::HostEvent;
+use crate::netfilter::IfName;
 use crate::netfilter::rules::CHAIN_PREFIX;
-use crate::plan::Via;
 
 /// Bytes that the kernel queues for each listener: some ten thousand rule events, which is a flush of a large table.
 const QUEUE: usize = 8 << 20;
@@ -49,12 +48,18 @@ const NFPROTO_IPV6: u8 = 10;
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV4_IFADDR: u32 = 5;
 const RTNLGRP_IPV4_ROUTE: u32 = 7;
+const RTNLGRP_IPV4_RULE: u32 = 8;
+const RTNLGRP_IPV6_IFADDR: u32 = 9;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
+const RTNLGRP_IPV6_RULE: u32 = 19;
 const RTNLGRP_IPV4_NETCONF: u32 = 24;
+const RTNLGRP_IPV6_NETCONF: u32 = 25;
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
 const RTM_NEWADDR: u16 = 20;
 const RTM_DELADDR: u16 = 21;
 const RTM_DELROUTE: u16 = 25;
+const RTM_DELRULE: u16 = 33;
 const RTM_NEWNETCONF: u16 = 80;
 const RTM_DELNETCONF: u16 = 81;
 
@@ -200,7 +205,17 @@ async fn listen_nft(sender: Sender, own: Arc<Mutex<Own>>) -> io::Result<()> {
 }
 
 async fn listen_route(sender: Sender) -> io::Result<()> {
-    let groups = [RTNLGRP_LINK, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV4_NETCONF];
+    let groups = [
+        RTNLGRP_LINK,
+        RTNLGRP_IPV4_IFADDR,
+        RTNLGRP_IPV4_ROUTE,
+        RTNLGRP_IPV4_RULE,
+        RTNLGRP_IPV4_NETCONF,
+        RTNLGRP_IPV6_IFADDR,
+        RTNLGRP_IPV6_ROUTE,
+        RTNLGRP_IPV6_RULE,
+        RTNLGRP_IPV6_NETCONF,
+    ];
     let socket = open(NETLINK_ROUTE, &groups)?;
     let mut buffer = Vec::with_capacity(RECEIVE);
     loop {
@@ -212,6 +227,10 @@ async fn listen_route(sender: Sender) -> io::Result<()> {
                 RTM_NEWLINK | RTM_DELLINK | RTM_NEWADDR | RTM_DELADDR | RTM_NEWNETCONF | RTM_DELNETCONF => HostEvent::Links,
                 RTM_DELROUTE => match route_gone(&Answer { body }) {
                     Some(event) => event,
+                    None => continue,
+                },
+                RTM_DELRULE => match policy::parse(&Answer { body }) {
+                    Some(rule) => HostEvent::RuleGone(rule),
                     None => continue,
                 },
                 _ => continue,
@@ -228,16 +247,12 @@ async fn listen_route(sender: Sender) -> io::Result<()> {
     }
 }
 
-/// Our route that is gone. Which interface it led to does not matter.
+/// Our route that is gone. Which interface it led to does not matter, and the interface may be gone too.
 fn route_gone(answer: &Answer<'_>) -> Option<HostEvent> {
-    let any = BTreeMap::new();
-    let named = our_route(answer, &any).or_else(|| {
-        let index = answer.attributes(observe::RTMSG).find(|(kind, _)| *kind == observe::RTA_OIF)?;
-        let index = super::netlink::u32_at(index.1, 0)?;
-        our_route(answer, &BTreeMap::from([(index, crate::netfilter::IfName::new("any")?)]))
-    })?;
-    debug_assert!(!matches!(named.via, Via::Link(ref name) if name.as_str() != "any"));
-    Some(HostEvent::RouteGone(named.destination))
+    let out = answer.attributes(routes::RTMSG).find(|(kind, _)| *kind == routes::RTA_OIF);
+    let out = out.and_then(|(_, index)| u32_at(index, 0)).zip(IfName::new("any"));
+    let route = routes::parse(answer, &out.into_iter().collect())?;
+    Some(HostEvent::RouteGone(route.table, route.destination))
 }
 
 #[cfg(test)]

@@ -7,20 +7,22 @@ use std::io;
 
 use ipnet::IpNet;
 use netlink_packet_core::{DefaultNla, Emitable, NLA_F_NESTED, NLM_F_CREATE, NLM_F_EXCL};
-use netlink_packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressProtocol};
 use netlink_packet_route::link::{AfSpecInet, AfSpecUnspec, LinkAttribute, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState};
 use netlink_packet_route::neighbour_table::{NeighbourTableAttribute, NeighbourTableMessage, NeighbourTableParameter};
-use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::route::RouteProtocol;
 use nix::libc;
 
 use super::netlink::Netlink;
-use super::observe::{LOOPBACK, Snapshot, devconf};
+use super::observe::{NEIGHBOUR_TABLES, Snapshot, devconf, number};
+use super::policy;
+use super::routes::{self, LOOPBACK};
 use super::state::Found;
 use crate::host::{HostError, LinkChange, ObservedLinks, PROTOCOL};
-use crate::netfilter::IfName;
-use crate::plan::{GatewayAddress, LinkSettings, ProxyNeighbour, Route, Via};
+use crate::netfilter::{Family, IfName};
+use crate::plan::{GatewayAddress, LinkSettings, ProxyNeighbour, Route, TABLE_MAIN, Via};
 
 /// A new object, or an error if there is one.
 const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
@@ -55,7 +57,7 @@ pub(super) fn read(netlink: &mut Netlink, found: &mut Found) -> io::Result<Obser
             .cloned()
             .collect(),
         routes: now.routes.clone(),
-        policy_rules: std::collections::BTreeSet::new(),
+        policy_rules: now.policy_rules.clone(),
         proxies: super::observe::ours(&now.proxies),
         addresses: now.our_addresses(),
         links: now.settings(),
@@ -138,8 +140,8 @@ fn plan(now: &Snapshot, found: &Found, change: &LinkChange) -> Result<Vec<Reques
             };
             let add = matches!(change, LinkChange::AddRoute(_));
             match (add, now.routes.contains(wanted)) {
-                (true, false) => vec![(NEW, RouteNetlinkMessage::NewRoute(route(wanted, out)))],
-                (false, true) => vec![(0, RouteNetlinkMessage::DelRoute(route(wanted, out)))],
+                (true, false) => vec![(NEW, RouteNetlinkMessage::NewRoute(routes::message(wanted, out)))],
+                (false, true) => vec![(0, RouteNetlinkMessage::DelRoute(routes::message(wanted, out)))],
                 _ => Vec::new(),
             }
         }
@@ -159,7 +161,13 @@ fn plan(now: &Snapshot, found: &Found, change: &LinkChange) -> Result<Vec<Reques
         LinkChange::RemoveAddress(wanted) if now.addresses.get(&host(wanted)) == Some(&true) => {
             vec![(0, RouteNetlinkMessage::DelAddress(address(wanted, index(&wanted.interface)?)))]
         }
-        LinkChange::RemoveProxy(_) | LinkChange::RemoveAddress(_) | LinkChange::RemoveRule(_) | LinkChange::AddRule(_) => Vec::new(),
+        LinkChange::AddRule(wanted) if !now.policy_rules.contains(wanted) => {
+            vec![(NEW, RouteNetlinkMessage::NewRule(policy::message(wanted)))]
+        }
+        LinkChange::RemoveRule(wanted) if now.policy_rules.contains(wanted) => {
+            vec![(0, RouteNetlinkMessage::DelRule(policy::message(wanted)))]
+        }
+        LinkChange::RemoveProxy(_) | LinkChange::RemoveAddress(_) | LinkChange::AddRule(_) | LinkChange::RemoveRule(_) => Vec::new(),
         LinkChange::Inside(name) => {
             index(name)?;
             Vec::new()
@@ -183,7 +191,7 @@ fn plan(now: &Snapshot, found: &Found, change: &LinkChange) -> Result<Vec<Reques
 fn judge(change: &LinkChange, error: &io::Error) -> Option<HostError> {
     let removal = matches!(
         change,
-        LinkChange::RemoveRoute(_) | LinkChange::RemoveProxy(_) | LinkChange::RemoveAddress(_)
+        LinkChange::RemoveRoute(_) | LinkChange::RemoveProxy(_) | LinkChange::RemoveAddress(_) | LinkChange::RemoveRule(_)
     );
     match error.raw_os_error() {
         Some(libc::ESRCH | libc::ENOENT | libc::EADDRNOTAVAIL) if removal => None,
@@ -200,15 +208,23 @@ fn describe(change: &LinkChange) -> String {
     match change {
         LinkChange::RemoveProxy(p) => format!("removing proxy neighbour {} on {}", p.address, p.interface),
         LinkChange::AddProxy(p) => format!("adding proxy neighbour {} on {}", p.address, p.interface),
-        LinkChange::RemoveRoute(r) => format!("removing the route to {}", r.destination),
-        LinkChange::AddRoute(r) => format!("adding the route to {}", r.destination),
+        LinkChange::RemoveRoute(r) => format!("removing the route to {}", place(r)),
+        LinkChange::AddRoute(r) => format!("adding the route to {}", place(r)),
         LinkChange::RemoveAddress(a) => format!("removing address {} from {}", a.address, a.interface),
         LinkChange::AddAddress(a) => format!("adding address {} to {}", a.address, a.interface),
-        LinkChange::RemoveRule(r) => format!("removing the policy routing rule at preference {}", r.preference),
-        LinkChange::AddRule(r) => format!("adding the policy routing rule at preference {}", r.preference),
+        LinkChange::RemoveRule(r) => format!("removing the {} policy routing rule {r}", r.family),
+        LinkChange::AddRule(r) => format!("adding the {} policy routing rule {r}", r.family),
         LinkChange::Inside(name) => format!("recording {name} as an inside interface"),
         LinkChange::Set(name, _) => format!("changing settings of {name}"),
         LinkChange::PutBack(name) => format!("putting back settings of {name}"),
+    }
+}
+
+/// Destination, and table if it is not main.
+fn place(route: &Route) -> String {
+    match route.table {
+        TABLE_MAIN => route.destination.to_string(),
+        table => format!("{} in table {table}", route.destination),
     }
 }
 
@@ -216,27 +232,9 @@ fn host(address: &GatewayAddress) -> (IfName, IpNet) {
     (address.interface.clone(), IpNet::from(address.address))
 }
 
-fn route(wanted: &Route, out: Option<u32>) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = AddressFamily::Inet;
-    message.header.destination_prefix_length = wanted.destination.prefix_len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Other(PROTOCOL);
-    message.header.kind = RouteType::Unicast;
-    message.header.scope = if out.is_some() { RouteScope::Link } else { RouteScope::Universe };
-    message
-        .attributes
-        .push(RouteAttribute::Destination(RouteAddress::from(wanted.destination.network())));
-    message.attributes.extend(out.map(RouteAttribute::Oif));
-    if let Via::Gateway(gateway) = wanted.via {
-        message.attributes.push(RouteAttribute::Gateway(RouteAddress::from(gateway)));
-    }
-    message
-}
-
 fn proxy(wanted: &ProxyNeighbour, index: u32) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = number(Family::of(wanted.address));
     message.header.ifindex = index;
     message.header.flags = NeighbourFlags::Proxy;
     message.header.state = NeighbourState::Permanent;
@@ -251,14 +249,20 @@ fn proxy(wanted: &ProxyNeighbour, index: u32) -> NeighbourMessage {
 
 fn address(wanted: &GatewayAddress, index: u32) -> AddressMessage {
     let mut message = AddressMessage::default();
-    message.header.family = AddressFamily::Inet;
-    message.header.prefix_len = 32;
+    let family = Family::of(wanted.address);
+    message.header.family = number(family);
+    message.header.prefix_len = IpNet::from(wanted.address).prefix_len();
     message.header.index = index;
     message.attributes.push(AddressAttribute::Local(wanted.address.into()));
     message.attributes.push(AddressAttribute::Address(wanted.address.into()));
     message
         .attributes
         .push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));
+    if family == Family::V6 {
+        // Usable at once: its holder was asked for by us before, where that is wanted. And no route to itself beside the local one.
+        let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+        message.attributes.push(AddressAttribute::Flags(flags));
+    }
     message
 }
 
@@ -285,10 +289,15 @@ fn settings(index: u32, wanted: &LinkSettings) -> Vec<Request> {
             .push(LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet(vec![conf])]));
         requests.push((0, RouteNetlinkMessage::SetLink(message)));
     }
-    if let Some(delay) = wanted.proxy_delay {
+    for (family, table) in NEIGHBOUR_TABLES {
+        let delay = match family {
+            Family::V4 => wanted.proxy_delay,
+            Family::V6 => wanted.proxy_delay_ipv6,
+        };
+        let Some(delay) = delay else { continue };
         let mut message = NeighbourTableMessage::default();
-        message.header.family = AddressFamily::Inet;
-        message.attributes.push(NeighbourTableAttribute::Name("arp_cache".to_owned()));
+        message.header.family = number(family);
+        message.attributes.push(NeighbourTableAttribute::Name(table.to_owned()));
         let parameters = vec![NeighbourTableParameter::Ifindex(index), NeighbourTableParameter::ProxyDelay(delay)];
         message.attributes.push(NeighbourTableAttribute::Parms(parameters));
         requests.push((0, RouteNetlinkMessage::SetNeighbourTable(message)));

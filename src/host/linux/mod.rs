@@ -6,12 +6,15 @@
 mod arp;
 mod conntrack;
 mod events;
+mod facts;
 mod generation;
 mod links;
 mod netlink;
 mod observe;
+mod policy;
 mod preflight;
 mod privileges;
+mod routes;
 mod state;
 mod tables;
 mod tools;
@@ -153,7 +156,7 @@ impl Host for LinuxHost {
     }
 
     async fn kernel(&mut self) -> Result<KernelFacts, HostError> {
-        Ok(KernelFacts::default())
+        kernel("reading settings of the kernel", || Ok(facts::read())).await
     }
 
     async fn preflight(&mut self, outside: &BTreeSet<IfName>, inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError> {

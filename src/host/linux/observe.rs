@@ -1,4 +1,4 @@
-//! What rtnetlink holds: interfaces with their settings, and addresses, routes and proxy neighbours with their protocol numbers.
+//! What rtnetlink holds: interfaces with their settings, and addresses and proxy neighbours of both families with their protocol numbers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -6,22 +6,23 @@ use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
+use netlink_packet_core::NetlinkSerializable;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourMessage};
 use netlink_packet_route::neighbour_table::NeighbourTableMessage;
-use netlink_packet_route::route::{RouteHeader, RouteMessage, RouteProtocol, RouteType};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::libc;
 
 use super::netlink::{Answer, Netlink, attributes, text, u32_at};
+use super::{policy, routes};
 use crate::host::PROTOCOL;
-use crate::netfilter::IfName;
-use crate::plan::{GatewayAddress, InterfaceFacts, LinkSettings, ProxyNeighbour, Route, Via};
+use crate::netfilter::{Family, IfName};
+use crate::plan::{GatewayAddress, InterfaceFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route};
 
 // Sizes of fixed headers and numbers of attributes: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h.
 const IFINFOMSG: usize = 16;
 const IFADDRMSG: usize = 8;
-pub(super) const RTMSG: usize = 12;
 const NDMSG: usize = 12;
 const NDTMSG: usize = 4;
 const IFLA_ADDRESS: u16 = 1;
@@ -30,13 +31,10 @@ const IFLA_MTU: u16 = 4;
 const IFLA_MASTER: u16 = 10;
 const IFLA_AF_SPEC: u16 = 26;
 const IFLA_INET_CONF: u16 = 1;
+const IFLA_INET6_CONF: u16 = 2;
 const IFA_ADDRESS: u16 = 1;
 const IFA_LOCAL: u16 = 2;
 const IFA_PROTO: u16 = 11;
-const RTA_DST: u16 = 1;
-pub(super) const RTA_OIF: u16 = 4;
-const RTA_GATEWAY: u16 = 5;
-const RTA_TABLE: u16 = 15;
 const NDA_DST: u16 = 1;
 const NDA_PROTOCOL: u16 = 12;
 const NDTA_PARMS: u16 = 6;
@@ -53,6 +51,13 @@ pub(super) mod devconf {
     pub(in crate::host::linux) const RP_FILTER: u16 = 8;
 }
 
+/// `DEVCONF_PROXY_NDP` in linux/ipv6.h. Those of IPv6 count from 0.
+const DEVCONF_PROXY_NDP: usize = 22;
+/// `RT_SCOPE_LINK` in linux/rtnetlink.h; what is nearer has a greater number.
+const RT_SCOPE_LINK: u8 = 253;
+/// The neighbour tables, by name (net/ipv4/arp.c, net/ipv6/ndisc.c).
+pub(super) const NEIGHBOUR_TABLES: [(Family, &str); 2] = [(Family::V4, "arp_cache"), (Family::V6, "ndisc_cache")];
+
 /// One interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Link {
@@ -63,6 +68,8 @@ pub(super) struct Link {
     /// Index of the bridge, bond or VRF that it is a port of.
     pub(super) master: Option<u32>,
     pub(super) settings: LinkSettings,
+    /// `net.ipv6.conf.IF.proxy_ndp`
+    pub(super) proxy_ndp: bool,
 }
 
 /// An object and whether it bears our protocol number.
@@ -73,8 +80,51 @@ pub(super) fn ours<T: Clone + Ord>(all: &Marked<T>) -> BTreeSet<T> {
     all.iter().filter(|(_, ours)| **ours).map(|(object, _)| object.clone()).collect()
 }
 
-fn ipv4(bytes: &[u8]) -> Option<IpAddr> {
-    <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from)
+/// An address of either family, told by its length.
+pub(super) fn address(bytes: &[u8]) -> Option<IpAddr> {
+    let ipv4 = <[u8; 4]>::try_from(bytes).map(IpAddr::from);
+    ipv4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
+}
+
+/// The family's number in requests.
+pub(super) fn number(family: Family) -> AddressFamily {
+    match family {
+        Family::V4 => AddressFamily::Inet,
+        Family::V6 => AddressFamily::Inet6,
+    }
+}
+
+/// The family that the first byte of an answer names.
+pub(super) fn family(answer: &Answer<'_>) -> Option<Family> {
+    let first = *answer.body.first()?;
+    Family::ALL.into_iter().find(|f| u8::from(number(*f)) == first)
+}
+
+/// Dumps of both families as one. A kernel without IPv6 has nothing to say of it, which is no error.
+///
+/// A kernel that has no handler for a family answers with those that it has, so `pick` must tell the family from the answer.
+pub(super) fn both<M: NetlinkSerializable + Clone, T: Ord>(
+    netlink: &mut Netlink,
+    request: impl Fn(Family) -> M,
+    mut pick: impl FnMut(&Answer<'_>) -> Option<T>,
+) -> io::Result<BTreeSet<T>> {
+    let mut all = BTreeSet::new();
+    for family in Family::ALL {
+        match netlink.dump(&request(family), &mut pick) {
+            Ok(found) => all.extend(found),
+            Err(error) if family == Family::V6 && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(all)
+}
+
+fn proxy_ndp(af_spec: &[u8]) -> bool {
+    let inet6 = attributes(af_spec).find(|(family, _)| *family == u16::from(u8::from(AddressFamily::Inet6)));
+    inet6
+        .and_then(|(_, inet6)| attributes(inet6).find(|(kind, _)| *kind == IFLA_INET6_CONF))
+        .and_then(|(_, conf)| u32_at(conf, 4 * DEVCONF_PROXY_NDP))
+        .is_some_and(|value| value != 0)
 }
 
 fn inet_settings(af_spec: &[u8]) -> LinkSettings {
@@ -87,7 +137,7 @@ fn inet_settings(af_spec: &[u8]) -> LinkSettings {
         forwarding: value(devconf::FORWARDING).map(|v| v != 0),
         send_redirects: value(devconf::SEND_REDIRECTS).map(|v| v != 0),
         rp_filter: value(devconf::RP_FILTER).and_then(|v| u8::try_from(v).ok()),
-        proxy_delay: None,
+        ..LinkSettings::default()
     }
 }
 
@@ -106,7 +156,10 @@ fn link(answer: &Answer<'_>) -> Option<(String, Link)> {
             IFLA_ADDRESS => link.mac = value.to_vec(),
             IFLA_MTU => link.mtu = u32_at(value, 0)?,
             IFLA_MASTER => link.master = u32_at(value, 0),
-            IFLA_AF_SPEC => link.settings = inet_settings(value),
+            IFLA_AF_SPEC => {
+                link.settings = inet_settings(value);
+                link.proxy_ndp = proxy_ndp(value);
+            }
             _ => {}
         }
     }
@@ -122,15 +175,19 @@ pub(super) fn links(netlink: &mut Netlink) -> io::Result<BTreeMap<String, Link>>
     let mut links: BTreeMap<_, _> = netlink.dump(&request, link)?.into_iter().collect();
     let delays = proxy_delays(netlink)?;
     for link in links.values_mut() {
-        link.settings.proxy_delay = delays.get(&link.index).copied();
+        link.settings.proxy_delay = delays.get(&(Family::V4, link.index)).copied();
+        link.settings.proxy_delay_ipv6 = delays.get(&(Family::V6, link.index)).copied();
     }
     Ok(links)
 }
 
-/// Milliseconds by interface index, from the IPv4 neighbour table's parameters (include/net/neighbour.h).
-fn proxy_delays(netlink: &mut Netlink) -> io::Result<BTreeMap<u32, u64>> {
-    let mut request = NeighbourTableMessage::default();
-    request.header.family = AddressFamily::Inet;
+/// Milliseconds by interface index, from the neighbour tables' parameters (include/net/neighbour.h).
+fn proxy_delays(netlink: &mut Netlink) -> io::Result<BTreeMap<(Family, u32), u64>> {
+    let request = |family| {
+        let mut request = NeighbourTableMessage::default();
+        request.header.family = number(family);
+        RouteNetlinkMessage::GetNeighbourTable(request)
+    };
     let pick = |answer: &Answer<'_>| {
         let (_, parameters) = answer.attributes(NDTMSG).find(|(kind, _)| *kind == NDTA_PARMS)?;
         let (mut index, mut delay) = (None, None);
@@ -141,97 +198,72 @@ fn proxy_delays(netlink: &mut Netlink) -> io::Result<BTreeMap<u32, u64>> {
                 _ => {}
             }
         }
-        Some((index?, delay?))
+        Some(((family(answer)?, index?), delay?))
     };
-    Ok(netlink
-        .dump(&RouteNetlinkMessage::GetNeighbourTable(request), pick)?
-        .into_iter()
-        .collect())
+    Ok(both(netlink, request, pick)?.into_iter().collect())
 }
 
-/// IPv4 addresses with their interface's index.
-pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<Marked<(u32, IpNet)>> {
-    let mut request = AddressMessage::default();
-    request.header.family = AddressFamily::Inet;
+/// One address of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Address {
+    pub(super) index: u32,
+    pub(super) net: IpNet,
+    /// Whether it bears our protocol number.
+    pub(super) ours: bool,
+    /// Whether others than this node and, for IPv6, its segments may know it (`ifa_scope`).
+    wide: bool,
+}
+
+/// Addresses of both families.
+pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<BTreeSet<Address>> {
+    let request = |family| {
+        let mut request = AddressMessage::default();
+        request.header.family = number(family);
+        RouteNetlinkMessage::GetAddress(request)
+    };
     let pick = |answer: &Answer<'_>| {
-        let (mut local, mut peer, mut marked) = (None, None, false);
+        let [_, prefix, _, scope, ..] = *answer.body else { return None };
+        let (mut local, mut peer, mut ours) = (None, None, false);
         for (kind, value) in answer.attributes(IFADDRMSG) {
             match kind {
-                IFA_LOCAL => local = ipv4(value),
-                IFA_ADDRESS => peer = ipv4(value),
-                IFA_PROTO => marked = value == [PROTOCOL],
+                IFA_LOCAL => local = address(value),
+                IFA_ADDRESS => peer = address(value),
+                IFA_PROTO => ours = value == [PROTOCOL],
                 _ => {}
             }
         }
-        let net = IpNet::new(local.or(peer)?, *answer.body.get(1)?).ok()?;
-        Some(((u32_at(answer.body, 4)?, net), marked))
+        let net = IpNet::new(local.or(peer)?, prefix).ok()?;
+        Some(Address {
+            index: u32_at(answer.body, 4)?,
+            net,
+            ours,
+            wide: family(answer)? == Family::V4 || scope < RT_SCOPE_LINK,
+        })
     };
-    Ok(netlink.dump(&RouteNetlinkMessage::GetAddress(request), pick)?.into_iter().collect())
+    both(netlink, request, pick)
 }
 
-/// The route of one `RTM_NEWROUTE` or `RTM_DELROUTE`, if it is one of ours in table main.
-pub(super) fn our_route(answer: &Answer<'_>, names: &BTreeMap<u32, IfName>) -> Option<Route> {
-    let [family, prefix, _, _, header_table, protocol, ..] = *answer.body else {
-        return None;
-    };
-    let (mut destination, mut out, mut gateway, mut table) =
-        (IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED), None, None, u32::from(header_table));
-    for (kind, value) in answer.attributes(RTMSG) {
-        match kind {
-            RTA_DST => destination = ipv4(value)?,
-            RTA_OIF => out = u32_at(value, 0),
-            RTA_GATEWAY => gateway = ipv4(value),
-            RTA_TABLE => table = u32_at(value, 0)?,
-            _ => {}
-        }
-    }
-    let main = table == u32::from(RouteHeader::RT_TABLE_MAIN);
-    if family != u8::from(AddressFamily::Inet) || protocol != PROTOCOL || !main {
-        return None;
-    }
-    let via = match (gateway, out) {
-        (Some(gateway), _) => Via::Gateway(gateway),
-        (None, Some(LOOPBACK)) => Via::Loopback,
-        (None, out) => Via::Link(names.get(&out?)?.clone()),
-    };
-    Some(Route::main(IpNet::new(destination, prefix).ok()?, via))
-}
-
-/// Index of `lo`, the same in every network namespace (`LOOPBACK_IFINDEX` in include/net/flow.h).
-pub(super) const LOOPBACK: u32 = 1;
-
-/// Routes of ours in table main. The kernel filters the dump (`NETLINK_GET_STRICT_CHK`), so that others' routes cost nothing.
-pub(super) fn routes(netlink: &mut Netlink, names: &BTreeMap<u32, IfName>) -> io::Result<BTreeSet<Route>> {
-    let mut request = RouteMessage::default();
-    request.header.address_family = AddressFamily::Inet;
-    request.header.table = RouteHeader::RT_TABLE_MAIN;
-    request.header.protocol = RouteProtocol::Other(PROTOCOL);
-    request.header.kind = RouteType::Unicast;
-    let found = netlink.dump(&RouteNetlinkMessage::GetRoute(request), |answer| our_route(answer, names))?;
-    Ok(found.into_iter().collect())
-}
-
-/// The proxy neighbour entries of IPv4 with their interface's index.
+/// Proxy neighbour entries with their interface's index.
 pub(super) fn proxies(netlink: &mut Netlink) -> io::Result<Marked<(u32, IpAddr)>> {
-    let mut request = NeighbourMessage::default();
-    request.header.family = AddressFamily::Inet;
-    request.header.flags = NeighbourFlags::Proxy;
+    let request = |family| {
+        let mut request = NeighbourMessage::default();
+        request.header.family = number(family);
+        request.header.flags = NeighbourFlags::Proxy;
+        RouteNetlinkMessage::GetNeighbour(request)
+    };
     let pick = |answer: &Answer<'_>| {
         let proxy = answer.body.get(10)? & NTF_PROXY != 0;
-        let (mut address, mut marked) = (None, false);
+        let (mut destination, mut marked) = (None, false);
         for (kind, value) in answer.attributes(NDMSG) {
             match kind {
-                NDA_DST => address = ipv4(value),
+                NDA_DST => destination = address(value),
                 NDA_PROTOCOL => marked = value == [PROTOCOL],
                 _ => {}
             }
         }
-        proxy.then_some(((u32_at(answer.body, 4)?, address?), marked))
+        proxy.then_some(((u32_at(answer.body, 4)?, destination?), marked))
     };
-    Ok(netlink
-        .dump(&RouteNetlinkMessage::GetNeighbour(request), pick)?
-        .into_iter()
-        .collect())
+    Ok(both(netlink, request, pick)?.into_iter().collect())
 }
 
 /// Everything that a change has to know first.
@@ -239,6 +271,7 @@ pub(super) struct Snapshot {
     pub(super) links: BTreeMap<String, Link>,
     pub(super) names: BTreeMap<u32, IfName>,
     pub(super) routes: BTreeSet<Route>,
+    pub(super) policy_rules: BTreeSet<PolicyRule>,
     pub(super) proxies: Marked<ProxyNeighbour>,
     pub(super) addresses: Marked<(IfName, IpNet)>,
 }
@@ -250,7 +283,8 @@ impl Snapshot {
             .iter()
             .filter_map(|(name, link)| Some((link.index, IfName::new(name)?)))
             .collect();
-        let routes = routes(netlink, &names)?;
+        let routes = routes::read(netlink, &names)?;
+        let policy_rules = policy::read(netlink)?;
         let interface_at = |index: u32| names.get(&index).cloned();
         let proxies = proxies(netlink)?
             .into_iter()
@@ -259,12 +293,13 @@ impl Snapshot {
             .collect();
         let addresses = addresses(netlink)?
             .into_iter()
-            .filter_map(|((index, net), ours)| Some(((interface_at(index)?, net), ours)))
+            .filter_map(|address| Some(((interface_at(address.index)?, address.net), address.ours)))
             .collect();
         Ok(Self {
             links,
             names,
             routes,
+            policy_rules,
             proxies,
             addresses,
         })
@@ -293,8 +328,8 @@ impl Snapshot {
 pub(super) fn interfaces(netlink: &mut Netlink) -> io::Result<BTreeMap<String, InterfaceFacts>> {
     let links = links(netlink)?;
     let addresses = addresses(netlink)?;
-    let all = fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter").ok();
-    let all = all.and_then(|v| v.trim().parse::<u8>().ok()).unwrap_or_default();
+    let all = |setting: &str| sysctl(setting).unwrap_or_default();
+    let (rp_filter, proxy_ndp) = (all("ipv4/conf/all/rp_filter"), all("ipv6/conf/all/proxy_ndp") != 0);
     let names: BTreeMap<u32, String> = links.iter().map(|(name, link)| (link.index, name.clone())).collect();
     let facts = |link: Link| InterfaceFacts {
         index: link.index,
@@ -303,14 +338,19 @@ pub(super) fn interfaces(netlink: &mut Netlink) -> io::Result<BTreeMap<String, I
         mac: mac(&link.mac),
         addresses: addresses
             .iter()
-            .filter(|((index, _), ours)| *index == link.index && !**ours)
-            .map(|((_, net), _)| *net)
+            .filter(|address| address.index == link.index && address.wide && !address.ours)
+            .map(|address| address.net)
             .collect(),
-        rp_filter: link.settings.rp_filter.unwrap_or_default().max(all),
-        proxy_ndp: false,
+        rp_filter: link.settings.rp_filter.unwrap_or_default().max(rp_filter),
+        proxy_ndp: proxy_ndp || link.proxy_ndp,
         master: link.master.and_then(|index| names.get(&index).cloned()),
     };
     Ok(links.into_iter().map(|(name, link)| (name, facts(link))).collect())
+}
+
+/// A small number under /proc/sys/net. None: the kernel has no such setting.
+pub(super) fn sysctl(setting: &str) -> Option<u8> {
+    fs::read_to_string(format!("/proc/sys/net/{setting}")).ok()?.trim().parse().ok()
 }
 
 /// Colon notation; empty for none and for the all-zero address of `lo`.

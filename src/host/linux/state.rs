@@ -32,6 +32,8 @@ struct Entry {
     rp_filter: Option<u8>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     proxy_delay: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    proxy_delay_ipv6: Option<u64>,
 }
 
 impl Entry {
@@ -41,6 +43,7 @@ impl Entry {
             send_redirects,
             rp_filter,
             proxy_delay,
+            proxy_delay_ipv6,
         } = found.clone();
         Self {
             index,
@@ -50,6 +53,7 @@ impl Entry {
             send_redirects,
             rp_filter,
             proxy_delay,
+            proxy_delay_ipv6,
         }
     }
 
@@ -59,6 +63,7 @@ impl Entry {
             send_redirects: self.send_redirects,
             rp_filter: self.rp_filter,
             proxy_delay: self.proxy_delay,
+            proxy_delay_ipv6: self.proxy_delay_ipv6,
         }
     }
 }

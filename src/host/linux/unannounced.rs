@@ -1,7 +1,8 @@
-//! What changes without the kernel telling anybody: proxy neighbours that go, and the settings `send_redirects` and `proxy_delay`.
+//! What changes without the kernel telling anybody: proxy neighbours that go, and the settings `send_redirects`, `proxy_delay` and
+//! `fwmark_reflect`.
 //!
-//! `pneigh_delete` and the handlers of those two settings send no notification (net/core/neighbour.c, net/ipv4/devinet.c), so they
-//! are looked at, which costs a few dumps a second.
+//! `pneigh_delete` and the handlers of those settings send no notification (net/core/neighbour.c, net/ipv4/devinet.c,
+//! net/ipv4/sysctl_net_ipv4.c), so they are looked at, which costs a few dumps a second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,6 +15,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::events::Sender;
+use super::facts;
 use super::netlink::Netlink;
 use super::observe;
 use super::state::Found;
@@ -28,8 +30,10 @@ const LOOK_SHARE: u32 = 100;
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Unannounced {
     proxies: BTreeSet<(u32, IpAddr)>,
-    /// By interface index: `send_redirects` and `proxy_delay`. Looked at only while settings of ours stand.
-    settings: BTreeMap<u32, (Option<bool>, Option<u64>)>,
+    /// By interface index: `send_redirects` and `proxy_delay` of both families. Looked at only while settings of ours stand.
+    settings: BTreeMap<u32, (Option<bool>, Option<u64>, Option<u64>)>,
+    /// `fwmark_reflect` of both families.
+    reflect: [Option<u8>; 2],
 }
 
 impl Unannounced {
@@ -37,10 +41,15 @@ impl Unannounced {
         let mut netlink = Netlink::open(NETLINK_ROUTE)?;
         let changed = !found.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
         let links = if changed { observe::links(&mut netlink)? } else { BTreeMap::new() };
-        let setting = |link: observe::Link| (link.index, (link.settings.send_redirects, link.settings.proxy_delay));
+        let setting = |link: observe::Link| {
+            let settings = link.settings;
+            let watched = (settings.send_redirects, settings.proxy_delay, settings.proxy_delay_ipv6);
+            (link.index, watched)
+        };
         Ok(Self {
             proxies: observe::ours(&observe::proxies(&mut netlink)?),
             settings: links.into_values().map(setting).collect(),
+            reflect: facts::FWMARK_REFLECT.map(|(_, setting)| observe::sysctl(setting)),
         })
     }
 
@@ -51,11 +60,9 @@ impl Unannounced {
             .difference(&self.proxies)
             .map(|(_, address)| HostEvent::ProxyGone(*address));
         let mut events: Vec<_> = gone.collect();
-        if self
-            .settings
-            .iter()
-            .any(|(index, now)| before.settings.get(index).is_some_and(|then| then != now))
-        {
+        let set = |(index, now): (&u32, _)| before.settings.get(index).is_some_and(|then| then != now);
+        let reflect = before.reflect != self.reflect && before.reflect != Self::default().reflect;
+        if reflect || self.settings.iter().any(set) {
             events.push(HostEvent::Links);
         }
         events
@@ -91,12 +98,17 @@ mod tests {
             proxies: proxies.iter().map(|last| (2, IpAddr::from([192, 0, 2, *last]))).collect(),
             settings: settings
                 .iter()
-                .map(|(index, redirects)| (*index, (Some(*redirects), Some(0))))
+                .map(|(index, redirects)| (*index, (Some(*redirects), Some(0), Some(0))))
                 .collect(),
+            reflect: [Some(0); 2],
         };
         let before = look(&[3, 4], &[(2, false)]);
         assert_eq!(look(&[3, 4, 5], &[(2, false), (3, true)]).since(&before), []);
         assert_eq!(look(&[4], &[]).since(&before), [HostEvent::ProxyGone(IpAddr::from([192, 0, 2, 3]))]);
         assert_eq!(look(&[3, 4], &[(2, true)]).since(&before), [HostEvent::Links]);
+        let mut reflecting = look(&[3, 4], &[(2, false)]);
+        reflecting.reflect[1] = Some(1);
+        assert_eq!(reflecting.since(&before), [HostEvent::Links]);
+        assert_eq!(reflecting.since(&Unannounced::default()), [], "the first look tells nothing");
     }
 }

@@ -31,6 +31,7 @@ fn the_seed() {
         send_redirects: Some(false),
         rp_filter: None,
         proxy_delay: Some(0),
+        proxy_delay_ipv6: None,
     };
     let inside = LinkSettings {
         proxy_delay: None,
