@@ -133,7 +133,7 @@ impl Reader {
         }
         as_the_server_reads(&mut value);
         let decoded = if kind == KINDS[0] {
-            decode_one::<StagingNetwork>(&strict::NETWORK, &value).map(Decoded::Network)
+            decode_one::<StagingNetwork>(&strict::NETWORK, &value).map(|network| Decoded::Network(Box::new(network)))
         } else {
             decode_one::<NatMapping>(&strict::MAPPING, &value).map(Decoded::Mapping)
         };
@@ -154,7 +154,7 @@ impl Reader {
         }
         self.declared.insert(key, here);
         match decoded {
-            Decoded::Network(network) => self.out.networks.push(network),
+            Decoded::Network(network) => self.out.networks.push(*network),
             Decoded::Mapping(mapping) => self.out.mappings.push(mapping),
         }
     }
@@ -180,7 +180,8 @@ impl Reader {
 }
 
 enum Decoded {
-    Network(StagingNetwork),
+    // Boxed: much larger than a mapping, and rare.
+    Network(Box<StagingNetwork>),
     Mapping(NatMapping),
 }
 

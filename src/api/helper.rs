@@ -32,7 +32,7 @@ pub enum HelperName {
     Pptp,
     /// SIP, RFC 3261, UDP and TCP 5060, both families (`nf_conntrack_sip.c`). TLS hides what it would have to read.
     Sip,
-    /// Addresses in SNMPv1 messages, UDP 161, IPv4 only (`nf_conntrack_snmp.c`, `nf_nat_snmp_basic_main.c`).
+    /// Addresses in messages of SNMP version 1, UDP 161, IPv4 only (`nf_conntrack_snmp.c`, `nf_nat_snmp_basic_main.c`).
     Snmp,
     /// TFTP, RFC 1350, UDP 69, both families (`nf_conntrack_tftp.c`).
     Tftp,

@@ -27,7 +27,8 @@ const VERSION_DELAY: Duration = Duration::from_secs(1);
 const BATCH: usize = 1024;
 
 enum News {
-    Network(Event<DeserializeGuard<StagingNetwork>>),
+    // Boxed: much larger than the others, and rare.
+    Network(Box<Event<DeserializeGuard<StagingNetwork>>>),
     Mapping(Event<DeserializeGuard<NatMapping>>),
     Gateway(Event<DeserializeGuard<GatewayNode>>),
     Node(Event<PartialObjectMeta<Node>>),
@@ -54,7 +55,7 @@ pub fn watch(client: &Client, node: &str) -> (Snapshots, tokio::task::JoinHandle
         .default_backoff()
         .map(|event| event.map_or_else(|e| News::Away("Node", chain(&e)), News::Node));
     let mut news = select_all([
-        stream(client, "StagingNetwork", News::Network),
+        stream(client, "StagingNetwork", |event| News::Network(Box::new(event))),
         stream(client, "NatMapping", News::Mapping),
         stream(client, "GatewayNode", News::Gateway),
         nodes.boxed(),
@@ -116,7 +117,7 @@ impl State {
         match news {
             News::Network(event) => {
                 self.back("StagingNetwork", &event);
-                self.networks.take(event)
+                self.networks.take(*event)
             }
             News::Mapping(event) => {
                 self.back("NatMapping", &event);
