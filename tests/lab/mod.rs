@@ -34,6 +34,8 @@ macro_rules! labs {
 
 mod agent;
 mod api;
+pub mod bridge;
+pub mod clones;
 mod killer;
 mod net;
 mod prober;
@@ -45,6 +47,7 @@ mod world;
 
 pub use agent::{Agent, BINARY, stagenet};
 pub use api::{Api, isolated_with_api};
+pub use clones::{Clones, Inside, Pool, Shape};
 pub use killer::{End, killed_at};
 pub use net::{Ns, Ran, bridge, veth};
 pub use prober::{INSIDE_MAC, OUTSIDE_MAC, Prober, Probers, Witness, packets};

@@ -6,8 +6,6 @@ use std::process::{Command, Stdio};
 
 use nix::sched::{CloneFlags, setns};
 
-use super::wait_for;
-
 /// A host: a named network namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ns(String);
@@ -41,6 +39,11 @@ impl Ns {
             ns.set(&format!("ipv4/conf/{interface}/accept_redirects"), "0");
         }
         ns
+    }
+
+    /// A host that was made before.
+    pub fn existing(name: &str) -> Self {
+        Self(name.to_owned())
     }
 
     pub fn name(&self) -> &str {
@@ -153,12 +156,5 @@ pub fn bridge(name: &str, ports: &[(&Ns, &str, &str)]) -> Ns {
 
 /// Connects one more interface to a switch.
 pub fn plug(switch: &Ns, port: &str, ns: &Ns, interface: &str) {
-    veth(switch, port, ns, interface);
-    switch.sh(&format!("ip link set {port} master br0"));
-    wait_for(super::seconds(10), "the port to forward", || {
-        switch
-            .sh(&format!("bridge -d link show dev {port}"))
-            .contains("forwarding")
-            .then_some(())
-    });
+    super::bridge::attach(switch, "br0", port, ns, interface);
 }

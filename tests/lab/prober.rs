@@ -51,6 +51,11 @@ impl Prober {
         let ns = Ns::new(name);
         ns.set("ipv6/conf/default/disable_ipv6", "1");
         plug(switch, &format!("q-{name}"), &ns, "eth0");
+        Self::on(&ns, gateway, packets)
+    }
+
+    /// Sends `packets` from eth0 of `ns` to `gateway` until it is dropped.
+    pub fn on(ns: &Ns, gateway: &str, packets: &[Vec<u8>]) -> Self {
         let index = ns.sh("ip -o link show eth0").split(':').next().unwrap().parse().unwrap();
         let interface = NetworkInterface {
             name: String::new(),
@@ -119,12 +124,16 @@ pub struct Witness {
 impl Witness {
     /// Watches what comes from the hardware address `mac` on the switch and matches `filter` (pcap-filter(7)).
     pub fn start(switch: &Ns, mac: &str, filter: &str) -> Self {
-        let file = |kind| PathBuf::from(format!("/run/lab/witness-{}-{kind}", switch.name()));
-        let (seen, said) = (file("seen"), file("said"));
         // The switch's own interface: a cable may be pulled.
-        let filter = format!("ether src {mac} and ({filter})");
-        let args = ["-l", "-n", "-e", "-B", "16384", "-i", "br0", &filter];
-        let child = switch.enter(|| {
+        Self::on(switch, "br0", &format!("ether src {mac} and ({filter})"))
+    }
+
+    /// Watches what passes `interface` of `ns` and matches `filter`.
+    pub fn on(ns: &Ns, interface: &str, filter: &str) -> Self {
+        let file = |kind| PathBuf::from(format!("/run/lab/witness-{}-{interface}-{kind}", ns.name()));
+        let (seen, said) = (file("seen"), file("said"));
+        let args = ["-l", "-n", "-e", "-B", "16384", "-i", interface, filter];
+        let child = ns.enter(|| {
             let (out, err) = (File::create(&seen).unwrap(), File::create(&said).unwrap());
             command("tcpdump").args(args).stdout(out).stderr(Stdio::from(err)).spawn().unwrap()
         });

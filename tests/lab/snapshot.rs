@@ -25,13 +25,23 @@ impl Snapshot {
                 all += &section(&format!("{tool} legacy"), &tables(&ns.sh(&format!("{tool}-legacy-save"))));
             }
         }
-        for what in ["-4 route show table all", "-4 rule", "-4 neigh show proxy", "-4 -o addr"] {
-            all += &section(&format!("ip {what}"), &ns.sh(&format!("ip {what}")));
+        for family in ["-4", "-6"] {
+            for what in ["route show table all", "rule", "neigh show proxy", "-o addr"] {
+                let text = ns.sh(&format!("ip {family} {what}"));
+                // The kernel's own link-local addresses come when they will, and addresses are tentative for a while.
+                let text: String = text
+                    .lines()
+                    .filter(|l| !l.contains("fe80::"))
+                    .map(|l| l.replace(" tentative", "") + "\n")
+                    .collect();
+                all += &section(&format!("ip {family} {what}"), &text);
+            }
         }
         all += "# settings\n";
         all += &ns.sh(concat!(
             "cd /proc/sys/net/ipv4 && grep -H . ip_forward conf/*/forwarding conf/*/rp_filter conf/*/send_redirects ",
-            "conf/*/proxy_arp conf/*/arp_* conf/*/route_localnet conf/*/accept_local neigh/*/proxy_delay"
+            "conf/*/proxy_arp conf/*/arp_* conf/*/route_localnet conf/*/accept_local neigh/*/proxy_delay fwmark_reflect ",
+            "../ipv6/conf/*/forwarding ../ipv6/conf/*/proxy_ndp ../ipv6/neigh/*/proxy_delay ../ipv6/fwmark_reflect"
         ));
         Self(all)
     }

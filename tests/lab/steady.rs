@@ -1,7 +1,7 @@
 //! Rightful traffic that goes on all the while: connections that stay, and ever new ones.
 
 use std::io::{BufRead, BufReader, ErrorKind, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -13,6 +13,9 @@ use super::{Ns, seconds, wait_until};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// Between two lines of a connection that stays.
 const PACE: Duration = Duration::from_millis(5);
+
+/// How long a datagram may take before another is sent.
+const ANSWER: Duration = Duration::from_millis(50);
 
 #[derive(Debug, Default)]
 struct Shared {
@@ -106,6 +109,21 @@ impl Steady {
         steady
     }
 
+    /// Asks a [`super::Server`] at `to` by datagrams from one port. Those that are lost are asked again; only silence breaks it.
+    pub fn datagrams(client: &Ns, to: &str) -> Self {
+        let any = if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" };
+        let socket = client.enter(|| UdpSocket::bind(any)).unwrap();
+        socket.connect(to).unwrap();
+        let worker = Worker::start(client, move |shared| {
+            if let Err(error) = ask(&socket, shared) {
+                shared.failed(error.to_string());
+            }
+        });
+        let steady = Self { worker, to: to.to_owned() };
+        steady.goes_on("at first");
+        steady
+    }
+
     /// Waits until lines that are said from now on have come back; fails if the connection has broken.
     pub fn goes_on(&self, after: &str) {
         let before = self.worker.done();
@@ -141,6 +159,31 @@ fn converse(stream: TcpStream, shared: &Shared) -> std::io::Result<()> {
         stream.read_line(&mut answer)?;
         if answer.trim_end() != number.to_string() {
             return Err(std::io::Error::other(format!("said {number}, heard {answer:?}")));
+        }
+        shared.took(start.elapsed());
+        std::thread::sleep(PACE);
+    }
+    Ok(())
+}
+
+fn ask(socket: &UdpSocket, shared: &Shared) -> std::io::Result<()> {
+    socket.set_read_timeout(Some(ANSWER))?;
+    let mut buffer = [0; 1500];
+    for number in 0u64.. {
+        let start = Instant::now();
+        loop {
+            if shared.stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            // Refusals of earlier ones are no answers.
+            let answer = socket.send(number.to_string().as_bytes()).and_then(|_| socket.recv(&mut buffer));
+            let text = answer.map(|n| String::from_utf8_lossy(&buffer[..n]).into_owned());
+            if text.is_ok_and(|t| t.split(' ').nth(2) == Some(&number.to_string())) {
+                break;
+            }
         }
         shared.took(start.elapsed());
         std::thread::sleep(PACE);

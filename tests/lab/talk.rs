@@ -3,10 +3,12 @@
 //! Every server says who it is and whom it sees, so a test reads from an answer both where a packet went and as whom.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType};
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, sockopt};
+use nix::sys::time::TimeVal;
 
 use super::Ns;
 
@@ -30,11 +32,11 @@ pub struct Conversation {
 }
 
 impl Ns {
-    /// Serves TCP and UDP on `port` of every address. Greets with "NAME PEER"; repeats every line.
+    /// Serves TCP and UDP on `port` of every address of both families. Greets with "NAME PEER"; repeats every line.
     pub fn serve(&self, port: u16) -> Server {
         let name = self.name().to_owned();
         let (tcp, udp) = self.enter(|| {
-            let any = (Ipv4Addr::UNSPECIFIED, port);
+            let any = (Ipv6Addr::UNSPECIFIED, port);
             (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())
         });
         let told = name.clone();
@@ -47,7 +49,8 @@ impl Ns {
         std::thread::spawn(move || {
             let mut buffer = [0; 1500];
             while let Ok((n, peer)) = udp.recv_from(&mut buffer) {
-                let _ = udp.send_to(format!("{name} {peer} {}", String::from_utf8_lossy(&buffer[..n])).as_bytes(), peer);
+                let text = format!("{name} {} {}", canonical(peer), String::from_utf8_lossy(&buffer[..n]));
+                let _ = udp.send_to(text.as_bytes(), peer);
             }
         });
         Server
@@ -67,24 +70,28 @@ impl Ns {
         }
     }
 
+    /// Connects from a chosen local address and port, of which there may be several connections.
+    pub fn tcp_from(&self, from: &str, to: &str) -> Option<Conversation> {
+        let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+        let family = if to.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let socket = self.enter(|| socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap());
+        socket::setsockopt(&socket, sockopt::ReuseAddr, &true).unwrap();
+        // Of connecting as well (socket(7)).
+        let patience = TimeVal::new(PATIENCE.as_secs().try_into().unwrap(), 0);
+        socket::setsockopt(&socket, sockopt::SendTimeout, &patience).unwrap();
+        socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(from)).unwrap();
+        socket::connect(socket.as_raw_fd(), &SockaddrStorage::from(to)).ok()?;
+        greeted(TcpStream::from(socket))
+    }
+
     fn connect(&self, to: &str, wait: Duration) -> Option<Conversation> {
         let to: SocketAddr = to.parse().unwrap();
-        let stream = self.enter(|| TcpStream::connect_timeout(&to, wait)).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut stream = BufReader::new(stream);
-        let mut greeting = String::new();
-        stream.read_line(&mut greeting).ok()?;
-        let (server, peer) = greeting.trim().split_once(' ')?;
-        Some(Conversation {
-            server: server.to_owned(),
-            seen_as: peer.parse().unwrap(),
-            stream,
-        })
+        greeted(self.enter(|| TcpStream::connect_timeout(&to, wait)).ok()?)
     }
 
     /// Sends a datagram and returns (server, address seen); None if nobody answers.
     pub fn udp(&self, to: &str) -> Option<(String, SocketAddr)> {
-        self.udp_from("0.0.0.0:0", to)
+        self.udp_from(if to.starts_with('[') { "[::]:0" } else { "0.0.0.0:0" }, to)
     }
 
     /// The same from a chosen local address and port.
@@ -142,6 +149,25 @@ impl Ns {
     }
 }
 
+/// Waits for a server's greeting.
+fn greeted(stream: TcpStream) -> Option<Conversation> {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut stream = BufReader::new(stream);
+    let mut greeting = String::new();
+    stream.read_line(&mut greeting).ok()?;
+    let (server, peer) = greeting.trim().split_once(' ')?;
+    Some(Conversation {
+        server: server.to_owned(),
+        seen_as: peer.parse().unwrap(),
+        stream,
+    })
+}
+
+/// An IPv4 peer of a socket for both families, as itself.
+fn canonical(peer: SocketAddr) -> SocketAddr {
+    SocketAddr::new(peer.ip().to_canonical(), peer.port())
+}
+
 /// The checksum of SCTP (RFC 9260, appendix A).
 fn crc32c(bytes: &[u8]) -> u32 {
     let bit = |crc: u32| if crc & 1 == 0 { crc >> 1 } else { crc >> 1 ^ 0x82F6_3B78 };
@@ -171,7 +197,7 @@ impl Conversation {
 }
 
 fn repeat_lines(name: &str, stream: TcpStream) {
-    let Ok(peer) = stream.peer_addr() else { return };
+    let Ok(peer) = stream.peer_addr().map(canonical) else { return };
     let mut reader = BufReader::new(stream);
     if writeln!(reader.get_mut(), "{name} {peer}").is_err() {
         return;
