@@ -133,7 +133,7 @@ impl Reader {
         }
         as_the_server_reads(&mut value);
         let decoded = if kind == KINDS[0] {
-            decode_one::<StagingNetwork>(&strict::NETWORK, &value).map(|network| Decoded::Network(Box::new(network)))
+            decode_one::<StagingNetwork>(&strict::NETWORK, &value).map(Decoded::Network)
         } else {
             decode_one::<NatMapping>(&strict::MAPPING, &value).map(Decoded::Mapping)
         };
@@ -154,7 +154,7 @@ impl Reader {
         }
         self.declared.insert(key, here);
         match decoded {
-            Decoded::Network(network) => self.out.networks.push(*network),
+            Decoded::Network(network) => self.out.networks.push(network),
             Decoded::Mapping(mapping) => self.out.mappings.push(mapping),
         }
     }
@@ -179,9 +179,10 @@ impl Reader {
     }
 }
 
+// One at a time, on the stack: its size does not matter.
+#[allow(clippy::large_enum_variant)]
 enum Decoded {
-    // Boxed: much larger than a mapping, and rare.
-    Network(Box<StagingNetwork>),
+    Network(StagingNetwork),
     Mapping(NatMapping),
 }
 
