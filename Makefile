@@ -40,10 +40,22 @@ test-fast: ## Runs the tests without the labs on a real API server
 	STAGENET_SKIP_API_LABS=1 cargo test --locked
 
 .PHONY: bench
-bench: ## Measures the agent beside the bare tools, and packets on their way; prints the tables of docs/performance.md
+bench: bench-scale bench-packets bench-kube-proxy ## Measures everything that docs/performance.md has a table of; takes half an hour
+
+.PHONY: bench-scale
+bench-scale: ## Measures the agent beside the bare tools, at 1 to 10 000 mappings
 	hack/install-deps.sh build test
 	cargo bench --locked --bench scale
+
+.PHONY: bench-packets
+bench-packets: ## Measures what packets and connections pay on their way through a gateway
+	hack/install-deps.sh build test
 	cargo bench --locked --bench packets
+
+.PHONY: bench-kube-proxy
+bench-kube-proxy: ## Measures the agent beside kube-proxy, on a real API server
+	hack/install-deps.sh build test
+	cargo bench --locked --bench kube_proxy
 
 .PHONY: fmt
 fmt: ## Formats the code

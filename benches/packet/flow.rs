@@ -99,7 +99,8 @@ pub fn conversation(client: &Ns, server: &Ns, ends: Ends) -> Vec<Sender> {
     ]
 }
 
-fn udp(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
+/// A datagram, as a whole packet.
+pub fn udp(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
     let length = u16::try_from(8 + PAYLOAD).unwrap();
     let mut segment = [from.port(), to.port(), length, 0].map(u16::to_be_bytes).concat();
     segment.resize(8 + PAYLOAD, 0);

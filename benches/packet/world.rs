@@ -230,7 +230,8 @@ pub fn virtual_address(n: u8, i: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 64, n + high, low)
 }
 
-fn target(n: u8, i: usize) -> Ipv4Addr {
+/// The VM that it leads to.
+pub fn target(n: u8, i: usize) -> Ipv4Addr {
     let (high, low) = (u8::try_from(i / 250).unwrap(), u8::try_from(i % 250 + 1).unwrap());
     Ipv4Addr::new(10, 128 + n, high, low)
 }
