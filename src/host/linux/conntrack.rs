@@ -9,6 +9,7 @@ use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterProto
 use nix::libc;
 
 use super::netlink::{Answer, Netlink, attributes};
+use super::observe::address;
 use crate::plan::{FlowPolicy, FlowTuple};
 
 // linux/netfilter/nfnetlink_conntrack.h
@@ -20,14 +21,17 @@ const CTA_ID: u16 = 12;
 const CTA_ZONE: u16 = 18;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
+const CTA_TUPLE_ZONE: u16 = 3;
 const CTA_IP_V4_SRC: u16 = 1;
 const CTA_IP_V4_DST: u16 = 2;
+const CTA_IP_V6_SRC: u16 = 3;
+const CTA_IP_V6_DST: u16 = 4;
 const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 
-fn message(inner: ConntrackMessage) -> NetfilterMessage {
-    NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0), inner)
+fn message(family: NetfilterProtoFamily, inner: ConntrackMessage) -> NetfilterMessage {
+    NetfilterMessage::new(NetfilterHeader::new(family, 0, 0), inner)
 }
 
 #[derive(Default)]
@@ -37,17 +41,22 @@ struct Tuple {
     protocol: u8,
     source_port: u16,
     destination_port: u16,
+    /// The zone of this direction, if the other's is another.
+    zone: Option<u16>,
 }
 
 fn tuple(bytes: &[u8]) -> Tuple {
-    let ipv4 = |value: &[u8]| <[u8; 4]>::try_from(value).ok().map(IpAddr::from);
     let port = |value: &[u8]| <[u8; 2]>::try_from(value).map_or(0, u16::from_be_bytes);
     let mut tuple = Tuple::default();
     for (group, nested) in attributes(bytes) {
+        if group == CTA_TUPLE_ZONE {
+            tuple.zone = Some(port(nested));
+            continue;
+        }
         for (kind, value) in attributes(nested) {
             match (group, kind) {
-                (CTA_TUPLE_IP, CTA_IP_V4_SRC) => tuple.source = ipv4(value),
-                (CTA_TUPLE_IP, CTA_IP_V4_DST) => tuple.destination = ipv4(value),
+                (CTA_TUPLE_IP, CTA_IP_V4_SRC | CTA_IP_V6_SRC) => tuple.source = address(value),
+                (CTA_TUPLE_IP, CTA_IP_V4_DST | CTA_IP_V6_DST) => tuple.destination = address(value),
                 (CTA_TUPLE_PROTO, CTA_PROTO_NUM) => tuple.protocol = value.first().copied().unwrap_or_default(),
                 (CTA_TUPLE_PROTO, CTA_PROTO_SRC_PORT) => tuple.source_port = port(value),
                 (CTA_TUPLE_PROTO, CTA_PROTO_DST_PORT) => tuple.destination_port = port(value),
@@ -58,7 +67,7 @@ fn tuple(bytes: &[u8]) -> Tuple {
     tuple
 }
 
-/// The flow of one entry. None for what is not IPv4.
+/// The flow of one entry.
 fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
     let (mut original, mut reply, mut mark, mut zone) = (Tuple::default(), Tuple::default(), 0, 0);
     for (kind, value) in answer.attributes(NFGENMSG) {
@@ -71,7 +80,7 @@ fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
         }
     }
     Some(FlowTuple {
-        zone,
+        zone: original.zone.unwrap_or(zone),
         protocol: original.protocol,
         source: original.source?,
         destination: original.destination?,
@@ -85,18 +94,19 @@ fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
 
 /// The request that deletes this very entry: tuple and zone find it, and the id keeps a successor with the same tuple alive.
 fn deletion(answer: &Answer<'_>) -> NetfilterMessage {
+    let family = answer.body.first().copied().unwrap_or_default().into();
     let keys = answer
         .attributes(NFGENMSG)
         .filter(|(kind, _)| [CTA_TUPLE_ORIG, CTA_ID, CTA_ZONE].contains(kind));
     let keys = keys.map(|(kind, value)| ConntrackAttribute::Other(DefaultNla::new(kind, value.to_vec())));
-    message(ConntrackMessage::Delete(keys.collect()))
+    message(family, ConntrackMessage::Delete(keys.collect()))
 }
 
-/// Deletes the IPv4 entries that `policy` does not agree with. Returns how many went.
+/// Deletes the entries of both families that `policy` does not agree with, in one walk. Returns how many went.
 pub(super) fn sweep(netlink: &mut Netlink, policy: &FlowPolicy) -> io::Result<u64> {
     let mut doomed = Vec::new();
     // A walk that a change disturbed may have missed entries that were moved; such a table is walked again by the next sweep.
-    netlink.walk(message(ConntrackMessage::Get(Vec::new())), |answer| {
+    netlink.walk(message(NetfilterProtoFamily::Unspec, ConntrackMessage::Get(Vec::new())), |answer| {
         if flow(answer).is_some_and(|flow| !policy.agrees(&flow)) {
             doomed.push((0, deletion(answer)));
         }
