@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::outcome::Drift;
-use crate::host::{Finding, ObservedLinks};
+use crate::host::{Finding, Needs, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table, TableRules};
@@ -53,8 +53,8 @@ pub struct Kept {
     pub(super) interfaces: Option<BTreeMap<String, InterfaceFacts>>,
     pub(super) kernel: Option<KernelFacts>,
     pub(super) findings: Option<Vec<Finding>>,
-    /// Interfaces that the findings are about.
-    pub(super) preflighted: (BTreeSet<IfName>, BTreeSet<IfName>),
+    /// What the findings are about, and what was known then.
+    pub(super) preflighted: (Needs, KernelFacts, BTreeSet<IfName>),
     /// Addresses that somebody else answers for, on which interface, and that somebody's hardware address.
     pub(super) in_use: BTreeMap<IpAddr, (IfName, String)>,
     /// Whether those are to be asked for again.

@@ -24,7 +24,7 @@ use super::outcome::{Outcome, Trouble};
 use super::source::Snapshot;
 use super::{apply, hold, probe, staging};
 use crate::api::reasons;
-use crate::host::{Host, HostError, LinkChange, ObservedLinks};
+use crate::host::{Host, HostError, LinkChange, Needs, ObservedLinks};
 use crate::netfilter::{Family, IfName, Owner, Table, TableRules};
 use crate::plan::{self, HostOptions, HostPlan, MappingKey, MappingState, Marks, NodeFacts, Refusal, Verdicts};
 
@@ -249,16 +249,17 @@ impl Work<'_> {
 
     /// What the node lacks. A failure to find out keeps nothing from being tried.
     async fn preflight(&mut self, plan: &HostPlan) {
-        let side = |pick: fn(&plan::NetworkPlan) -> &Option<IfName>| {
-            plan.networks.values().filter_map(|n| pick(n).clone()).collect::<BTreeSet<_>>()
-        };
-        let sides = (side(|n| &n.outside), side(|n| &n.inside));
-        if self.kept.findings.is_none() || self.kept.preflighted != sides || self.host.backend().is_none() {
-            match self.host.preflight(&sides.0, &sides.1).await {
+        let needs = Needs::of(plan, self.verdicts);
+        let facts = &self.outcome.facts;
+        let proxying = |name: &&IfName| facts.interfaces.get(name.as_str()).is_some_and(|i| i.proxy_ndp);
+        let proxying = needs.proxy_ndp.iter().filter(proxying).cloned().collect();
+        let about = (needs, facts.kernel.clone(), proxying);
+        if self.kept.findings.is_none() || self.kept.preflighted != about || self.host.backend().is_none() {
+            match self.host.preflight(&about.0).await {
                 Ok(findings) => self.kept.findings = Some(findings),
                 Err(error) => self.trouble_observing(&error),
             }
-            self.kept.preflighted = sides;
+            self.kept.preflighted = about;
         }
         self.outcome.findings = self.kept.findings.clone().unwrap_or_default();
     }

@@ -85,6 +85,14 @@ pub mod types {
             "The connection table has room: less than nine tenths of nf_conntrack_max are in use.";
         IPV6_FENCE = "Ipv6Fence", "GatewayNode",
             "IPv6 of the closed networks is fenced off, or the kernel has no IPv6.";
+        IPV6_FORWARDING = "Ipv6Forwarding", "GatewayNode",
+            "IPv6 forwarding is on, or no network of this node has IPv6 addresses.";
+        PROXY_NDP = "ProxyNdp", "GatewayNode",
+            "The kernel answers neighbour discovery for proxied addresses on the interfaces that have IPv6 virtual addresses.";
+        FWMARK_REFLECT = "FwmarkReflect", "GatewayNode",
+            "What the node answers into isolated networks bears their mark, or there is no isolated network on this node.";
+        HELPERS = "Helpers", "GatewayNode",
+            "A finding, not a fault. True: the kernel has every connection tracking helper that stagenet knows, with its part in NAT. False: it lacks some; the message says which it has and what to load.";
         FENCE = "Fence", "GatewayNode",
             "The fence of every closed network of this node was read back from the kernel.";
     }
@@ -154,7 +162,7 @@ reasons! {
     INSIDE_ADDRESS_MISSING = "InsideAddressMissing", "The gateway has no address in the inside prefixes on the inside interface, so it cannot hide clients behind it.",
         "Give the network `inside.gatewayAddresses`, or the interface an address. Or choose `sourceTranslation: Preserve`.";
     HELPER_MISSING = "HelperMissing", "The gateway's kernel has no connection tracking helper of that name. The mapping works without it: connections to its ports are translated, but not those that the protocol negotiates in band.",
-        "Load the module on the gateway (`modprobe nf_conntrack_NAME nf_nat_NAME`), then it is taken into use by itself; or remove the helper from the mapping.";
+        "Load the module on the gateway (`modprobe nf_nat_NAME`, which brings its part in connection tracking along), then it is taken into use by itself; or remove the helper from the mapping.";
     ADDRESS_IN_USE = "AddressInUse", "Somebody on the outside segment answers ARP for the virtual address; the message has the hardware address. It was not taken, because that somebody may be production.",
         "Find the owner of the hardware address, or choose another virtual address. It is asked again from time to time.";
     PROBING = "Probing", "The agent is asking the outside segment whether anybody has the virtual address already.",

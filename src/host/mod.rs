@@ -24,9 +24,11 @@ pub mod event;
 pub mod fake;
 #[allow(clippy::disallowed_methods)] // the one place that starts processes
 pub mod linux;
+pub mod needs;
 
 pub use error::HostError;
 pub use event::HostEvent;
+pub use needs::Needs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -125,7 +127,7 @@ pub trait Host: Send {
     async fn kernel(&mut self) -> Result<KernelFacts, HostError>;
 
     /// Preflight: what the node lacks or has that an operator should know. Chooses the backend anew if there was none.
-    async fn preflight(&mut self, outside: &BTreeSet<IfName>, inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError>;
+    async fn preflight(&mut self, needs: &Needs) -> Result<Vec<Finding>, HostError>;
 
     /// Reads a table. With `chains`: only these chains of it, and no hooks, which is far cheaper in a large table.
     async fn read_table(&mut self, family: Family, table: Table, chains: Option<&BTreeSet<ChainName>>) -> Result<ObservedTable, HostError>;

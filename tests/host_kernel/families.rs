@@ -4,8 +4,8 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use stagenet::host::linux::BackendChoice;
-use stagenet::host::{Host as _, HostEvent, LinkChange};
-use stagenet::netfilter::{Family, Mark};
+use stagenet::host::{Host as _, HostEvent, LinkChange, Needs};
+use stagenet::netfilter::{Family, Helper, Mark};
 use stagenet::plan::{GatewayAddress, LinkSettings, PolicyRule, ProxyNeighbour, Route, RuleAction, Via};
 
 use crate::lab::isolated;
@@ -247,5 +247,62 @@ fn what_others_take_away_is_told() {
             }
             assert!(host.interfaces().await.unwrap()["eth0"].proxy_ndp);
         });
+    });
+}
+
+#[test]
+fn what_only_the_administrator_can_set_is_seen_and_asked_for() {
+    isolated("families::what_only_the_administrator_can_set_is_seen_and_asked_for", || {
+        let world = World::new();
+        let mut host = host(BackendChoice::Auto);
+        sh("echo 0 > /proc/sys/net/ipv6/conf/all/forwarding");
+        let needs = Needs {
+            ipv6: true,
+            proxy_ndp: [name("eth0")].into(),
+            isolated: Family::ALL.into(),
+            ..Needs::default()
+        };
+        let mut missing = || -> Vec<&'static str> {
+            let findings = world.run(host.preflight(&needs)).unwrap();
+            let about = ["Ipv6Forwarding", "ProxyNdp", "FwmarkReflect"];
+            findings
+                .iter()
+                .filter(|f| about.contains(&f.condition) && !f.ok)
+                .map(|f| f.reason)
+                .collect()
+        };
+        assert_eq!(missing(), ["IPv6ForwardingOff", "ProxyNdpOff", "FwmarkReflectOff"]);
+        sh("cd /proc/sys/net; echo 1 > ipv6/conf/all/forwarding; echo 1 > ipv6/conf/all/proxy_ndp; echo 1 > ipv4/fwmark_reflect");
+        assert_eq!(missing(), ["FwmarkReflectOff"]);
+        sh("echo 1 > /proc/sys/net/ipv6/fwmark_reflect");
+        assert!(missing().is_empty());
+    });
+}
+
+/// The rules of a helper that is said to be there are taken by the kernel.
+#[test]
+fn helpers_that_are_said_to_be_there_are() {
+    isolated("families::helpers_that_are_said_to_be_there_are", || {
+        let world = World::new();
+        let mut host = host(BackendChoice::Nft);
+        let facts = world.run(host.kernel()).unwrap();
+        let hooks = sh("iptables-nft-save; cat /proc/modules 2>/dev/null || true");
+        let helpers = facts.helpers.expect("/proc/kallsyms is there");
+        assert_eq!(
+            sh("iptables-nft-save; cat /proc/modules 2>/dev/null || true"),
+            hooks,
+            "nothing was loaded or made to find out"
+        );
+        sh("iptables-nft -t raw -N SNET-RAW");
+        for helper in helpers {
+            let transport = match helper {
+                Helper::Ftp | Helper::Irc | Helper::Pptp | Helper::Sip | Helper::H323Signalling => "tcp",
+                Helper::Amanda | Helper::Snmp | Helper::Tftp | Helper::H323Ras => "udp",
+            };
+            sh(&format!(
+                "iptables-nft -t raw -A SNET-RAW -p {transport} --dport 99 -j CT --helper {}",
+                helper.as_str()
+            ));
+        }
     });
 }

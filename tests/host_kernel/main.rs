@@ -95,6 +95,7 @@ impl World {
             sh(&up(local, 2));
             ns.sh(&up("eth0", 9));
         }
+        sh("for n in $(seq 100); do ip route | grep -q linkdown || exit 0; sleep 0.05; done; exit 1");
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .enable_all()

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::process::Command;
 
 use stagenet::host::linux::BackendChoice;
-use stagenet::host::{Host as _, HostError, HostEvent};
+use stagenet::host::{Host as _, HostError, HostEvent, Needs};
 use stagenet::netfilter::{Family, Table};
 use stagenet::plan::FlowPolicy;
 
@@ -52,10 +52,12 @@ fn two_capabilities_and_a_read_only_proc_sys_are_enough() {
 async fn all_effects() {
     for backend in [BackendChoice::Nft, BackendChoice::Legacy] {
         let mut host = host(backend);
-        let findings = host
-            .preflight(&BTreeSet::from([name("eth0")]), &BTreeSet::from([name("eth1")]))
-            .await
-            .unwrap();
+        let needs = Needs {
+            outside: BTreeSet::from([name("eth0")]),
+            inside: BTreeSet::from([name("eth1")]),
+            ..Needs::default()
+        };
+        let findings = host.preflight(&needs).await.unwrap();
         assert!(
             findings
                 .iter()
@@ -117,7 +119,7 @@ async fn all_denied() {
         let eth0 = BTreeMap::from([(name("eth0"), BTreeSet::from([IpAddr::from([192, 168, 100, 9])]))]);
         let error = host.probe(&eth0).await.unwrap_err();
         assert!(denied(&error), "{error:?}");
-        let findings = host.preflight(&BTreeSet::new(), &BTreeSet::new()).await.unwrap();
+        let findings = host.preflight(&Needs::default()).await.unwrap();
         assert!(
             findings
                 .iter()

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use stagenet::host::linux::BackendChoice;
-use stagenet::host::{Backend, Host as _, HostError};
+use stagenet::host::{Backend, Host as _, HostError, Needs};
 use stagenet::netfilter::{Family, Hook, Table};
 
 use crate::lab::isolated;
@@ -61,8 +61,11 @@ fn reading_makes_no_tables() {
                         host.read_table(family, table, Some(&BTreeSet::from([chain("FWD")]))).await.unwrap();
                     }
                 }
-                let one = BTreeSet::from([name("eth0")]);
-                host.preflight(&one, &BTreeSet::new()).await.unwrap();
+                let needs = Needs {
+                    outside: BTreeSet::from([name("eth0")]),
+                    ..Needs::default()
+                };
+                host.preflight(&needs).await.unwrap();
                 host.denied().await.unwrap();
             });
             assert_eq!(
@@ -119,7 +122,7 @@ fn a_held_lock_is_told_with_its_holder_and_nothing_is_changed() {
             Err(HostError::LockHeld { holder: Some(holder), .. }) => assert!(holder.contains("(pid "), "{holder}"),
             other => panic!("{other:?}"),
         }
-        let findings = world.run(host.preflight(&BTreeSet::new(), &BTreeSet::new())).unwrap();
+        let findings = world.run(host.preflight(&Needs::default())).unwrap();
         assert!(
             findings.iter().any(|f| f.reason == "LockHeld" && f.message.contains("(pid ")),
             "{findings:?}"
@@ -143,7 +146,7 @@ fn a_missing_tool_is_told_and_found_again_when_it_appears() {
         let error = world.run(host.restore(Family::V4, FENCE)).unwrap_err();
         assert!(matches!(error, HostError::ToolMissing { .. }), "{error:?}");
         assert_eq!(host.backend(), None);
-        let findings = world.run(host.preflight(&BTreeSet::new(), &BTreeSet::new())).unwrap();
+        let findings = world.run(host.preflight(&Needs::default())).unwrap();
         assert!(
             findings
                 .iter()

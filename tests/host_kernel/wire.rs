@@ -19,31 +19,48 @@ fn flows_that_the_plan_does_not_agree_with_are_deleted_and_no_others() {
         let world = World::new();
         let mut host = host(BackendChoice::Auto);
         sh(
-            "for n in $(seq 1 200); do echo \"-I -p tcp --state ESTABLISHED -t 300 -s 192.168.100.9 -d 192.168.100.$((n % 2 + 3)) \
+            "set -e; for n in $(seq 1 200); do echo \"-I -p tcp --state ESTABLISHED -t 300 -s 192.168.100.9 -d 192.168.100.$((n % 2 + 3)) \
             --sport $((1000 + n)) --dport 80 -r 192.168.200.3 -q 192.168.100.9 --reply-port-src 80 --reply-port-dst $((1000 + n))\"; done \
             > /run/flows; while read -r l; do conntrack $l >/dev/null 2>&1 || exit 1; done < /run/flows; \
+            conntrack -I -w 7 -p tcp --state ESTABLISHED -t 300 -s 192.168.100.9 -d 192.168.100.3 --sport 5 --dport 80 -r 192.168.200.3 -q 192.168.100.9 \
+            --reply-port-src 80 --reply-port-dst 5 >/dev/null; \
+            for last in 3 4; do conntrack -I -w 7 -p udp -t 300 -s 2001:db8::9 -d 2001:db8::$last --sport 5 --dport 53 \
+            -r 2001:db8:200::$last -q 2001:db8::9 --reply-port-src 53 --reply-port-dst 5 >/dev/null; done; \
+            conntrack -I -p udp -t 300 -s 2001:db8::9 -d 2001:db8::4 --sport 5 --dport 53 \
+            -r 2001:db8:1::9 -q 2001:db8::9 --reply-port-src 53 --reply-port-dst 5 >/dev/null; \
             conntrack -I -w 7 -p udp -t 300 -s 192.168.100.9 -d 192.168.100.4 --sport 5 --dport 53 -r 192.168.200.3 -q 192.168.100.9 --reply-port-src 53 --reply-port-dst 5 >/dev/null",
         );
         let vip = |last| IpAddr::from([192, 168, 100, last]);
-        let mapped = stagenet::plan::MappedFlow {
-            ports: Some((6, PortRange::new(80, 80).unwrap())),
-            target: IpAddr::from([192, 168, 200, 3]),
+        let mapped = |protocol, port, target: &str| stagenet::plan::MappedFlow {
+            ports: Some((protocol, PortRange::new(port, port).unwrap())),
+            target: target.parse().unwrap(),
             target_first: None,
             source_translation: stagenet::api::network::SourceTranslation::Preserve,
         };
         let policy = FlowPolicy {
-            mappings: BTreeMap::from([(vip(3), vec![mapped])]),
-            pools: BTreeSet::from(["192.168.100.0/28".parse().unwrap()]),
-            inside: BTreeSet::from(["192.168.200.0/24".parse().unwrap()]),
+            mappings: BTreeMap::from([
+                (vip(3), vec![mapped(6, 80, "192.168.200.3")]),
+                ("2001:db8::3".parse().unwrap(), vec![mapped(17, 53, "2001:db8:200::3")]),
+            ]),
+            pools: ["192.168.100.0/28", "2001:db8::/124"].map(|p| p.parse().unwrap()).into(),
+            inside: ["192.168.200.0/24", "2001:db8:200::/64"].map(|p| p.parse().unwrap()).into(),
             ..FlowPolicy::default()
         };
         assert_eq!(
             world.run(host.sweep_flows(&policy)).unwrap(),
-            101,
-            "those to .4, one of them in a zone"
+            102,
+            "those to .4 and ::4, one of each in a zone"
         );
-        assert_eq!(sh("conntrack -L -d 192.168.100.3 2>/dev/null | wc -l"), "100\n");
-        assert_eq!(sh("conntrack -L 2>/dev/null | wc -l"), "100\n");
+        assert_eq!(sh("conntrack -L -d 192.168.100.3 2>/dev/null | wc -l"), "101\n");
+        assert_eq!(sh("conntrack -L 2>/dev/null | wc -l"), "103\n");
+        let ipv6 = sh("conntrack -L -f ipv6 2>/dev/null");
+        assert_eq!(ipv6.lines().count(), 2, "{ipv6}");
+        assert!(ipv6.contains("dst=2001:db8::3") && ipv6.contains("zone=7"), "{ipv6}");
+        // The same tuple in two zones are two flows, and this one is none of ours.
+        assert!(
+            ipv6.lines().any(|l| l.contains("dst=2001:db8::4") && !l.contains("zone=7")),
+            "{ipv6}"
+        );
         assert_eq!(world.run(host.sweep_flows(&policy)).unwrap(), 0);
     });
 }

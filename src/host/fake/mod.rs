@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, ObservedLinks};
+use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{
@@ -265,7 +265,7 @@ impl Host for FakeHost {
         Ok(state.kernel.clone())
     }
 
-    async fn preflight(&mut self, _outside: &BTreeSet<IfName>, _inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError> {
+    async fn preflight(&mut self, _needs: &Needs) -> Result<Vec<Finding>, HostError> {
         let mut state = self.lock();
         state.enter(Call::Preflight)?;
         Ok(state.findings.clone())

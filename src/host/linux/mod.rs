@@ -15,6 +15,7 @@ mod policy;
 mod preflight;
 mod privileges;
 mod routes;
+mod settings;
 mod state;
 mod tables;
 mod tools;
@@ -34,7 +35,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::sleep;
 
-use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, ObservedLinks};
+use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts};
@@ -159,15 +160,15 @@ impl Host for LinuxHost {
         kernel("reading settings of the kernel", || Ok(facts::read())).await
     }
 
-    async fn preflight(&mut self, outside: &BTreeSet<IfName>, inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError> {
-        let interfaces = self.interfaces().await?;
+    async fn preflight(&mut self, needs: &Needs) -> Result<Vec<Finding>, HostError> {
+        let (interfaces, facts) = (self.interfaces().await?, self.kernel().await?);
         let tools = tools::choose(self.options.backend).await;
         self.tools = tools.as_ref().ok().map(|(tools, _)| *tools);
         let look = preflight::Look {
             tools: &tools,
             interfaces: &interfaces,
-            outside,
-            inside,
+            kernel: &facts,
+            needs,
         };
         Ok(preflight::findings(look).await)
     }

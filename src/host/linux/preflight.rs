@@ -1,26 +1,26 @@
 //! What the node lacks or has that an operator should know, found without changing anything.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use super::privileges;
 use super::tables::{self, lock_holder};
 use super::tools::{self, Tools};
+use super::{privileges, settings};
 use crate::api::reasons::{self, types};
-use crate::host::{Backend, Finding, HostError};
+use crate::host::{Backend, Finding, HostError, Needs};
 use crate::netfilter::{Family, IfName, Table};
-use crate::plan::InterfaceFacts;
+use crate::plan::{InterfaceFacts, KernelFacts};
 
 /// Everything that is looked at.
 pub(super) struct Look<'a> {
     pub(super) tools: &'a Result<(Tools, String), HostError>,
-    pub(super) interfaces: &'a std::collections::BTreeMap<String, InterfaceFacts>,
-    pub(super) outside: &'a BTreeSet<IfName>,
-    pub(super) inside: &'a BTreeSet<IfName>,
+    pub(super) interfaces: &'a BTreeMap<String, InterfaceFacts>,
+    pub(super) kernel: &'a KernelFacts,
+    pub(super) needs: &'a Needs,
 }
 
-fn finding(condition: &'static str, ok: bool, reason: &'static str, message: impl Into<String>) -> Finding {
+pub(super) fn finding(condition: &'static str, ok: bool, reason: &'static str, message: impl Into<String>) -> Finding {
     Finding {
         condition,
         ok,
@@ -43,6 +43,7 @@ pub(super) async fn findings(look: Look<'_>) -> Vec<Finding> {
     all.push(bridge());
     all.push(conntrack());
     all.push(ipv6(look.tools.as_ref().ok().map(|(tools, _)| *tools)).await);
+    all.extend(settings::findings(look.needs, look.kernel, look.interfaces));
     all
 }
 
@@ -94,7 +95,7 @@ fn lock(chosen: &Result<(Tools, String), HostError>) -> Finding {
 }
 
 fn interfaces(look: &Look<'_>) -> Finding {
-    let named = look.outside.union(look.inside);
+    let named = look.needs.outside.union(&look.needs.inside);
     let missing: Vec<_> = named
         .filter(|n| !look.interfaces.contains_key(n.as_str()))
         .map(IfName::as_str)
@@ -117,7 +118,7 @@ fn interfaces(look: &Look<'_>) -> Finding {
 /// Strict filtering drops a packet whose source is routed elsewhere: answers of VMs whose network the node reaches by another interface.
 /// `max(all, interface)` counts, so an interface's own 2 (loose) outweighs a strict `all`, and a 0 does not.
 fn reverse_path(look: &Look<'_>) -> Finding {
-    let used = look.outside.union(look.inside);
+    let used = look.needs.outside.union(&look.needs.inside);
     let strict: Vec<_> = used
         .filter(|n| look.interfaces.get(n.as_str()).is_some_and(|i| i.rp_filter == 1))
         .map(IfName::as_str)
