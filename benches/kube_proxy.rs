@@ -8,17 +8,12 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a bench that cannot run has to end there, saying so
 #![allow(clippy::cast_precision_loss)] // milliseconds as f64
 
-mod packet {
-    pub mod flow;
-    pub mod world;
-}
-mod kube_proxy {
-    pub mod objects;
-    pub mod probe;
-    pub mod subject;
-}
+#[path = "kube_proxy/mod.rs"]
+mod kube_proxy;
 #[path = "../tests/lab/mod.rs"]
 mod lab;
+#[path = "packet/mod.rs"]
+mod packet;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -87,10 +82,22 @@ fn compare(control_plane: &Path, kube_proxy: &Path, sizes: &[usize]) {
     println!("| objects | who | one more, ms | cold start, ms |");
     println!("|---:|---|---:|---:|");
     let subjects = [
-        Kind::KubeProxy { mode: "iptables", hurry: false },
-        Kind::KubeProxy { mode: "iptables", hurry: true },
-        Kind::KubeProxy { mode: "nftables", hurry: false },
-        Kind::KubeProxy { mode: "nftables", hurry: true },
+        Kind::KubeProxy {
+            mode: "iptables",
+            hurry: false,
+        },
+        Kind::KubeProxy {
+            mode: "iptables",
+            hurry: true,
+        },
+        Kind::KubeProxy {
+            mode: "nftables",
+            hurry: false,
+        },
+        Kind::KubeProxy {
+            mode: "nftables",
+            hurry: true,
+        },
         Kind::Stagenet(Backend::Nft),
         Kind::Stagenet(Backend::Legacy),
     ];
@@ -99,7 +106,11 @@ fn compare(control_plane: &Path, kube_proxy: &Path, sizes: &[usize]) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let mut objects = Objects::new(&api).await;
-            let mut gateways = Gateways { api: &api, kube_proxy, count: 0 };
+            let mut gateways = Gateways {
+                api: &api,
+                kube_proxy,
+                count: 0,
+            };
             for &size in sizes {
                 objects.grow(size).await;
                 for kind in subjects {

@@ -5,15 +5,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a bench that cannot run has to end there, saying so
 #![allow(clippy::cast_precision_loss)] // nanoseconds as f64
 
-mod packet {
-    pub mod flow;
-    pub mod opening;
-    pub mod rounds;
-    pub mod stream;
-    pub mod world;
-}
 #[path = "../tests/lab/mod.rs"]
 mod lab;
+#[path = "packet/mod.rs"]
+mod packet;
 
 use std::fs;
 use std::process::Command;

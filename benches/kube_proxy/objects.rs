@@ -33,7 +33,9 @@ impl Objects {
     pub async fn new(api: &crate::lab::Api) -> Self {
         api.apply(NETWORK);
         let kubeconfig = Kubeconfig::read_from("/run/lab/admin.kubeconfig").unwrap();
-        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.unwrap();
+        let config = Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+            .await
+            .unwrap();
         let client = Client::try_from(config).unwrap();
         Self {
             services: Api::namespaced(client.clone(), "default"),
@@ -85,7 +87,10 @@ impl Objects {
             "apiVersion": "v1", "kind": "Service", "metadata": {"name": name(i)},
             "spec": {"externalIPs": [virtual_address(0, i)], "ports": [{"port": PORT, "protocol": "UDP"}]},
         });
-        self.services.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+        self.services
+            .create(&PostParams::default(), &serde_json::from_value(object).unwrap())
+            .await
+            .unwrap();
     }
 
     async fn slice(&self, i: usize) {
@@ -95,7 +100,10 @@ impl Objects {
             "ports": [{"name": "", "port": PORT, "protocol": "UDP"}],
             "endpoints": [{"addresses": [target(0, i)], "conditions": {"ready": true}}],
         });
-        self.slices.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+        self.slices
+            .create(&PostParams::default(), &serde_json::from_value(object).unwrap())
+            .await
+            .unwrap();
     }
 
     async fn mapping(&self, i: usize) {
@@ -103,7 +111,10 @@ impl Objects {
             "apiVersion": "stagenet.dev/v1alpha1", "kind": "NatMapping", "metadata": {"name": name(i)},
             "spec": {"networkRef": {"name": "bench"}, "virtual": {"address": virtual_address(0, i)}, "target": {"address": target(0, i)}},
         });
-        self.mappings.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+        self.mappings
+            .create(&PostParams::default(), &serde_json::from_value(object).unwrap())
+            .await
+            .unwrap();
     }
 }
 

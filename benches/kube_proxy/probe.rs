@@ -50,7 +50,11 @@ impl Probe {
             if self.listening.recv(&mut buffer).is_ok() {
                 return since.elapsed();
             }
-            assert!(since.elapsed() < PATIENCE, "no packet for {to} came to {} within {PATIENCE:?}", target(0, i));
+            assert!(
+                since.elapsed() < PATIENCE,
+                "no packet for {to} came to {} within {PATIENCE:?}",
+                target(0, i)
+            );
             tokio::time::sleep(PACE).await;
         }
     }

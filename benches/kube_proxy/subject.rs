@@ -84,7 +84,11 @@ impl Subject {
         };
         let log = File::create(format!("/run/lab/{}.log", self.node)).unwrap();
         let mut command = std::process::Command::new(&self.program);
-        command.args(args).env("KUBECONFIG", &self.kubeconfig).stdout(log.try_clone().unwrap()).stderr(log);
+        command
+            .args(args)
+            .env("KUBECONFIG", &self.kubeconfig)
+            .stdout(log.try_clone().unwrap())
+            .stderr(log);
         let since = Instant::now();
         self.child = Some(self.world.gateway.enter(|| command.spawn().unwrap()));
         self.arrival(last, since).await
@@ -120,7 +124,11 @@ impl Drop for Subject {
             let _ = child.wait();
         }
         if std::thread::panicking() {
-            eprintln!("---- log of {}\n{}", self.node, fs::read_to_string(format!("/run/lab/{}.log", self.node)).unwrap_or_default());
+            eprintln!(
+                "---- log of {}\n{}",
+                self.node,
+                fs::read_to_string(format!("/run/lab/{}.log", self.node)).unwrap_or_default()
+            );
         }
     }
 }
