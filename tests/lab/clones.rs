@@ -145,7 +145,10 @@ impl Clones {
             );
             if !inhabited.contains(&k) {
                 // A port, so that the bridge has a carrier.
-                let _ = writeln!(batch, "link add d{k} type dummy\nlink set d{k} master br{k} up");
+                let _ = writeln!(
+                    batch,
+                    "link add d{k} type veth peer name e{k}\nlink set d{k} master br{k} up\nlink set e{k} up"
+                );
             }
         }
         fs::write("/run/lab/batch", batch).unwrap();
@@ -194,6 +197,17 @@ impl Clones {
             ));
             servers.push(vm.serve(80));
         }
+    }
+
+    /// A further host in clone `k`, without addresses: its eth0 is at the port of its name, with a `p` before it.
+    pub fn join(&self, k: usize, name: &str) -> Ns {
+        let ns = Ns::new(name);
+        ns.set("ipv6/conf/default/disable_ipv6", "1");
+        match self.shape.inside {
+            Inside::Bridges => bridge::attach(&self.gateway, &format!("br{k}"), &format!("p{name}"), &ns, "eth0"),
+            Inside::Cables => net::plug(&Ns::existing(&format!("switch{k}")), &format!("p{name}"), &ns, "eth0"),
+        }
+        ns
     }
 
     /// The port that leads to a machine, on the gateway or on the clone's switch.
@@ -349,6 +363,14 @@ impl Clones {
                 self.client.tcp(&to).is_some_and(|c| c.server == who)
             });
         }
+    }
+
+    /// Waits until no rule names clone `k` any more.
+    pub fn wait_gone(&self, k: usize) {
+        wait_until(seconds(30), &format!("clone {k} to go"), || {
+            let rules = ["raw", "mangle", "nat"].map(|table| self.rules(table)).concat();
+            !rules.contains(&format!("clone-{k:03}"))
+        });
     }
 
     /// The gateway's rules of the families' tables named.

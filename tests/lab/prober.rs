@@ -351,7 +351,7 @@ fn contents(mark: u8, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<Vec<u8>> {
         // The middle of something.
         ipv4([mark, 32], source, destination, UDP, 0x2005, &[7; 16]),
     ];
-    if source.octets()[..3] == [192, 168, 200] {
+    if matches!(source.octets(), [192, 168, 200, _] | [10, 0, 0, _]) {
         // Ends at the gateway, which says so.
         all.push(ipv4([mark, 1], source, destination, UDP, 0, &udp(33434)));
     }
