@@ -104,7 +104,7 @@ impl Wire {
 }
 
 /// The address that the sender of an ARP packet says is his: in answers, in requests and in announcements alike.
-fn claimed(bytes: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
+pub(super) fn claimed(bytes: &[u8]) -> Option<(Ipv4Addr, MacAddr)> {
     let packet = ArpPacket::new(bytes)?;
     let ours = packet.get_hardware_type() == ArpHardwareTypes::Ethernet && packet.get_protocol_type() == EtherTypes::Ipv4;
     ours.then(|| (packet.get_sender_proto_addr(), packet.get_sender_hw_addr()))

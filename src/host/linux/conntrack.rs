@@ -68,7 +68,7 @@ fn tuple(bytes: &[u8]) -> Tuple {
 }
 
 /// The flow of one entry.
-fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
+pub(super) fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
     let (mut original, mut reply, mut mark, mut zone) = (Tuple::default(), Tuple::default(), 0, 0);
     for (kind, value) in answer.attributes(NFGENMSG) {
         match kind {
@@ -93,7 +93,7 @@ fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
 }
 
 /// The request that deletes this very entry: tuple and zone find it, and the id keeps a successor with the same tuple alive.
-fn deletion(answer: &Answer<'_>) -> NetfilterMessage {
+pub(super) fn deletion(answer: &Answer<'_>) -> NetfilterMessage {
     let family = answer.body.first().copied().unwrap_or_default().into();
     let keys = answer
         .attributes(NFGENMSG)

@@ -123,13 +123,13 @@ fn open(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
 
 /// Chains of a transaction that concern us, until the kernel tells the generation.
 #[derive(Debug, Default)]
-struct Transaction {
-    chains: BTreeSet<String>,
+pub(super) struct Transaction {
+    pub(super) chains: BTreeSet<String>,
 }
 
 impl Transaction {
     /// Takes a message in. Returns the generation, and who made it, when the transaction ends.
-    fn take(&mut self, kind: u8, answer: &Answer<'_>) -> Option<(u32, Option<String>)> {
+    pub(super) fn take(&mut self, kind: u8, answer: &Answer<'_>) -> Option<(u32, Option<String>)> {
         if kind == NFT_MSG_NEWGEN {
             return Some((generation::id(answer)?, maker(answer)));
         }
@@ -248,7 +248,7 @@ async fn listen_route(sender: Sender) -> io::Result<()> {
 }
 
 /// Our route that is gone. Which interface it led to does not matter, and the interface may be gone too.
-fn route_gone(answer: &Answer<'_>) -> Option<HostEvent> {
+pub(super) fn route_gone(answer: &Answer<'_>) -> Option<HostEvent> {
     let out = answer.attributes(routes::RTMSG).find(|(kind, _)| *kind == routes::RTA_OIF);
     let out = out.and_then(|(_, index)| u32_at(index, 0)).zip(IfName::new("any"));
     let route = routes::parse(answer, &out.into_iter().collect())?;

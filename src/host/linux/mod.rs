@@ -8,6 +8,8 @@ mod conntrack;
 mod events;
 mod facts;
 mod generation;
+#[cfg(test)]
+mod hostile_tests;
 mod links;
 mod netlink;
 mod observe;

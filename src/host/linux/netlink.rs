@@ -83,6 +83,16 @@ fn outcome(body: &[u8]) -> io::Result<()> {
     }
 }
 
+/// What a datagram says of requests whose first has the number `first`: the place of each, counted from there, and its outcome.
+pub(super) fn acknowledgements(datagram: &[u8], first: u32) -> impl Iterator<Item = (usize, io::Result<()>)> {
+    messages(datagram)
+        .filter(|(kind, ..)| *kind == NLMSG_ERROR)
+        .map(move |(_, _, sequence, body)| {
+            let place = usize::try_from(sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
+            (place, outcome(body))
+        })
+}
+
 /// A connection to one of the kernel's netlink families.
 pub(super) struct Netlink {
     socket: Socket,
@@ -142,19 +152,17 @@ impl Netlink {
                 self.append(&mut out, flags | NLM_F_ACK, request);
                 open += 1;
             }
-            let base = outcomes.len();
-            outcomes.extend((0..open).map(|_| Ok(())));
+            let mut answers: Vec<Option<io::Result<()>>> = (0..open).map(|_| None).collect();
             self.socket.send(&out, 0)?;
-            while open > 0 {
+            while answers.iter().any(Option::is_none) {
                 self.receive()?;
-                for (_, _, sequence, body) in messages(&self.buffer).filter(|m| m.0 == NLMSG_ERROR) {
-                    let at = base + usize::try_from(sequence.wrapping_sub(first)).unwrap_or(usize::MAX);
-                    if let Some(slot) = outcomes.get_mut(at) {
-                        *slot = outcome(body);
-                        open -= 1;
+                for (at, outcome) in acknowledgements(&self.buffer, first) {
+                    if let Some(slot) = answers.get_mut(at) {
+                        *slot = Some(outcome);
                     }
                 }
             }
+            outcomes.extend(answers.into_iter().flatten());
         }
         Ok(outcomes)
     }

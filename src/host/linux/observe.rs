@@ -142,7 +142,7 @@ fn inet_settings(af_spec: &[u8]) -> LinkSettings {
 }
 
 /// Name and facts of one `RTM_NEWLINK`.
-fn link(answer: &Answer<'_>) -> Option<(String, Link)> {
+pub(super) fn link(answer: &Answer<'_>) -> Option<(String, Link)> {
     let flags = u32_at(answer.body, 8)?;
     let mut name = None;
     let mut link = Link {
@@ -188,19 +188,21 @@ fn proxy_delays(netlink: &mut Netlink) -> io::Result<BTreeMap<(Family, u32), u64
         request.header.family = number(family);
         RouteNetlinkMessage::GetNeighbourTable(request)
     };
-    let pick = |answer: &Answer<'_>| {
-        let (_, parameters) = answer.attributes(NDTMSG).find(|(kind, _)| *kind == NDTA_PARMS)?;
-        let (mut index, mut delay) = (None, None);
-        for (kind, value) in attributes(parameters) {
-            match kind {
-                NDTPA_IFINDEX => index = u32_at(value, 0),
-                NDTPA_PROXY_DELAY => delay = <[u8; 8]>::try_from(value).ok().map(u64::from_ne_bytes),
-                _ => {}
-            }
+    Ok(both(netlink, request, proxy_delay)?.into_iter().collect())
+}
+
+/// The delay that one `RTM_NEWNEIGHTBL` tells, if it is that of an interface.
+pub(super) fn proxy_delay(answer: &Answer<'_>) -> Option<((Family, u32), u64)> {
+    let (_, parameters) = answer.attributes(NDTMSG).find(|(kind, _)| *kind == NDTA_PARMS)?;
+    let (mut index, mut delay) = (None, None);
+    for (kind, value) in attributes(parameters) {
+        match kind {
+            NDTPA_IFINDEX => index = u32_at(value, 0),
+            NDTPA_PROXY_DELAY => delay = <[u8; 8]>::try_from(value).ok().map(u64::from_ne_bytes),
+            _ => {}
         }
-        Some(((family(answer)?, index?), delay?))
-    };
-    Ok(both(netlink, request, pick)?.into_iter().collect())
+    }
+    Some(((family(answer)?, index?), delay?))
 }
 
 /// One address of an interface.
@@ -221,26 +223,28 @@ pub(super) fn addresses(netlink: &mut Netlink) -> io::Result<BTreeSet<Address>> 
         request.header.family = number(family);
         RouteNetlinkMessage::GetAddress(request)
     };
-    let pick = |answer: &Answer<'_>| {
-        let [_, prefix, _, scope, ..] = *answer.body else { return None };
-        let (mut local, mut peer, mut ours) = (None, None, false);
-        for (kind, value) in answer.attributes(IFADDRMSG) {
-            match kind {
-                IFA_LOCAL => local = address(value),
-                IFA_ADDRESS => peer = address(value),
-                IFA_PROTO => ours = value == [PROTOCOL],
-                _ => {}
-            }
+    both(netlink, request, one_address)
+}
+
+/// The address of one `RTM_NEWADDR`.
+pub(super) fn one_address(answer: &Answer<'_>) -> Option<Address> {
+    let [_, prefix, _, scope, ..] = *answer.body else { return None };
+    let (mut local, mut peer, mut ours) = (None, None, false);
+    for (kind, value) in answer.attributes(IFADDRMSG) {
+        match kind {
+            IFA_LOCAL => local = address(value),
+            IFA_ADDRESS => peer = address(value),
+            IFA_PROTO => ours = value == [PROTOCOL],
+            _ => {}
         }
-        let net = IpNet::new(local.or(peer)?, prefix).ok()?;
-        Some(Address {
-            index: u32_at(answer.body, 4)?,
-            net,
-            ours,
-            wide: family(answer)? == Family::V4 || scope < RT_SCOPE_LINK,
-        })
-    };
-    both(netlink, request, pick)
+    }
+    let net = IpNet::new(local.or(peer)?, prefix).ok()?;
+    Some(Address {
+        index: u32_at(answer.body, 4)?,
+        net,
+        ours,
+        wide: family(answer)? == Family::V4 || scope < RT_SCOPE_LINK,
+    })
 }
 
 /// Proxy neighbour entries with their interface's index.
@@ -251,19 +255,21 @@ pub(super) fn proxies(netlink: &mut Netlink) -> io::Result<Marked<(u32, IpAddr)>
         request.header.flags = NeighbourFlags::Proxy;
         RouteNetlinkMessage::GetNeighbour(request)
     };
-    let pick = |answer: &Answer<'_>| {
-        let proxy = answer.body.get(10)? & NTF_PROXY != 0;
-        let (mut destination, mut marked) = (None, false);
-        for (kind, value) in answer.attributes(NDMSG) {
-            match kind {
-                NDA_DST => destination = address(value),
-                NDA_PROTOCOL => marked = value == [PROTOCOL],
-                _ => {}
-            }
+    Ok(both(netlink, request, proxy)?.into_iter().collect())
+}
+
+/// The proxy neighbour entry of one `RTM_NEWNEIGH`, and whether it is one of ours.
+pub(super) fn proxy(answer: &Answer<'_>) -> Option<((u32, IpAddr), bool)> {
+    let proxy = answer.body.get(10)? & NTF_PROXY != 0;
+    let (mut destination, mut marked) = (None, false);
+    for (kind, value) in answer.attributes(NDMSG) {
+        match kind {
+            NDA_DST => destination = address(value),
+            NDA_PROTOCOL => marked = value == [PROTOCOL],
+            _ => {}
         }
-        proxy.then_some(((u32_at(answer.body, 4)?, destination?), marked))
-    };
-    Ok(both(netlink, request, pick)?.into_iter().collect())
+    }
+    proxy.then_some(((u32_at(answer.body, 4)?, destination?), marked))
 }
 
 /// Everything that a change has to know first.
