@@ -14,7 +14,7 @@ use crate::host::{HostError, LinkChange, ObservedLinks};
 use crate::netfilter::diff::TableChange;
 use crate::netfilter::render::RestoreText;
 use crate::netfilter::{ChainName, Family, Hook, IfName, Table, TableRules, render};
-use crate::plan::HostPlan;
+use crate::plan::{HostPlan, Via};
 
 /// Above this many changed chains, or if jumps or chains went or came, the whole table is read back at once.
 const READ_BACK_CHAINS: usize = 64;
@@ -223,16 +223,13 @@ impl Work<'_> {
     }
 }
 
-/// Addresses for which the plan has a route or a proxy that is not in the kernel.
-pub(super) fn missing_addresses(plan: &HostPlan, seen: Option<&ObservedLinks>) -> BTreeSet<IpAddr> {
+/// Addresses (of prefixes: the first) for which the plan has a route or a proxy that is not in the kernel.
+pub(super) fn missing(plan: &HostPlan, seen: Option<&ObservedLinks>) -> BTreeSet<IpAddr> {
     let nothing = ObservedLinks::default();
     let seen = seen.unwrap_or(&nothing);
-    let routes = plan
-        .routes
-        .difference(&seen.routes)
-        .filter(|r| r.destination.prefix_len() == 32)
-        .map(|r| r.destination.addr());
-    routes.chain(plan.proxies.difference(&seen.proxies).map(|p| p.address)).collect()
+    let routes = plan.routes.difference(&seen.routes).filter(|r| r.via == Via::Loopback);
+    let proxies = plan.proxies.difference(&seen.proxies);
+    routes.map(|r| r.destination.addr()).chain(proxies.map(|p| p.address)).collect()
 }
 
 /// What went wrong, for a mapping's message.

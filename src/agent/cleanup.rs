@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 
 use super::kept::TABLES;
 use crate::host::{Host, HostError, LinkChange, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::{Family, Table, TableRules, render};
-use crate::plan::{FlowPolicy, Via};
+use crate::plan::{FlowPolicy, Route, Via};
 
 /// What was there and is gone now, and what could not be removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,9 +37,11 @@ pub async fn run(host: &mut dyn Host, lenient: bool) -> Cleaned {
         ObservedLinks::default()
     });
     attracting(host, &links, &mut cleaned).await;
-    // The translations go while the fence stands; then the settings; the fence comes down last.
+    // The translations go while the fence stands, then what they made; what led it, then; the settings; the fence comes down last.
     tables(host, &[Table::Nat, Table::Filter], lenient, &mut cleaned).await;
     flows(host, &links, &mut cleaned).await;
+    tables(host, &[Table::Raw], lenient, &mut cleaned).await;
+    leading(host, &links, &mut cleaned).await;
     put_back(host, &links, &mut cleaned).await;
     tables(host, &[Table::Mangle], lenient, &mut cleaned).await;
     cleaned
@@ -47,8 +49,25 @@ pub async fn run(host: &mut dyn Host, lenient: bool) -> Cleaned {
 
 async fn attracting(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned) {
     let mut changes: Vec<LinkChange> = links.proxies.iter().cloned().map(LinkChange::RemoveProxy).collect();
-    changes.extend(links.routes.iter().cloned().map(LinkChange::RemoveRoute));
+    let routes = links.routes.iter().filter(|route| attracts(route));
+    changes.extend(routes.cloned().map(LinkChange::RemoveRoute));
     changes.extend(links.addresses.iter().cloned().map(LinkChange::RemoveAddress));
+    change(host, &changes, cleaned).await;
+}
+
+fn attracts(route: &Route) -> bool {
+    matches!(route.via, Via::Loopback | Via::Gateway(_))
+}
+
+/// What led translated packets into their networks: with it gone earlier, table main might lead them into production. Blackholes go last.
+async fn leading(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned) {
+    let mut changes: Vec<LinkChange> = links.policy_rules.iter().cloned().map(LinkChange::RemoveRule).collect();
+    let (blackholes, led): (Vec<&Route>, Vec<&Route>) = links
+        .routes
+        .iter()
+        .filter(|route| !attracts(route))
+        .partition(|route| route.via == Via::Blackhole);
+    changes.extend(led.into_iter().chain(blackholes).cloned().map(LinkChange::RemoveRoute));
     change(host, &changes, cleaned).await;
 }
 
@@ -63,7 +82,7 @@ async fn flows(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned
         mappings: pools.iter().map(|pool| (pool.addr(), Vec::new())).collect(),
         pools,
         // Whatever the virtual addresses led to.
-        inside: BTreeSet::from([IpNet::default()]),
+        inside: BTreeSet::from([IpNet::default(), IpNet::V6(Ipv6Net::default())]),
         ..FlowPolicy::default()
     };
     match host.sweep_flows(&policy).await {

@@ -12,16 +12,20 @@ use ipnet::IpNet;
 use super::outcome::Drift;
 use crate::host::{Finding, Needs, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
-use crate::netfilter::dump::ObservedTable;
-use crate::netfilter::{ChainName, Family, IfName, Table, TableRules};
+use crate::netfilter::dump::{ObservedTable, RuleHash};
+use crate::netfilter::{ChainName, Family, IfName, Owner, Rule, Table, TableRules, Target, render};
 use crate::plan::{Claim, FlowPolicy, InterfaceFacts, KernelFacts, MappingKey, PolicyRule, ProxyNeighbour};
 
-/// Where we may have rules. IPv6 has the fence only.
-pub(super) const TABLES: [(Family, Table); 4] = [
+/// Where we may have rules: what is not there and not wanted is looked at once, when the agent starts.
+pub(super) const TABLES: [(Family, Table); 8] = [
     (Family::V4, Table::Mangle),
     (Family::V6, Table::Mangle),
+    (Family::V4, Table::Raw),
+    (Family::V6, Table::Raw),
     (Family::V4, Table::Nat),
+    (Family::V6, Table::Nat),
     (Family::V4, Table::Filter),
+    (Family::V6, Table::Filter),
 ];
 
 /// One table.
@@ -33,6 +37,14 @@ pub(super) struct KeptTable {
     pub(super) verified: Option<Arc<TableRules>>,
     /// Whether `seen` may be out of date.
     pub(super) doubted: bool,
+}
+
+impl KeptTable {
+    /// Somebody may have touched it. One without anything of ours stays as unread as it is: reading it would take time, and nothing can be missing.
+    fn doubt(&mut self) {
+        let wanted = self.verified.as_ref().is_some_and(|rules| **rules != TableRules::default());
+        self.doubted |= wanted || self.seen != ObservedTable::default();
+    }
 }
 
 /// A mapping that the kernel refused.
@@ -73,14 +85,13 @@ pub struct Kept {
 impl Kept {
     /// Somebody touched chains of `table`.
     pub fn doubt_table(&mut self, table: Table) {
-        for ((_, name), kept) in &mut self.tables {
-            kept.doubted |= *name == table;
-        }
+        let doubted = self.tables.iter_mut().filter(|((_, name), _)| *name == table);
+        doubted.for_each(|(_, kept)| kept.doubt());
     }
 
     /// Any table may have changed.
     pub fn doubt_tables(&mut self) {
-        self.tables.values_mut().for_each(|t| t.doubted = true);
+        self.tables.values_mut().for_each(KeptTable::doubt);
     }
 
     /// Routes, neighbours, addresses or settings of ours may have changed.
@@ -156,6 +167,24 @@ impl Kept {
             .map(|(name, _)| name.clone())
             .collect();
         diff::diff(&diff::narrow(desired, &differing), &part(&kept.seen, desired, &differing))
+    }
+
+    /// Whether a rule that says something of a packet (and does not only lead to such rules) is in a table and not in `desired`. Where nothing is known of
+    /// what a rule says, because an earlier agent wrote it, every rule counts.
+    pub(super) fn labels_go(&self, at: (Family, Table), desired: Option<&TableRules>) -> bool {
+        let Some(kept) = self.tables.get(&at) else { return false };
+        let hashes = |table: &TableRules| -> BTreeSet<RuleHash> {
+            let leads = |rule: &&Rule| rule.owner == Owner::Base && matches!(rule.target, Target::Jump(_) | Target::Goto(_));
+            let rules = table.chains.values().flatten().filter(|rule| !leads(rule));
+            rules.filter_map(|rule| render::hash(rule).ok()).collect()
+        };
+        let wanted = desired.map(hashes).unwrap_or_default();
+        if let Some(verified) = &kept.verified {
+            return !hashes(verified).is_subset(&wanted);
+        }
+        let all = desired.into_iter().flat_map(|table| table.chains.values().flatten());
+        let known: BTreeSet<RuleHash> = all.filter_map(|rule| render::hash(rule).ok()).collect();
+        kept.seen.chains.values().flatten().flatten().any(|hash| !known.contains(hash))
     }
 
     /// Takes in what was read back after `change` was written, the `whole` table or just the chains of it that were written, and tells

@@ -11,7 +11,7 @@
 //! | [`source`] | snapshots of all objects | files or API server |
 //! | [`schedule`] | when the next pass may run | none |
 //! | [`runner`] | waits for reasons, runs passes | the host, through [`crate::host::Host`] |
-//! | [`pass`], `apply`, `narrow`, `probe` | one pass | the host |
+//! | [`pass`], `stages`, `apply`, `narrow`, `probe` | one pass | the host |
 //! | [`staging`] | what changes in which order | none |
 //! | [`kept`] | what is known of the kernel | none |
 //! | [`report`] | status, events, heartbeat | API server or a file |
@@ -32,6 +32,7 @@ pub mod report;
 pub mod runner;
 pub mod schedule;
 pub mod source;
+pub mod stages;
 pub mod staging;
 
 use std::io;

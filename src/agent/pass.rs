@@ -1,16 +1,4 @@
-//! One pass: observe, plan, apply in stages, read back.
-//!
-//! 1. the fence (mangle, IPv4 and IPv6); interfaces that leave the plan are closed wholly
-//! 2. what attracted traffic and must no longer: proxies, routes, addresses
-//! 3. nobody outside answers for the addresses to come (probe)
-//! 4. translations and accepts (nat and filter)
-//! 5. flows that the plan does not agree with are deleted, also those older than the fence
-//! 6. what attracts traffic: forwarding, addresses, routes, proxies; then they are announced
-//! 7. interfaces that left the plan get back what was found, and only then open
-//!
-//! Each stage is read back before the next begins, and a stage that fails ends the pass: whatever the moment of a failure or a crash, there is
-//! never a translation, a route or forwarding without the fence before it. Stage 5 stands before 6, so that a crash in between leaves forwarding
-//! off and the next agent sees that flows may be older than the fence.
+//! One pass: what is known and planned, up to the kernel ([`super::stages`]), and what came of it.
 //!
 //! May assume: it is the only one that calls the host. Must not: decide what is right (that is the plan), or wait for anything but the host.
 
@@ -19,12 +7,14 @@ use std::mem;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::kept::{Kept, Quarantine, TABLES};
 use super::outcome::{Outcome, Trouble};
 use super::source::Snapshot;
-use super::{apply, hold, probe, staging};
+use super::{apply, probe, staging};
 use crate::api::reasons;
-use crate::host::{Host, HostError, LinkChange, Needs, ObservedLinks};
+use crate::host::{Host, HostError, Needs};
 use crate::netfilter::{Family, IfName, Owner, Table, TableRules};
 use crate::plan::{self, HostOptions, HostPlan, MappingKey, MappingState, Marks, NodeFacts, Refusal, Verdicts};
 
@@ -144,7 +134,7 @@ async fn node_facts(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, s
     })
 }
 
-fn shared(tables: BTreeMap<(Family, Table), TableRules>) -> Tables {
+pub(super) fn shared(tables: BTreeMap<(Family, Table), TableRules>) -> Tables {
     tables.into_iter().map(|(at, rules)| (at, Arc::new(rules))).collect()
 }
 
@@ -156,6 +146,11 @@ fn release_quarantine(kept: &mut Kept, verdicts: &Verdicts) {
             .get(key)
             .is_some_and(|v| v.accepted.as_ref().ok() == q.claim.as_ref())
     });
+}
+
+/// The first of `addresses` in a prefix.
+fn first_of(addresses: &BTreeSet<IpAddr>, prefix: IpNet) -> Option<&IpAddr> {
+    addresses.range(prefix.network()..=prefix.broadcast()).next()
 }
 
 fn observing(error: &HostError) -> Trouble {
@@ -185,70 +180,8 @@ impl Work<'_> {
         }
     }
 
-    /// Plan to kernel, once.
-    async fn attempt(&mut self, plan: &HostPlan, mut tables: BTreeMap<(Family, Table), TableRules>) -> Step {
-        self.preflight(plan).await;
-        // A node that only has routes needs no iptables.
-        let netfilter = !tables.is_empty() || self.host.backend().is_some();
-        if !self.observe(plan, netfilter).await {
-            return Step::Stop;
-        }
-        let nothing = ObservedLinks::default();
-        let links = self.kept.links.as_ref().unwrap_or(&nothing);
-        let stages = staging::link_stages(plan, links);
-        let closing = if netfilter {
-            staging::closing(plan, links)
-        } else {
-            BTreeSet::new()
-        };
-        let held = hold::held(&closing, links, plan, self.verdicts, self.unreadable, &self.outcome.facts);
-        hold::close(&mut tables, &held);
-        let closing: BTreeSet<IfName> = closing.difference(&held).cloned().collect();
-        self.outcome.held = held;
-        let (open, closed) = if closing.is_empty() {
-            let open = shared(tables);
-            (open.clone(), open)
-        } else {
-            let open = shared(tables.clone());
-            plan::rules::close_interfaces(&mut tables, &closing);
-            (open, shared(tables))
-        };
-
-        self.note_raised(plan, &closed);
-        self.note_left(plan, &closing);
-        let fence = if netfilter { self.fence(&closed).await } else { Step::Done };
-        let removed = self.change_links(&stages.removals).await;
-        if !matches!(fence, Step::Done) {
-            return fence;
-        }
-        self.outcome.fenced = true;
-        if let step @ (Step::Again | Step::Stop) = self.probe(plan).await {
-            return step;
-        }
-        if netfilter {
-            let step = self.restore(Family::V4, &[Table::Nat, Table::Filter], &closed).await;
-            if !matches!(step, Step::Done) {
-                return step;
-            }
-        }
-        if !self.sweep(plan).await {
-            return Step::Stop;
-        }
-        let additions: Vec<LinkChange> = stages.additions.into_iter().filter(|c| self.may_attract(c)).collect();
-        let added = self.change_links(&additions).await;
-        self.announce(&additions).await;
-        let mut reopened = Step::Done;
-        if !closing.is_empty() {
-            let put_back: Vec<_> = closing.into_iter().map(LinkChange::PutBack).collect();
-            if self.change_links(&put_back).await {
-                reopened = self.fence(&open).await;
-            }
-        }
-        if removed && added { reopened } else { Step::Stop }
-    }
-
     /// What the node lacks. A failure to find out keeps nothing from being tried.
-    async fn preflight(&mut self, plan: &HostPlan) {
+    pub(super) async fn preflight(&mut self, plan: &HostPlan) {
         let needs = Needs::of(plan, self.verdicts);
         let facts = &self.outcome.facts;
         let proxying = |name: &&IfName| facts.interfaces.get(name.as_str()).is_some_and(|i| i.proxy_ndp);
@@ -265,7 +198,7 @@ impl Work<'_> {
     }
 
     /// Reads what is unknown or in doubt. False: something could not be read.
-    async fn observe(&mut self, plan: &HostPlan, netfilter: bool) -> bool {
+    pub(super) async fn observe(&mut self, plan: &HostPlan, netfilter: bool) -> bool {
         for at in TABLES {
             if !netfilter || self.kept.tables.get(&at).is_some_and(|t| !t.doubted) {
                 continue;
@@ -300,32 +233,10 @@ impl Work<'_> {
         }
     }
 
-    async fn fence(&mut self, tables: &Tables) -> Step {
-        for family in [Family::V4, Family::V6] {
-            let step = self.restore(family, &[Table::Mangle], tables).await;
-            if !matches!(step, Step::Done) {
-                return step;
-            }
-        }
-        Step::Done
-    }
-
-    /// Whether a change attracts no address that could not be asked for.
-    fn may_attract(&self, change: &LinkChange) -> bool {
-        match change {
-            LinkChange::AddProxy(proxy) => !self.unasked.contains(&proxy.address),
-            LinkChange::AddRoute(route) => !self
-                .unasked
-                .iter()
-                .any(|a| route.destination.prefix_len() == 32 && route.destination.addr() == *a),
-            _ => true,
-        }
-    }
-
     /// Takes the mappings out of what is programmed whose route or proxy did not come to be.
     fn blame_links(&mut self) {
         let why = apply::link_errors(&self.outcome.troubles);
-        let missing = apply::missing_addresses(&self.outcome.plan, self.kept.links.as_ref());
+        let missing = apply::missing(&self.outcome.plan, self.kept.links.as_ref());
         for state in self.outcome.mappings.values_mut() {
             let MappingState::Planned {
                 virtual_address: address, ..
@@ -333,14 +244,15 @@ impl Work<'_> {
             else {
                 continue;
             };
-            let refusal = if self.unasked.contains(address) {
+            let within = IpNet::from(*address);
+            let refusal = if let Some(address) = first_of(&self.unasked, within) {
                 Refusal {
                     reason: reasons::PROBE_FAILED,
                     message: format!(
                         "{address} is not taken, because the outside segment could not be asked whether somebody has it: {why}"
                     ),
                 }
-            } else if missing.contains(address) {
+            } else if let Some(address) = first_of(&missing, within) {
                 Refusal {
                     reason: reasons::APPLY_FAILED,
                     message: format!("the kernel has no route or proxy neighbour for {address}: {why}"),

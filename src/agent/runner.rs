@@ -146,7 +146,7 @@ impl<H: Host> Runner<H> {
     fn note(&mut self, event: HostEvent) {
         match event {
             HostEvent::Tables { by, chains } => {
-                for table in [Table::Mangle, Table::Nat, Table::Filter] {
+                for table in [Table::Mangle, Table::Raw, Table::Nat, Table::Filter] {
                     let prefix = format!("{}/", table.as_str());
                     if chains.is_empty() || chains.iter().any(|c| c.starts_with(&prefix)) {
                         self.kept.doubt_table(table);

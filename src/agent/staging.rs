@@ -1,7 +1,7 @@
 //! In which order things change, so that no packet slips through. Pure.
 //!
 //! Removals go from the outside in (first the node stops attracting traffic), additions from the inside out (the node attracts traffic last).
-//! What stands between them is in [`crate::agent::pass`].
+//! What translated packets are led by stands as long as anything is translated. What stands between the stages is in [`crate::agent::stages`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,28 +9,33 @@ use std::net::IpAddr;
 use super::outcome::Drift;
 use crate::host::{LinkChange, ObservedLinks};
 use crate::netfilter::{ChainName, IfName, Owner, TableRules};
-use crate::plan::{HostPlan, LinkSettings, PolicyRule, Route, TABLE_MAIN};
+use crate::plan::{HostPlan, LinkSettings, PolicyRule, Route, RuleAction, TABLE_MAIN, Via};
 
 /// The link changes of a pass, by stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkStages {
+    /// Routing tables of isolated networks and the policy rules that ask them, which come: nobody bears their marks yet.
+    pub separation: Vec<LinkChange>,
     /// Proxies, routes, addresses that go, in this order.
     pub removals: Vec<LinkChange>,
+    /// Ways inside that come in tables that are asked for any packet: behind the fence, before anything is translated to them.
+    pub ways: Vec<LinkChange>,
     /// Settings, addresses, routes, proxies that come, in this order: forwarding is switched on where the fence stands already, and the node
-    /// answers ARP for an address only once it can deliver.
+    /// answers for an address only once it can deliver.
     pub additions: Vec<LinkChange>,
+    /// Policy rules, ways inside and routing tables that go, in this order: nothing is translated or marked for them any more.
+    pub leavings: Vec<LinkChange>,
 }
 
 /// What has to change so that `seen` becomes as planned. Settings of interfaces that left the plan are not in here: see [`closing`].
 pub fn link_stages(plan: &HostPlan, seen: &ObservedLinks) -> LinkStages {
     let mut stages = LinkStages::default();
-    let out = &mut stages.removals;
-    out.extend(seen.proxies.difference(&plan.proxies).cloned().map(LinkChange::RemoveProxy));
-    out.extend(seen.routes.difference(&plan.routes).cloned().map(LinkChange::RemoveRoute));
-    out.extend(seen.addresses.difference(&plan.addresses).cloned().map(LinkChange::RemoveAddress));
-    let out = &mut stages.additions;
+    stages
+        .removals
+        .extend(seen.proxies.difference(&plan.proxies).cloned().map(LinkChange::RemoveProxy));
     let insides: BTreeSet<&IfName> = plan.networks.values().filter_map(|network| network.inside.as_ref()).collect();
     let recorded = |name: &IfName| seen.inside.contains(name) || !seen.links.contains_key(name);
+    let out = &mut stages.additions;
     out.extend(
         insides
             .into_iter()
@@ -44,9 +49,99 @@ pub fn link_stages(plan: &HostPlan, seen: &ObservedLinks) -> LinkStages {
         }
     }
     out.extend(plan.addresses.difference(&seen.addresses).cloned().map(LinkChange::AddAddress));
-    out.extend(plan.routes.difference(&seen.routes).cloned().map(LinkChange::AddRoute));
-    out.extend(plan.proxies.difference(&seen.proxies).cloned().map(LinkChange::AddProxy));
+    let rules = seen.policy_rules.difference(&plan.policy_rules).cloned();
+    stages.leavings.extend(rules.map(LinkChange::RemoveRule));
+    Turnover::new(plan, seen).routes(&mut stages);
+    for rule in plan.policy_rules.difference(&seen.policy_rules).cloned() {
+        let stage = if asks_for_any(&rule) {
+            &mut stages.ways
+        } else {
+            &mut stages.separation
+        };
+        stage.push(LinkChange::AddRule(rule));
+    }
     stages
+        .removals
+        .extend(seen.addresses.difference(&plan.addresses).cloned().map(LinkChange::RemoveAddress));
+    stages
+        .additions
+        .extend(plan.proxies.difference(&seen.proxies).cloned().map(LinkChange::AddProxy));
+    stages
+}
+
+/// Whether a policy rule asks a routing table for packets of anybody.
+fn asks_for_any(rule: &PolicyRule) -> bool {
+    matches!(rule.action, RuleAction::Lookup(_)) && rule.mark.is_none() && rule.input.is_none()
+}
+
+/// Routes that come and go, and when.
+struct Turnover<'a> {
+    coming: Vec<&'a Route>,
+    going: Vec<&'a Route>,
+    /// Tables that are asked for any packet.
+    common: BTreeSet<u32>,
+}
+
+impl<'a> Turnover<'a> {
+    fn new(plan: &'a HostPlan, seen: &'a ObservedLinks) -> Self {
+        let rules = plan.policy_rules.iter().chain(&seen.policy_rules).filter(|rule| asks_for_any(rule));
+        let asked = rules.filter_map(|rule| match rule.action {
+            RuleAction::Lookup(table) => Some(table),
+            RuleAction::Goto(_) | RuleAction::Nop => None,
+        });
+        Self {
+            coming: plan.routes.difference(&seen.routes).collect(),
+            going: seen.routes.difference(&plan.routes).collect(),
+            common: asked.chain([TABLE_MAIN]).collect(),
+        }
+    }
+
+    fn routes(&self, stages: &mut LinkStages) {
+        let (blackholes, led): (Vec<&Route>, Vec<&Route>) = self.coming.iter().partition(|route| route.via == Via::Blackhole);
+        for route in blackholes.into_iter().chain(led) {
+            let change = LinkChange::AddRoute(route.clone());
+            match &route.via {
+                Via::Loopback | Via::Gateway(_) => stages.additions.push(change),
+                _ if self.last_resort(route) => {
+                    let replaced = self.going.iter().find(|old| same_place(old, route));
+                    stages.ways.extend(replaced.map(|old| LinkChange::RemoveRoute((*old).clone())));
+                    stages.ways.push(change);
+                }
+                Via::Link(_) if self.going.iter().any(|old| contested(old, route)) => stages.additions.push(change),
+                _ if self.common.contains(&route.table) => stages.ways.push(change),
+                _ => stages.separation.push(change),
+            }
+        }
+        let (blackholes, led): (Vec<&Route>, Vec<&Route>) = self.going.iter().partition(|route| route.via == Via::Blackhole);
+        for route in led.into_iter().chain(blackholes) {
+            let change = LinkChange::RemoveRoute(route.clone());
+            match &route.via {
+                Via::Loopback | Via::Gateway(_) => stages.removals.push(change),
+                _ if self.last_resort(route) && self.coming.iter().any(|new| same_place(route, new)) => {}
+                Via::Link(_) if self.coming.iter().any(|new| contested(route, new)) => stages.removals.push(change),
+                _ => stages.leavings.push(change),
+            }
+        }
+    }
+
+    /// Whether a route only tells the reverse path filter that there is a way: in a table that is asked when no other knew one. It is replaced at once.
+    fn last_resort(&self, route: &Route) -> bool {
+        route.table != TABLE_MAIN && self.common.contains(&route.table)
+    }
+}
+
+/// Whether the kernel takes only one of the two.
+fn same_place(a: &Route, b: &Route) -> bool {
+    let place = |r: &Route| (r.table, r.destination, r.via == Via::Blackhole);
+    place(a) == place(b)
+}
+
+/// Whether a packet that is translated for the network of `old` would be led by `new` into another one: then the old way goes before the new one comes, and
+/// the new one comes only when nothing is translated for the old one any more.
+fn contested(old: &Route, new: &Route) -> bool {
+    let meet = old.destination.contains(&new.destination) || new.destination.contains(&old.destination);
+    let led = |route: &Route| matches!(route.via, Via::Link(_));
+    old.table == new.table && old.via != new.via && ((led(old) && led(new) && meet) || same_place(old, new))
 }
 
 /// The settings that are wanted and differ. None if all are as wanted.
@@ -198,3 +293,7 @@ pub fn unfenced(desired: &TableRules, standing: impl Fn(&ChainName) -> bool) -> 
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "staging_tests.rs"]
+mod tests;
