@@ -40,12 +40,17 @@ test-fast: ## Runs the tests without the labs on a real API server
 	STAGENET_SKIP_API_LABS=1 cargo test --locked
 
 .PHONY: bench
-bench: bench-scale bench-packets bench-kube-proxy ## Measures everything that docs/performance.md has a table of; takes half an hour
+bench: bench-scale bench-standing bench-packets bench-kube-proxy ## Measures everything that docs/performance.md has a table of; takes half an hour
 
 .PHONY: bench-scale
 bench-scale: ## Measures the agent beside the bare tools, at 1 to 10 000 mappings
 	hack/install-deps.sh build test
 	cargo bench --locked --bench scale
+
+.PHONY: bench-standing
+bench-standing: ## Measures an idle agent with 10 000 mappings, and how fast flows end
+	hack/install-deps.sh build test
+	cargo bench --locked --bench standing
 
 .PHONY: bench-packets
 bench-packets: ## Measures what packets and connections pay on their way through a gateway

@@ -145,38 +145,24 @@ impl World {
     /// Runs the real agent once.
     fn serve(&self, name: &str, backend: Backend, networks: u8, mappings: usize) {
         let dir = format!("/run/lab/{name}");
-        fs::create_dir_all(&dir).unwrap();
-        for n in 0..networks {
-            fs::write(format!("{dir}/network{n}.yaml"), network(n, networks)).unwrap();
-        }
-        let all: Vec<(u8, usize)> = (0..networks).flat_map(|n| (0..mappings).map(move |i| (n, i))).collect();
-        for (part, some) in all.chunks(500).enumerate() {
-            let text: String = some.iter().map(|(n, i)| mapping(*n, *i)).collect();
-            fs::write(format!("{dir}/mappings{part}.yaml"), text).unwrap();
-        }
-        let state = format!("/run/lab/{name}-state");
-        let ran = self.gateway.exec(
-            BINARY,
-            &[
-                "agent",
-                "--manifests",
-                &dir,
-                "--node",
-                "bench",
-                "--backend",
-                backend.name(),
-                "--state-dir",
-                &state,
-                "--once",
-            ],
-        );
+        manifests(&dir, networks, mappings);
+        let state = format!("{dir}.state");
+        let args = [
+            "agent",
+            "--manifests",
+            &dir,
+            "--node",
+            "bench",
+            "--backend",
+            backend.name(),
+            "--state-dir",
+            &state,
+            "--once",
+        ];
+        let ran = self.gateway.exec(BINARY, &args);
         let ready = ran.stdout.lines().filter(|l| l.split_whitespace().nth(4) == Some("True")).count();
-        assert!(
-            ready == all.len(),
-            "{name}: {ready} of {} mappings are ready:\n{}",
-            all.len(),
-            ran.stderr
-        );
+        let all = usize::from(networks) * mappings;
+        assert!(ready == all, "{name}: {ready} of {all} mappings are ready:\n{}", ran.stderr);
     }
 
     /// A flow between the client and mapping `i` of the network that is used; without rules, between the client and that VM itself.
@@ -224,6 +210,19 @@ impl World {
     }
 }
 
+/// Writes the manifests of some networks, with a number of mappings each, 500 to a file.
+pub fn manifests(dir: &str, networks: u8, mappings: usize) {
+    fs::create_dir_all(dir).unwrap();
+    for n in 0..networks {
+        fs::write(format!("{dir}/network{n}.yaml"), network(n, networks)).unwrap();
+    }
+    let all: Vec<(u8, usize)> = (0..networks).flat_map(|n| (0..mappings).map(move |i| (n, i))).collect();
+    for (part, some) in all.chunks(500).enumerate() {
+        let text: String = some.iter().map(|(n, i)| mapping(*n, *i)).collect();
+        fs::write(format!("{dir}/mappings{part}.yaml"), text).unwrap();
+    }
+}
+
 /// Virtual address of mapping `i` of network `n`. A lone network has up to 10 000 of them; of several, each a /24.
 pub fn virtual_address(n: u8, i: usize) -> Ipv4Addr {
     let (high, low) = (u8::try_from(i / 250).unwrap(), u8::try_from(i % 250 + 1).unwrap());
@@ -249,7 +248,8 @@ fn network(n: u8, networks: u8) -> String {
     )
 }
 
-fn mapping(n: u8, i: usize) -> String {
+/// The manifest of mapping `i` of network `n`.
+pub fn mapping(n: u8, i: usize) -> String {
     let mut text = String::new();
     let _ = write!(
         text,
