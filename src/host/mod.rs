@@ -144,10 +144,10 @@ pub trait Host: Send {
     /// Walks the connection table once and deletes what `policy` does not agree with. Returns how many entries went.
     async fn sweep_flows(&mut self, policy: &FlowPolicy) -> Result<u64, HostError>;
 
-    /// Asks outside whether somebody has these addresses (RFC 5227 probe). Returns those that do, with the hardware address.
+    /// Asks outside whether somebody has these addresses (probes of RFC 5227 and RFC 4862). Returns those that do, with the hardware address.
     async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<IpAddr, String>, HostError>;
 
-    /// Announces addresses (gratuitous ARP, request and reply form): one burst now, repeats in the background.
+    /// Announces addresses (gratuitous ARP, request and reply form; unsolicited neighbour advertisements): one burst now, repeats in the background.
     async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<(), HostError>;
 
     /// Packets denied so far, read from the counters of our DROP rules: by network and direction ("in", "out", "node", "unmapped").

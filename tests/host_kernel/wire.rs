@@ -128,6 +128,62 @@ fn strangers_are_found_by_probes_and_announcements_are_seen() {
 }
 
 #[test]
+fn strangers_of_ipv6_are_found_and_caches_are_corrected_by_announcements() {
+    isolated(
+        "wire::strangers_of_ipv6_are_found_and_caches_are_corrected_by_announcements",
+        || {
+            let world = World::new();
+            let mut host = host(BackendChoice::Auto);
+            let vip = |last| IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, last]);
+            world.outside.sh("ip addr add 2001:db8::7/64 dev eth0 nodad");
+            let mac_of = |words: &str| words.split("ether ").nth(1).unwrap()[..17].to_owned();
+            let (mac, own) = (
+                mac_of(&world.outside.sh("ip -o link show eth0").replace("link/ether", "ether")),
+                mac_of(&sh("ip -o link show eth0").replace("link/ether", "ether")),
+            );
+            let all = |last: std::ops::RangeInclusive<u16>| BTreeMap::from([(name("eth0"), last.map(vip).collect::<BTreeSet<_>>())]);
+            let found = world.run(host.probe(&all(1..=200))).unwrap();
+            assert_eq!(
+                found,
+                BTreeMap::from([(vip(7), mac.clone()), (vip(9), mac.clone())]),
+                "our own 2001:db8::2 is no stranger"
+            );
+            assert!(
+                !world.outside.sh("ip -6 neigh show").contains("2001:db8::"),
+                "nobody learned anything"
+            );
+            let mut mixed = all(7..=7);
+            mixed.get_mut(&name("eth0")).unwrap().insert(IpAddr::from([192, 168, 100, 9]));
+            assert_eq!(world.run(host.probe(&mixed)).unwrap().len(), 2, "both families at once");
+
+            // A client that knows another gateway: its kernel takes the news, so it is well-formed in all that it checks.
+            world
+                .outside
+                .sh("ip -6 neigh add 2001:db8::3 lladdr 02:00:00:00:00:99 dev eth0 nud stale");
+            let capture = world.outside.enter(|| {
+                Command::new("timeout")
+                    .args(["20", "tcpdump", "-i", "eth0", "-n", "-l", "-v", "-c", "6", "icmp6[0] == 136"])
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::piped())
+                    .spawn()
+                    .unwrap()
+            });
+            std::thread::sleep(Duration::from_millis(700));
+            world.run(host.announce(&all(2..=3))).unwrap();
+            let seen = String::from_utf8(capture.wait_with_output().unwrap().stdout).unwrap();
+            assert_eq!(seen.matches("tgt is 2001:db8::3, Flags [override]").count(), 3, "{seen}");
+            assert_eq!(seen.matches("tgt is 2001:db8::2, Flags [router, override]").count(), 3, "{seen}");
+            assert_eq!(seen.matches("icmp6 sum ok").count(), 6, "{seen}");
+            assert_eq!(seen.matches("hlim 255").count(), 6, "{seen}");
+            let cache = world.outside.sh("ip -6 neigh show 2001:db8::3");
+            assert!(cache.contains(&own) && !cache.contains("02:00:00:00:00:99"), "{cache}");
+            sh("ip link set eth0 down");
+            world.run(host.probe(&all(3..=3))).unwrap_err();
+        },
+    );
+}
+
+#[test]
 fn others_changes_are_told_with_their_maker_and_our_own_are_not() {
     isolated("wire::others_changes_are_told_with_their_maker_and_our_own_are_not", || {
         let world = World::new();

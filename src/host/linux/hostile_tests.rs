@@ -9,9 +9,11 @@ use netlink_packet_netfilter::NetfilterMessage;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::arp::Arp;
 use super::events::{self, Transaction};
+use super::nd::Nd;
 use super::netlink::{Answer, acknowledgements, attributes, messages, text, u16_at, u32_at};
-use super::{arp, conntrack, generation, observe, policy, routes};
+use super::{conntrack, generation, observe, policy, routes, wire};
 use crate::host::PROTOCOL;
 use crate::netfilter::IfName;
 use crate::plan::FlowPolicy;
@@ -247,7 +249,8 @@ proptest! {
         read(&bytes)?;
         let total: usize = attributes(&bytes).map(|(_, value)| value.len() + 4).sum();
         prop_assert!(total <= bytes.len());
-        let _ = (text(&bytes), arp::claimed(&bytes), u16_at(&bytes, bytes.len().saturating_sub(1)));
+        let _ = (text(&bytes), u16_at(&bytes, bytes.len().saturating_sub(1)));
+        let _ = (wire::heard::<Arp>(&bytes), wire::heard::<Nd>(&bytes));
         // The same under a header that promises more, or less, than there is.
         let mut message = length.to_ne_bytes().to_vec();
         message.extend([0; 12]);

@@ -11,6 +11,7 @@ mod generation;
 #[cfg(test)]
 mod hostile_tests;
 mod links;
+mod nd;
 mod netlink;
 mod observe;
 mod policy;
@@ -22,10 +23,11 @@ mod state;
 mod tables;
 mod tools;
 mod unannounced;
+mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
@@ -41,11 +43,13 @@ use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, Obs
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts};
-use arp::Port;
+use arp::Arp;
 use generation::Own;
+use nd::{Nd, Role};
 use netlink::Netlink;
 use state::Found;
 use tools::Tools;
+use wire::Port;
 
 /// Events that wait for the agent; what does not fit waits in the kernel.
 const EVENT_ROOM: usize = 256;
@@ -239,26 +243,30 @@ impl Host for LinuxHost {
         let ports = self.ports().await?;
         let own: BTreeSet<_> = ports.values().map(|port| port.mac).collect();
         let mut probes = Vec::new();
-        for (name, addresses) in &ipv4(addresses) {
-            let (port, addresses, own) = (port_of(&ports, name, "asking for addresses")?, addresses.clone(), own.clone());
-            let action = format!("asking for addresses on {name}");
-            probes.push(async move { kernel(&action, move || arp::probe(port, &addresses, &own)).await });
+        for (name, all) in addresses {
+            let port = port_of(&ports, name, "asking for addresses")?;
+            for part in Addresses::of(all, &BTreeSet::new()).split() {
+                let (action, own) = (format!("asking for addresses on {name}"), own.clone());
+                probes.push(async move { kernel(&action, move || part.probe(port, &own)).await });
+            }
         }
         let found = futures::future::try_join_all(probes).await?;
         Ok(found
             .into_iter()
             .flatten()
-            .map(|(address, mac)| (IpAddr::V4(address), mac.to_string()))
+            .map(|(address, mac)| (address, mac.to_string()))
             .collect())
     }
 
     async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<(), HostError> {
         let ports = self.ports().await?;
+        let own = kernel("reading addresses", || observe::addresses(&mut Netlink::open(NETLINK_ROUTE)?)).await?;
+        let own: BTreeSet<IpAddr> = own.into_iter().map(|address| address.net.addr()).collect();
         let mut bursts = Vec::new();
-        for (name, addresses) in &ipv4(addresses) {
-            bursts.push((port_of(&ports, name, "announcing addresses")?, addresses.clone()));
+        for (name, all) in addresses {
+            bursts.push((port_of(&ports, name, "announcing addresses")?, Addresses::of(all, &own)));
         }
-        let burst = move || bursts.iter().try_for_each(|(port, addresses)| arp::announce(*port, addresses));
+        let burst = move || bursts.iter().try_for_each(|(port, all)| all.announce(*port));
         let first = burst.clone();
         kernel("announcing addresses", first).await?;
         let repeat = async move {
@@ -287,16 +295,53 @@ impl Host for LinuxHost {
     }
 }
 
-/// Those that are asked for and announced by ARP.
-fn ipv4(addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> BTreeMap<IfName, BTreeSet<Ipv4Addr>> {
-    let of = |all: &BTreeSet<IpAddr>| {
-        all.iter()
-            .filter_map(|a| if let IpAddr::V4(a) = a { Some(*a) } else { None })
-            .collect::<BTreeSet<_>>()
-    };
-    addresses
-        .iter()
-        .map(|(name, all)| (name.clone(), of(all)))
-        .filter(|(_, of)| !of.is_empty())
-        .collect()
+/// Addresses by the protocol that asks for them and announces them.
+#[derive(Clone, Debug, Default)]
+struct Addresses {
+    arp: BTreeSet<Ipv4Addr>,
+    nd: BTreeSet<(Ipv6Addr, Role)>,
+}
+
+impl Addresses {
+    fn of(all: &BTreeSet<IpAddr>, own: &BTreeSet<IpAddr>) -> Self {
+        let mut of = Self::default();
+        for address in all {
+            let role = if own.contains(address) { Role::Own } else { Role::Proxied };
+            match *address {
+                IpAddr::V4(address) => of.arp.insert(address),
+                IpAddr::V6(address) => of.nd.insert((address, role)),
+            };
+        }
+        of
+    }
+
+    /// One for each protocol that there is something for.
+    fn split(self) -> impl Iterator<Item = Self> {
+        let Self { arp, nd } = self;
+        let parts = [Self { arp, nd: BTreeSet::new() }, Self { arp: BTreeSet::new(), nd }];
+        parts.into_iter().filter(|part| !part.arp.is_empty() || !part.nd.is_empty())
+    }
+
+    fn probe(&self, port: Port, own: &BTreeSet<MacAddr>) -> io::Result<BTreeMap<IpAddr, MacAddr>> {
+        let mut found = BTreeMap::new();
+        if !self.arp.is_empty() {
+            let answers = wire::probe::<Arp>(port, &self.arp, own)?;
+            found.extend(answers.into_iter().map(|(address, mac)| (IpAddr::V4(address), mac)));
+        }
+        if !self.nd.is_empty() {
+            let answers = wire::probe::<Nd>(port, &self.nd, own)?;
+            found.extend(answers.into_iter().map(|((address, _), mac)| (IpAddr::V6(address), mac)));
+        }
+        Ok(found)
+    }
+
+    fn announce(&self, port: Port) -> io::Result<()> {
+        if !self.arp.is_empty() {
+            wire::announce::<Arp>(port, &self.arp)?;
+        }
+        if !self.nd.is_empty() {
+            wire::announce::<Nd>(port, &self.nd)?;
+        }
+        Ok(())
+    }
 }
