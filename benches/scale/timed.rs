@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -9,7 +10,7 @@ use stagenet::host::linux::LinuxHost;
 use stagenet::host::{Backend, Finding, Host, HostError, HostEvent, LinkChange, ObservedLinks};
 use stagenet::netfilter::dump::ObservedTable;
 use stagenet::netfilter::{ChainName, Family, IfName, Table};
-use stagenet::plan::{FlowPolicy, InterfaceFacts, KernelFacts};
+use stagenet::plan::{FlowPolicy, InterfaceFacts, KernelFacts, Sweep};
 
 /// The real host and the time it has waited.
 pub struct Timed {
@@ -40,8 +41,8 @@ impl Host for Timed {
     async fn change_links(&mut self, changes: &[LinkChange]) -> Result<(), Vec<HostError>> {
         self.host.change_links(changes).await
     }
-    async fn sweep_flows(&mut self, policy: &FlowPolicy) -> Result<u64, HostError> {
-        self.host.sweep_flows(policy).await
+    async fn sweep_flows(&mut self, policy: &Arc<FlowPolicy>, sweep: Sweep) -> Result<u64, HostError> {
+        self.host.sweep_flows(policy, sweep).await
     }
     async fn kernel(&mut self) -> Result<KernelFacts, HostError> {
         self.host.kernel().await

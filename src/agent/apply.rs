@@ -14,7 +14,7 @@ use crate::host::{HostError, LinkChange, ObservedLinks};
 use crate::netfilter::diff::TableChange;
 use crate::netfilter::render::RestoreText;
 use crate::netfilter::{ChainName, Family, Hook, IfName, Table, TableRules, render};
-use crate::plan::{HostPlan, Via};
+use crate::plan::{HostPlan, Sweep, Via};
 
 /// Above this many changed chains, or if jumps or chains went or came, the whole table is read back at once.
 const READ_BACK_CHAINS: usize = 64;
@@ -151,7 +151,8 @@ impl Work<'_> {
             if (missing.contains(name.as_str()) || fresh || opened)
                 && let Some(Ok(valid)) = self.verdicts.networks.get(name).map(|v| &v.accepted)
             {
-                self.kept.raised.extend(valid.inside.iter().copied());
+                let zone = network.isolated.map_or(0, |isolated| isolated.zone);
+                self.kept.raised.extend(valid.inside.iter().map(|prefix| (zone, *prefix)));
             }
         }
     }
@@ -166,11 +167,11 @@ impl Work<'_> {
         let left = closing.intersection(&links.inside).filter_map(|name| facts.get(name.as_str()));
         let prefixes = left.flat_map(|facts| &facts.addresses).map(IpNet::trunc);
         // Where another network has the same addresses, its flows are not told from those of the one that left; every interface has link-local ones.
-        let shared = |prefix: &IpNet| {
-            let inside = plan.flows.inside.iter().any(|i| i.contains(prefix) || prefix.contains(i));
-            inside || matches!(prefix, IpNet::V6(v6) if v6.addr().is_unicast_link_local())
-        };
-        self.kept.raised.extend(prefixes.filter(|prefix| !shared(prefix)));
+        let shared =
+            |prefix: &IpNet| plan.flows.meets_inside(*prefix) || matches!(prefix, IpNet::V6(v6) if v6.addr().is_unicast_link_local());
+        self.kept
+            .raised
+            .extend(prefixes.filter(|prefix| !shared(prefix)).map(|prefix| (0, prefix)));
     }
 
     /// Deletes flows that the plan does not agree with, if the plan's opinion has changed. False: older flows might pass the fence.
@@ -179,17 +180,16 @@ impl Work<'_> {
             return true;
         }
         // A network that is gone has no mapping left, and its flows must end all the same.
-        let mut policy = self
-            .kept
-            .swept
-            .as_ref()
-            .map_or_else(|| plan.flows.clone(), |before| plan.flows.covering(before));
-        policy.raised.extend(self.kept.raised.iter().copied());
+        let mut sweep = Sweep {
+            connmark: 0,
+            raised: self.kept.raised.clone(),
+            earlier: self.kept.swept.as_ref().map(|before| before.reach()).unwrap_or_default(),
+        };
         // An agent that has just started does not know what there was before; the interfaces that were changed tell that there was something.
         if self.kept.links.as_ref().is_some_and(|links| !links.touched.is_empty()) {
-            policy.connmark = self.connmark;
+            sweep.connmark = self.connmark;
         }
-        match self.host.sweep_flows(&policy).await {
+        match self.host.sweep_flows(&plan.flows, sweep).await {
             Ok(deleted) => {
                 self.outcome.flows_deleted += deleted;
                 self.kept.swept = Some(plan.flows.clone());

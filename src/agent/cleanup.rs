@@ -2,14 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
-use ipnet::{IpNet, Ipv6Net};
+use ipnet::IpNet;
 
 use super::kept::TABLES;
 use crate::host::{Host, HostError, LinkChange, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::{Family, Table, TableRules, render};
-use crate::plan::{FlowPolicy, Route, Via};
+use crate::plan::{FlowPolicy, Reach, Route, Sweep, Via};
 
 /// What was there and is gone now, and what could not be removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,14 +79,11 @@ async fn flows(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned
     if pools.is_empty() {
         return;
     }
-    let policy = FlowPolicy {
-        mappings: pools.iter().map(|pool| (pool.addr(), Vec::new())).collect(),
-        pools,
-        // Whatever the virtual addresses led to.
-        inside: BTreeSet::from([IpNet::default(), IpNet::V6(Ipv6Net::default())]),
-        ..FlowPolicy::default()
+    let sweep = Sweep {
+        earlier: Reach::anywhere(pools),
+        ..Sweep::default()
     };
-    match host.sweep_flows(&policy).await {
+    match host.sweep_flows(&Arc::new(FlowPolicy::default()), sweep).await {
         Ok(0) => {}
         Ok(count) => cleaned.removed.push(format!("{count} open connections through virtual addresses")),
         Err(error) => cleaned.errors.push(error.to_string()),

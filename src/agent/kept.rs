@@ -75,9 +75,9 @@ pub struct Kept {
     pub(super) asked: BTreeSet<ProxyNeighbour>,
     pub(super) quarantined: BTreeMap<MappingKey, Quarantine>,
     /// The policy that the connection table was last swept by.
-    pub(super) swept: Option<FlowPolicy>,
-    /// Inside prefixes whose fence went up and whose older flows have not been deleted yet.
-    pub(super) raised: BTreeSet<IpNet>,
+    pub(super) swept: Option<Arc<FlowPolicy>>,
+    /// Inside prefixes, with their conntrack zone, whose fence went up and whose older flows have not been deleted yet.
+    pub(super) raised: BTreeSet<(u16, IpNet)>,
     /// Whether there was a complete pass: before it, what differs is no drift.
     pub(super) settled: bool,
 }

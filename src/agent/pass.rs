@@ -239,12 +239,12 @@ impl Work<'_> {
         let missing = apply::missing(&self.outcome.plan, self.kept.links.as_ref());
         for state in self.outcome.mappings.values_mut() {
             let MappingState::Planned {
-                virtual_address: address, ..
+                virtual_prefix: dialled, ..
             } = state
             else {
                 continue;
             };
-            let within = IpNet::from(*address);
+            let within = *dialled;
             let refusal = if let Some(address) = first_of(&self.unasked, within) {
                 Refusal {
                     reason: reasons::PROBE_FAILED,

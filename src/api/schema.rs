@@ -18,6 +18,10 @@ pub const PROTECTED_MAX: usize = 256;
 pub const GATEWAY_ADDRESSES_MAX: usize = 16;
 /// Most entries in `ports`.
 pub const PORTS_MAX: usize = 64;
+/// Entries of `egress.allow`.
+pub const EGRESS_MAX: usize = 64;
+/// Helpers of a mapping.
+pub const HELPER_USES_MAX: usize = 16;
 /// Most helpers that a network allows: all there are.
 pub const HELPERS_MAX: usize = HelperName::ALL.len();
 /// Highest number of an isolated network.

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::plan::{Planned, restore};
 use crate::netfilter::Family;
-use crate::plan::{MappingState, Refusal};
+use crate::plan::{MappingState, Refusal, written};
 
 /// The plan for programs. Keys are added in later versions, never renamed.
 pub(super) fn json(planned: &Planned) -> Value {
@@ -30,8 +30,8 @@ pub(super) fn json(planned: &Planned) -> Value {
         let claim = verdict.accepted.as_ref().ok();
         let entry = json!({
             "network": verdict.network,
-            "virtual": claim.map(|c| c.virtual_address),
-            "target": claim.map(|c| c.target),
+            "virtual": claim.map(|c| written(c.virtual_prefix)),
+            "target": claim.map(|c| written(c.target)),
             "programmed": refusal.is_none() && plan.mappings.contains_key(key),
             "refusal": refusal.map(self::refusal),
         });

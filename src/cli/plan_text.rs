@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::plan::{Planned, restore};
 use super::table;
 use crate::netfilter::Family;
-use crate::plan::{LinkSettings, MappingState};
+use crate::plan::{LinkSettings, MappingState, written};
 
 /// The plan for people.
 pub(super) fn text(planned: &Planned) -> String {
@@ -50,7 +50,7 @@ fn mappings(planned: &Planned, out: &mut String) {
             _ => None,
         };
         let (from, to) = match &verdict.accepted {
-            Ok(claim) => (claim.virtual_address.to_string(), claim.target.to_string()),
+            Ok(claim) => (written(claim.virtual_prefix), written(claim.target)),
             Err(_) => ("-".to_owned(), "-".to_owned()),
         };
         let result = refusal.map_or(if state.is_some() { "programmed" } else { "not here" }, |r| r.reason);

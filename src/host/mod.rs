@@ -32,12 +32,13 @@ pub use needs::Needs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use async_trait::async_trait;
 
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
-use crate::plan::{FlowPolicy, GatewayAddress, InterfaceFacts, KernelFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route};
+use crate::plan::{FlowPolicy, GatewayAddress, InterfaceFacts, KernelFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Sweep};
 
 /// Routing protocol number (`rtm_protocol`, `ifa_proto`, `nda_protocol`) that marks routes, addresses and proxy neighbours as ours.
 /// Not in `/etc/iproute2/rt_protos` and above `RTPROT_STATIC`, so the kernel leaves it to user space (linux/rtnetlink.h).
@@ -142,7 +143,7 @@ pub trait Host: Send {
     async fn change_links(&mut self, changes: &[LinkChange]) -> Result<(), Vec<HostError>>;
 
     /// Walks the connection table once and deletes what `policy` does not agree with. Returns how many entries went.
-    async fn sweep_flows(&mut self, policy: &FlowPolicy) -> Result<u64, HostError>;
+    async fn sweep_flows(&mut self, policy: &Arc<FlowPolicy>, sweep: Sweep) -> Result<u64, HostError>;
 
     /// Asks outside whether somebody has these addresses (probes of RFC 5227 and RFC 4862). Returns those that do, with the hardware address.
     async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<IpAddr, String>, HostError>;

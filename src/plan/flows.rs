@@ -9,11 +9,14 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use super::egress::leaving;
+use super::prefixes::PrefixIndex;
 use super::sites::Site;
-use super::translation::egress_sources;
-use super::verdict::Claim;
+use super::validate::EgressTo;
+use super::verdict::{Claim, ClaimedPorts};
+use crate::api::mapping::Side;
 use crate::api::network::SourceTranslation;
-use crate::netfilter::PortRange;
+use crate::netfilter::Family;
 
 /// One entry of the connection table, as `conntrack -L` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,36 +41,70 @@ pub struct FlowTuple {
     pub mark: u32,
 }
 
-/// What a mapping makes of a flow to a virtual address.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct MappedFlow {
-    /// Protocol number and ports at the virtual address; None: every protocol.
-    pub ports: Option<(u8, PortRange)>,
-    /// The target.
-    pub target: IpAddr,
-    /// First port at the target; None: the port is kept.
-    pub target_first: Option<u16>,
+/// What a mapping makes of a flow.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Made {
+    /// None: every protocol.
+    ports: Option<ClaimedPorts>,
+    from: IpNet,
+    to: IpNet,
     /// Whether the dialler's address is hidden from the target.
-    pub source_translation: SourceTranslation,
+    source_translation: SourceTranslation,
+}
+
+/// What may leave a network.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Outward {
+    /// Prefix of those inside → the one that they leave under.
+    mirrors: PrefixIndex<IpNet>,
+    source: Option<IpAddr>,
+    open: bool,
+    rules: Vec<EgressTo>,
+}
+
+/// One network's part in a zone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct NetworkFlows {
+    inward: PrefixIndex<Vec<Made>>,
+    outward: BTreeMap<Family, Outward>,
+}
+
+/// What flows of one zone may be. Inside prefixes of one zone do not meet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Zone {
+    mappings: PrefixIndex<Vec<Made>>,
+    /// Addresses outside that lead, or led, inside.
+    outside: PrefixIndex<()>,
+    /// Inside prefix → position of its network.
+    inside: PrefixIndex<usize>,
+    networks: Vec<NetworkFlows>,
+    protected: PrefixIndex<()>,
 }
 
 /// The plan's opinion of the connection table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FlowPolicy {
-    /// Virtual address → what may be made of flows to it.
-    pub mappings: BTreeMap<IpAddr, Vec<MappedFlow>>,
-    /// All pools of this node's networks.
-    pub pools: BTreeSet<IpNet>,
-    /// All inside prefixes of this node's networks.
-    pub inside: BTreeSet<IpNet>,
-    /// Target → virtual address under which it may dial out.
-    pub egress: BTreeMap<IpAddr, BTreeSet<IpAddr>>,
-    /// Prefixes that nothing inside may dial.
-    pub protected: BTreeSet<IpNet>,
+    zones: BTreeMap<u16, Zone>,
+}
+
+/// What else a sweep goes by.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
     /// The mark of what the fence admits ([`HostOptions::connmark`](super::HostOptions::connmark)), on a node where there was a fence; else 0.
     pub connmark: u32,
-    /// Inside prefixes whose fence has just gone up: flows that touch them and were not made by a mapping are older than the fence.
-    pub raised: BTreeSet<IpNet>,
+    /// Inside prefixes, each in its zone, whose fence has just gone up: flows that touch them and were not made by a mapping are older than the fence.
+    pub raised: BTreeSet<(u16, IpNet)>,
+    /// What an earlier policy had a say in: the flows of networks that went must not stay.
+    pub earlier: Reach,
+}
+
+/// What a policy has a say in.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reach {
+    /// Addresses outside and inside of each zone.
+    zones: BTreeMap<u16, (PrefixIndex<()>, PrefixIndex<()>)>,
+    /// Virtual addresses, wherever they lead.
+    anywhere: PrefixIndex<()>,
 }
 
 /// What the plan says of one entry.
@@ -86,109 +123,224 @@ impl FlowPolicy {
     pub(super) fn of(sites: &[Site<'_>]) -> Self {
         let mut policy = Self::default();
         for site in sites {
-            if let Some(network) = site.network {
-                policy.pools.extend(&network.pool);
-                policy.inside.extend(&network.inside);
-                policy.protected.extend(&network.protected);
-            }
+            let Some(network) = site.network else { continue };
+            let zone = policy.zones.entry(site.zone().unwrap_or(0)).or_default();
+            network.pool.iter().for_each(|prefix| zone.outside.insert(*prefix, ()));
+            site.sources
+                .values()
+                .for_each(|address| zone.outside.insert(IpNet::from(*address), ()));
+            network.protected.iter().for_each(|prefix| zone.protected.insert(*prefix, ()));
+            network
+                .inside
+                .iter()
+                .for_each(|prefix| zone.inside.insert(*prefix, zone.networks.len()));
+            let mut flows = NetworkFlows::default();
             for (_, claim) in &site.claims {
-                policy.mappings.entry(claim.virtual_address).or_default().extend(mapped(claim));
+                let space = match claim.side {
+                    Side::Outside => &mut zone.mappings,
+                    Side::Inside => &mut flows.inward,
+                };
+                space.entry(claim.virtual_prefix).extend(made(claim));
             }
-            for (target, (_, address)) in egress_sources(site) {
-                policy.egress.entry(target).or_default().insert(address);
+            for family in Family::ALL {
+                let Some(leaving) = leaving(site, family) else { continue };
+                let outward = flows.outward.entry(family).or_default();
+                for (target, (_, from)) in &leaving.mirrors {
+                    outward.mirrors.insert(*target, *from);
+                }
+                outward.source = leaving.source;
+                outward.open = leaving.open;
+                outward.rules = leaving.rules.into_iter().cloned().collect();
             }
-        }
-        for flows in policy.mappings.values_mut() {
-            flows.sort_unstable();
+            zone.networks.push(flows);
         }
         policy
     }
 
-    /// This policy with a say also in what an `earlier` one had a say in: for the sweep after networks went, whose flows must not stay.
-    #[must_use]
-    pub fn covering(&self, earlier: &Self) -> Self {
-        let mut policy = self.clone();
-        policy.pools.extend(&earlier.pools);
-        policy.inside.extend(&earlier.inside);
-        policy
+    /// What this policy has a say in.
+    pub fn reach(&self) -> Reach {
+        let of = |zone: &Zone| {
+            let mut inside = PrefixIndex::default();
+            zone.inside.iter().for_each(|(prefix, _)| inside.insert(prefix, ()));
+            (zone.outside.clone(), inside)
+        };
+        Reach {
+            zones: self.zones.iter().map(|(number, zone)| (*number, of(zone))).collect(),
+            anywhere: PrefixIndex::default(),
+        }
+    }
+
+    /// Whether `prefix` shares addresses with the inside of one of the networks.
+    pub fn meets_inside(&self, prefix: IpNet) -> bool {
+        self.zones.values().any(|zone| zone.inside.overlapping(prefix).is_some())
     }
 
     /// Whether the plan would have made this entry, or has no say in it.
     ///
     /// It has a say in: what dials a claimed address, what was translated from a pool to an inside prefix, what left an inside prefix under an address of
     /// a pool, what was translated and bears the fence's mark (whatever plan admitted it, it is not this one: an agent that was not there
-    /// when pools or prefixes changed knows nothing else of them), and everything that touches a prefix in [`Self::raised`]. The node's own
-    /// connections and those of bystanders are none of these.
-    pub fn agrees(&self, flow: &FlowTuple) -> bool {
-        match self.opinion(flow) {
+    /// when pools or prefixes changed knows nothing else of them), everything in the zone of an isolated network that went, and everything that touches a prefix in
+    /// [`Sweep::raised`]. The node's own connections and those of bystanders are none of these.
+    pub fn agrees(&self, flow: &FlowTuple, sweep: &Sweep) -> bool {
+        match self.opinion(flow, sweep) {
             Opinion::Made => true,
             Opinion::Wrong => false,
-            Opinion::Foreign => !self.older_than_fence(flow),
+            Opinion::Foreign => !sweep.older_than_fence(flow),
         }
     }
 
-    fn opinion(&self, flow: &FlowTuple) -> Opinion {
-        if let Some(mapped) = self.mappings.get(&flow.destination) {
-            let made = mapped.iter().any(|m| self.makes(m, flow));
-            return if made { Opinion::Made } else { Opinion::Wrong };
-        }
-        let translated = flow.destination != flow.reply_source;
-        if translated && any(&self.pools, flow.destination) && any(&self.inside, flow.reply_source) {
-            return Opinion::Wrong;
-        }
-        let renamed = flow.source != flow.reply_destination;
-        if renamed && any(&self.inside, flow.source) && any(&self.pools, flow.reply_destination) {
-            let allowed = self.egress.get(&flow.source).is_some_and(|a| a.contains(&flow.reply_destination));
-            let made = allowed && !any(&self.protected, flow.destination);
-            return if made { Opinion::Made } else { Opinion::Wrong };
-        }
-        let admitted = self.connmark != 0 && flow.mark & self.connmark == self.connmark;
-        if admitted && (translated || renamed) {
-            return Opinion::Wrong;
-        }
-        Opinion::Foreign
-    }
-
-    fn makes(&self, mapped: &MappedFlow, flow: &FlowTuple) -> bool {
-        let port = match mapped.ports {
-            None => flow.destination_port,
-            Some((protocol, ports)) => {
-                if protocol != flow.protocol || !ports.contains(flow.destination_port) {
-                    return false;
-                }
-                let base = mapped.target_first.unwrap_or(ports.first());
-                base.saturating_add(flow.destination_port - ports.first())
+    fn opinion(&self, flow: &FlowTuple, sweep: &Sweep) -> Opinion {
+        let zone = self.zones.get(&flow.zone);
+        let known = zone.and_then(|zone| zone.opinion(flow));
+        known.unwrap_or_else(|| {
+            let translated = flow.destination != flow.reply_source;
+            let renamed = flow.source != flow.reply_destination;
+            let admitted = sweep.connmark != 0 && flow.mark & sweep.connmark == sweep.connmark;
+            let before = sweep.earlier.has_say(flow, zone.is_some());
+            if before || admitted && (translated || renamed) {
+                Opinion::Wrong
+            } else {
+                Opinion::Foreign
             }
-        };
-        // A VM that dials its own network is hidden whatever the mode.
-        let hidden = mapped.source_translation == SourceTranslation::Masquerade || any(&self.inside, flow.source);
-        flow.reply_source == mapped.target && flow.reply_source_port == port && (flow.source != flow.reply_destination) == hidden
-    }
-
-    fn older_than_fence(&self, flow: &FlowTuple) -> bool {
-        [flow.source, flow.destination, flow.reply_source, flow.reply_destination]
-            .into_iter()
-            .any(|address| any(&self.raised, address))
+        })
     }
 }
 
-fn mapped(claim: &Claim) -> Vec<MappedFlow> {
-    let flow = |ports, target_first| MappedFlow {
+impl Reach {
+    /// All flows that dial one of these prefixes or leave under an address of theirs, in every zone.
+    pub fn anywhere(prefixes: impl IntoIterator<Item = IpNet>) -> Self {
+        let mut reach = Self::default();
+        prefixes.into_iter().for_each(|prefix| reach.anywhere.insert(prefix, ()));
+        reach
+    }
+
+    /// Whether the flow is one of these: led inside, left from inside, or of a zone that is no more.
+    fn has_say(&self, flow: &FlowTuple, zone_is_there: bool) -> bool {
+        let renamed = flow.source != flow.reply_destination;
+        if covers(&self.anywhere, flow.destination) || renamed && covers(&self.anywhere, flow.reply_destination) {
+            return true;
+        }
+        let Some((outside, inside)) = self.zones.get(&flow.zone) else {
+            return false;
+        };
+        if flow.zone != 0 && !zone_is_there {
+            return true;
+        }
+        let led = flow.destination != flow.reply_source && covers(outside, flow.destination) && covers(inside, flow.reply_source);
+        let left = renamed && covers(inside, flow.source) && covers(outside, flow.reply_destination);
+        led || left
+    }
+}
+
+impl Sweep {
+    fn older_than_fence(&self, flow: &FlowTuple) -> bool {
+        let ends = [flow.source, flow.destination, flow.reply_source, flow.reply_destination];
+        let raised = |(zone, prefix): &(u16, IpNet)| *zone == flow.zone && ends.iter().any(|end| prefix.contains(end));
+        self.raised.iter().any(raised)
+    }
+}
+
+impl Zone {
+    /// None: no say.
+    fn opinion(&self, flow: &FlowTuple) -> Option<Opinion> {
+        let judged = |made| Some(if made { Opinion::Made } else { Opinion::Wrong });
+        let network = self.inside.covering(flow.source).and_then(|(_, at)| self.networks.get(*at));
+        // What is dialled from inside is looked for in its own network first, as in table nat.
+        if let Some(made) = network.and_then(|network| dialled(&network.inward, flow)) {
+            let leaves = network.and_then(|network| network.leaves_under(flow.source));
+            return judged(made.leads(flow) && leaves == Some(flow.reply_destination) && !covers(&self.protected, flow.reply_source));
+        }
+        if self.mappings.covering(flow.destination).is_some() {
+            let made = dialled(&self.mappings, flow);
+            return judged(
+                made.is_some_and(|made| made.leads(flow) && made.hides(network.is_some()) == (flow.source != flow.reply_destination)),
+            );
+        }
+        let translated = flow.destination != flow.reply_source;
+        if translated && covers(&self.outside, flow.destination) && covers(&self.inside, flow.reply_source) {
+            return Some(Opinion::Wrong);
+        }
+        let renamed = flow.source != flow.reply_destination;
+        match network {
+            Some(network) if renamed && covers(&self.outside, flow.reply_destination) => {
+                let under = network.leaves_under(flow.source) == Some(flow.reply_destination);
+                judged(under && !covers(&self.protected, flow.destination) && network.may_leave(flow))
+            }
+            _ => None,
+        }
+    }
+}
+
+impl NetworkFlows {
+    /// The address that a machine leaves under.
+    fn leaves_under(&self, source: IpAddr) -> Option<IpAddr> {
+        let outward = self.outward.get(&Family::of(source))?;
+        let mirror = outward.mirrors.covering(source);
+        mirror.and_then(|(from, to)| moved(source, from, *to)).or(outward.source)
+    }
+
+    fn may_leave(&self, flow: &FlowTuple) -> bool {
+        let Some(outward) = self.outward.get(&Family::of(flow.source)) else {
+            return false;
+        };
+        let ports = |rule: &EgressTo| {
+            let mut ports = rule.ports.iter();
+            rule.ports.is_empty()
+                || ports.any(|(transport, ports)| transport.number() == flow.protocol && ports.contains(flow.destination_port))
+        };
+        outward.open || outward.rules.iter().any(|rule| rule.to.contains(&flow.destination) && ports(rule))
+    }
+}
+
+impl Made {
+    /// Whether this rule is asked for such a flow.
+    fn matches(&self, flow: &FlowTuple) -> bool {
+        let asked = |ports: ClaimedPorts| ports.transport.number() == flow.protocol && ports.ports.contains(flow.destination_port);
+        self.ports.is_none_or(asked)
+    }
+
+    /// Whether it leads where this flow went.
+    fn leads(&self, flow: &FlowTuple) -> bool {
+        let port = self.ports.map_or(flow.destination_port, |ports| {
+            ports.target_first.saturating_add(flow.destination_port - ports.ports.first())
+        });
+        moved(flow.destination, self.from, self.to) == Some(flow.reply_source) && flow.reply_source_port == port
+    }
+
+    /// A machine that dials its own network is hidden whatever the mode.
+    fn hides(&self, dialled_from_inside: bool) -> bool {
+        self.source_translation == SourceTranslation::Masquerade || dialled_from_inside
+    }
+}
+
+/// The rule that decides: of the longest prefix that has one for this flow.
+fn dialled<'m>(mappings: &'m PrefixIndex<Vec<Made>>, flow: &FlowTuple) -> Option<&'m Made> {
+    let mut around = mappings.around(IpNet::from(flow.destination));
+    around.find_map(|(_, made)| made.iter().find(|made| made.matches(flow)))
+}
+
+/// `address` at the same place of another prefix of the same length.
+fn moved(address: IpAddr, from: IpNet, to: IpNet) -> Option<IpAddr> {
+    match (address, from, to) {
+        (IpAddr::V4(address), IpNet::V4(from), IpNet::V4(to)) => Some(IpAddr::V4(to.network() | (address & from.hostmask()))),
+        (IpAddr::V6(address), IpNet::V6(from), IpNet::V6(to)) => Some(IpAddr::V6(to.network() | (address & from.hostmask()))),
+        _ => None,
+    }
+}
+
+fn made(claim: &Claim) -> Vec<Made> {
+    let made = |ports| Made {
         ports,
-        target: claim.target,
-        target_first,
+        from: claim.virtual_prefix,
+        to: claim.target,
         source_translation: claim.source_translation,
     };
     if claim.ports.is_empty() {
-        return vec![flow(None, None)];
+        return vec![made(None)];
     }
-    claim
-        .ports
-        .iter()
-        .map(|p| flow(Some((p.transport.number(), p.ports)), Some(p.target_first)))
-        .collect()
+    claim.ports.iter().map(|ports| made(Some(*ports))).collect()
 }
 
-fn any(prefixes: &BTreeSet<IpNet>, address: IpAddr) -> bool {
-    prefixes.iter().any(|prefix| prefix.contains(&address))
+fn covers<T>(prefixes: &PrefixIndex<T>, address: IpAddr) -> bool {
+    prefixes.covering(address).is_some()
 }

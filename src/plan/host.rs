@@ -3,13 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use super::sites::{self, Site};
 use super::verdict::Claim;
-use super::{FlowPolicy, HostOptions, MappingKey, NodeFacts, Refusal, Verdicts, View, links, rules};
+use super::{FlowPolicy, HostOptions, MappingKey, NodeFacts, Refusal, Verdicts, View, conflicts, egress, links, raw, rules, separation};
 use crate::api::gatewaynode::Role;
+use crate::api::helper::HelperName;
+use crate::api::mapping::{Announcement, Side};
 use crate::api::reasons;
 use crate::netfilter::{Family, IfName, Mark, Ruleset};
 
@@ -33,7 +36,7 @@ pub struct HostPlan {
     /// Netfilter rules.
     pub ruleset: Ruleset,
     /// Which entries of the connection table agree with this plan.
-    pub flows: FlowPolicy,
+    pub flows: Arc<FlowPolicy>,
 }
 
 /// What a node does for a network.
@@ -47,8 +50,23 @@ pub struct NetworkPlan {
     pub outside: Option<IfName>,
     /// The inside interface, once found.
     pub inside: Option<IfName>,
+    /// Identifier, zone and mark, if it is kept apart from others with the same inside here.
+    pub isolated: Option<Isolated>,
     /// Why the network is not served here (`InterfaceMissing`, …). The fence stands all the same where the inside interface is known.
     pub problem: Option<Refusal>,
+}
+
+/// How a network is kept apart from others on a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Isolated {
+    /// See [`crate::api::network::Isolation::identifier`].
+    pub identifier: u32,
+    /// Conntrack zone.
+    pub zone: u16,
+    /// Firewall mark of its packets.
+    pub mark: Mark,
+    /// Its routing table.
+    pub table: u32,
 }
 
 /// What becomes of a mapping on this node.
@@ -56,10 +74,14 @@ pub struct NetworkPlan {
 pub enum MappingState {
     /// In the plan.
     Planned {
-        /// The virtual address.
-        virtual_address: IpAddr,
+        /// What is dialled.
+        virtual_prefix: IpNet,
         /// `metadata.resourceVersion` of the mapping.
         resource_version: String,
+        /// How it is made known where it is dialled.
+        announcement: Announcement,
+        /// Helpers that it asks for and the kernel has not: it works as it would without them.
+        missing_helpers: Vec<HelperName>,
     },
     /// Left out, and why.
     Failed(Refusal),
@@ -211,7 +233,7 @@ pub(super) fn host_plan(world: View<'_>, verdicts: &Verdicts, node: &str, option
     let Some(facts) = world.nodes.iter().find(|facts| facts.name == node) else {
         return plan;
     };
-    let mut sites = sites::sites(world, verdicts, facts);
+    let mut sites = sites::sites(world, verdicts, facts, options);
     plan.mappings = assign(&mut sites, verdicts, facts, options);
     for site in &sites {
         plan.networks.insert(
@@ -221,14 +243,16 @@ pub(super) fn host_plan(world: View<'_>, verdicts: &Verdicts, node: &str, option
                 generation: site.generation,
                 outside: site.outside.clone(),
                 inside: site.inside.clone(),
+                isolated: site.separate,
                 problem: site.problem.clone(),
             },
         );
         links::program(&mut plan, site, facts);
     }
+    separation::program(&mut plan, &sites, options);
     links::route_clients(&mut plan, world, verdicts, facts);
-    plan.ruleset = rules::ruleset(&sites, &claimed_elsewhere(&sites, verdicts), options);
-    plan.flows = FlowPolicy::of(&sites);
+    plan.ruleset = rules::ruleset(&sites, &claimed_elsewhere(&sites, verdicts), &facts.kernel, options);
+    plan.flows = Arc::new(FlowPolicy::of(&sites));
     plan
 }
 
@@ -251,13 +275,15 @@ fn assign<'a>(
             continue;
         };
         let Some(site) = sites.get_mut(*position) else { continue };
-        let state = if let Some(refusal) = obstacle(key, claim, site, &own, options) {
+        let state = if let Some(refusal) = obstacle(key, claim, site, facts, &own, options) {
             MappingState::Failed(refusal)
         } else {
             site.claims.push((key, claim));
             MappingState::Planned {
-                virtual_address: claim.virtual_address,
+                virtual_prefix: claim.virtual_prefix,
                 resource_version: verdict.resource_version.clone(),
+                announcement: links::announcement(claim, site.network),
+                missing_helpers: missing(claim, facts),
             }
         };
         states.insert(key.clone(), state);
@@ -265,8 +291,22 @@ fn assign<'a>(
     states
 }
 
+/// Helpers of the claim that the kernel has not.
+fn missing(claim: &Claim, facts: &NodeFacts) -> Vec<HelperName> {
+    let names = claim.helpers.iter().map(|helper| helper.name);
+    let missing: BTreeSet<HelperName> = names.filter(|name| !raw::available(&facts.kernel, *name)).collect();
+    missing.into_iter().collect()
+}
+
 /// Why this node cannot program an accepted claim.
-fn obstacle(key: &MappingKey, claim: &Claim, site: &Site<'_>, own: &BTreeMap<IpAddr, &str>, options: &HostOptions) -> Option<Refusal> {
+fn obstacle(
+    key: &MappingKey,
+    claim: &Claim,
+    site: &Site<'_>,
+    facts: &NodeFacts,
+    own: &BTreeMap<IpAddr, &str>,
+    options: &HostOptions,
+) -> Option<Refusal> {
     if let Some(problem) = &site.problem {
         return Some(problem.clone());
     }
@@ -276,39 +316,71 @@ fn obstacle(key: &MappingKey, claim: &Claim, site: &Site<'_>, own: &BTreeMap<IpA
             message: format!("the kernel refused the rules of this mapping, so they are left out: {said}"),
         });
     }
-    if let Some(mac) = options.in_use.get(&claim.virtual_address) {
+    let dialled = claim.virtual_prefix;
+    if let Some((address, mac)) = options.in_use.range(dialled.network()..=dialled.broadcast()).next() {
         return Some(Refusal {
             reason: reasons::ADDRESS_IN_USE,
             message: format!(
-                "{mac} answers ARP for {} outside, so it is not taken: that host may be production; free the address or claim another",
-                claim.virtual_address
+                "{mac} answers for {address}, so it is not taken: that host may be production; free the address or claim another"
             ),
         });
     }
-    own.get(&claim.target).map(|interface| Refusal {
+    if let Some(problem) = site.source_problems.get(&claim.family()).filter(|_| claim.side == Side::Inside) {
+        return Some(problem.clone());
+    }
+    if let Some(refusal) = ipv6_obstacle(claim, site, facts) {
+        return Some(refusal);
+    }
+    let (_, interface) = own
+        .get_key_value(&claim.target.addr())
+        .filter(|_| conflicts::field(claim.target) == "address")?;
+    Some(Refusal {
         reason: reasons::TARGET_IS_GATEWAY,
         message: format!(
-            "{} is the address of {interface} on this gateway: spec.target.address must be a VM's address",
-            claim.target
+            "{} is the address of {interface} on this gateway: spec.target.address must be another machine's",
+            claim.target.addr()
+        ),
+    })
+}
+
+/// What IPv6 needs of the node, and the agent may not set.
+fn ipv6_obstacle(claim: &Claim, site: &Site<'_>, facts: &NodeFacts) -> Option<Refusal> {
+    if claim.family() == Family::V4 {
+        return None;
+    }
+    let node = &facts.name;
+    if !facts.kernel.ipv6_forwarding {
+        return Some(Refusal {
+            reason: reasons::IPV6_FORWARDING_OFF,
+            message: format!("node {node} does not forward IPv6: set net.ipv6.conf.all.forwarding=1 on it; it is noticed by itself"),
+        });
+    }
+    let interface = links::answering(claim, site)?;
+    let answers = facts.interfaces.get(interface.as_str()).is_some_and(|i| i.proxy_ndp);
+    (!answers).then(|| Refusal {
+        reason: reasons::PROXY_NDP_OFF,
+        message: format!(
+            "node {node} does not answer neighbour discovery for others on {interface}: set net.ipv6.conf.{interface}.proxy_ndp=1 on it; it is noticed by itself"
         ),
     })
 }
 
 /// Virtual addresses that lead into closed networks by way of other nodes. What leaves a closed network here must not reach them: on their own gateway
 /// it would look like any client of the outside.
-fn claimed_elsewhere(sites: &[Site<'_>], verdicts: &Verdicts) -> BTreeSet<IpAddr> {
-    if !sites.iter().any(|site| site.served().is_some_and(|s| s.network.egress_allowed)) {
+fn claimed_elsewhere(sites: &[Site<'_>], verdicts: &Verdicts) -> BTreeSet<IpNet> {
+    if !sites
+        .iter()
+        .any(|site| Family::ALL.iter().any(|family| egress::leaving(site, *family).is_some()))
+    {
         return BTreeSet::new();
     }
-    let here: BTreeSet<IpAddr> = sites
-        .iter()
-        .flat_map(|site| site.claims.iter().map(|(_, claim)| claim.virtual_address))
-        .collect();
+    let here: BTreeSet<&MappingKey> = sites.iter().flat_map(|site| site.claims.iter().map(|(key, _)| *key)).collect();
     verdicts
         .mappings
-        .values()
-        .filter_map(|verdict| verdict.accepted.as_ref().ok())
-        .map(|claim| claim.virtual_address)
-        .filter(|address| !here.contains(address))
+        .iter()
+        .filter(|(key, _)| !here.contains(key))
+        .filter_map(|(_, verdict)| verdict.accepted.as_ref().ok())
+        .filter(|claim| claim.side == Side::Outside)
+        .map(|claim| claim.virtual_prefix)
         .collect()
 }

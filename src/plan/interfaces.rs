@@ -12,14 +12,14 @@ use crate::netfilter::IfName;
 
 /// A side of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(super) enum Foot {
     /// Where the clients are.
     Outside,
     /// The closed network.
     Inside,
 }
 
-impl Side {
+impl Foot {
     fn word(self) -> &'static str {
         match self {
             Self::Outside => "outside",
@@ -36,7 +36,7 @@ impl Side {
 }
 
 /// The interface of `node` on one side of `network`: exactly one, or why there is none.
-pub(super) fn find(node: &NodeFacts, network: &ValidNetwork, side: Side) -> Result<IfName, Refusal> {
+pub(super) fn find(node: &NodeFacts, network: &ValidNetwork, side: Foot) -> Result<IfName, Refusal> {
     let (named, prefixes) = side.wanted(network);
     let word = side.word();
     if let Some(name) = named {
@@ -94,7 +94,7 @@ pub(super) fn enslaved(
     node: &NodeFacts,
     network: &str,
     interface: &IfName,
-    side: Side,
+    side: Foot,
     outside: &BTreeMap<IfName, &str>,
 ) -> Option<Refusal> {
     let masters = node.masters(interface.as_str());
@@ -103,7 +103,7 @@ pub(super) fn enslaved(
     let is = format!("the {word} interface {interface} on node {} is a port of {master}", node.name);
     let leads_out = masters.iter().find_map(|m| outside.get(m).map(|other| (m, other)));
     let message = match (side, leads_out) {
-        (Side::Inside, Some((m, other))) => format!(
+        (Foot::Inside, Some((m, other))) => format!(
             "{is}: routed packets carry the name {top}, and no fence can stand around {m}, which leads outside for network {other}; release {interface} from {master} at once"
         ),
         _ => format!(

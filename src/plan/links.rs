@@ -1,16 +1,19 @@
 //! What a site needs of interfaces, addresses, routes and neighbours, and the routes of client nodes.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use super::host::{GatewayAddress, HostPlan, LinkSettings, NetworkPlan, ProxyNeighbour, Route, Via};
+use super::host::{GatewayAddress, HostPlan, LinkSettings, NetworkPlan, ProxyNeighbour, Route, TABLE_MAIN, Via};
 use super::interfaces::connects;
+use super::prefixes::meet;
 use super::sites::{Served, Site};
 use super::validate::ValidNetwork;
+use super::verdict::Claim;
 use super::{NodeFacts, Verdicts, View, selector, values};
 use crate::api::gatewaynode::Role;
+use crate::api::mapping::{Announcement, Side};
 use crate::netfilter::{Family, IfName};
 
 /// Adds what `site` needs to `plan`. A network that is not served needs nothing but its fence: forwarding stays as it is.
@@ -44,13 +47,15 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
             forwarding: Some(true),
             send_redirects: Some(false),
             // Loose is asked for also where it is loose already: that may be our own doing.
-            rp_filter: (interface.rp_filter > 0 && !unconnected.is_empty()).then_some(2),
+            rp_filter: (interface.rp_filter > 0 && (site.separate.is_some() || !unconnected.is_empty())).then_some(2),
             ..LinkSettings::default()
         },
     );
+    let plain = site.separate.is_none();
     plan.routes.extend(
         unconnected
             .into_iter()
+            .filter(|_| plain)
             .map(|destination| Route::main(destination, Via::Link(inside.clone()))),
     );
     if !active {
@@ -68,15 +73,84 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
             }),
     );
     for (_, claim) in &site.claims {
-        let address = claim.virtual_address;
-        plan.routes.insert(Route::main(IpNet::from(address), Via::Loopback));
+        attract(plan, site, claim);
+    }
+    // An address of the node's own is answered for already.
+    let own = |address: &IpAddr| {
+        let mut all = facts.interfaces.values().flat_map(|i| &i.addresses);
+        all.any(|own| own.addr() == *address)
+    };
+    for address in site.sources.values().filter(|address| !own(address)) {
+        plan.routes.insert(Route::main(IpNet::from(*address), Via::Loopback));
         if attracts {
+            let interface = outside.clone();
             plan.proxies.insert(ProxyNeighbour {
-                interface: IfName::clone(outside),
-                address,
+                interface,
+                address: *address,
             });
         }
     }
+}
+
+/// The most addresses of one claim that are answered for one by one.
+const NEIGHBOURS_MAX: u32 = 256;
+
+/// How what is claimed is made known. A machine inside sends what is beyond its own prefix to its gateway by itself.
+pub(super) fn announcement(claim: &Claim, network: Option<&ValidNetwork>) -> Announcement {
+    let bits = claim.virtual_prefix.max_prefix_len() - claim.virtual_prefix.prefix_len();
+    let few = 1_u32.checked_shl(bits.into()).is_some_and(|count| count <= NEIGHBOURS_MAX);
+    let near = network.is_some_and(|network| match claim.side {
+        Side::Outside => network.announce,
+        Side::Inside => network.inside.iter().any(|inside| meet(*inside, claim.virtual_prefix)),
+    });
+    if few && near {
+        Announcement::Neighbour
+    } else {
+        Announcement::Route
+    }
+}
+
+/// The interface on which the addresses of a claim are answered for one by one. None: they are not.
+pub(super) fn answering<'s>(claim: &Claim, site: &'s Site<'_>) -> Option<&'s IfName> {
+    let served = site.served()?;
+    (announcement(claim, Some(served.network)) == Announcement::Neighbour).then_some(match claim.side {
+        Side::Outside => served.outside,
+        Side::Inside => served.inside,
+    })
+}
+
+/// What makes packets to a claimed prefix come to this node, and end there if no port of it is mapped.
+fn attract(plan: &mut HostPlan, site: &Site<'_>, claim: &Claim) {
+    let destination = claim.virtual_prefix;
+    let inside = || {
+        site.network
+            .is_some_and(|n| n.inside.iter().any(|inside| meet(*inside, destination)))
+    };
+    let table = match (claim.side, site.separate) {
+        (Side::Outside, _) => TABLE_MAIN,
+        // Beyond the closed prefix the node itself must go on reaching the real one.
+        (Side::Inside, _) if !inside() => return,
+        (Side::Inside, None) => TABLE_MAIN,
+        (Side::Inside, Some(separate)) => separate.table,
+    };
+    let via = Via::Loopback;
+    plan.routes.insert(Route { table, destination, via });
+    if let Some(interface) = answering(claim, site) {
+        plan.proxies.extend(hosts(destination).map(|address| ProxyNeighbour {
+            interface: interface.clone(),
+            address,
+        }));
+    }
+}
+
+/// Every address of a prefix, also the first and last: they are no edges of a subnet here.
+fn hosts(prefix: IpNet) -> impl Iterator<Item = IpAddr> {
+    let (v4, v6) = match prefix {
+        IpNet::V4(net) => (Some(net.network().to_bits()..=net.broadcast().to_bits()), None),
+        IpNet::V6(net) => (None, Some(net.network().to_bits()..=net.broadcast().to_bits())),
+    };
+    let v4 = v4.into_iter().flatten().map(|bits| IpAddr::V4(Ipv4Addr::from_bits(bits)));
+    v4.chain(v6.into_iter().flatten().map(|bits| IpAddr::V6(Ipv6Addr::from_bits(bits))))
 }
 
 /// Adds the routes to pools that this node takes as a client.
@@ -110,6 +184,7 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
                 generation: *generation,
                 outside: None,
                 inside: None,
+                isolated: None,
                 problem: None,
             },
         );
@@ -127,10 +202,10 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
     }
     for claim in verdicts.mappings.values().filter_map(|verdict| verdict.accepted.as_ref().ok()) {
         if let Some((gateway, prefixes)) = by_claim.get(claim.network.as_str())
-            && prefixes.iter().any(|prefix| prefix.contains(&claim.virtual_address))
+            && claim.side == Side::Outside
+            && prefixes.iter().any(|prefix| prefix.contains(&claim.virtual_prefix))
         {
-            plan.routes
-                .insert(Route::main(IpNet::from(claim.virtual_address), Via::Gateway(*gateway)));
+            plan.routes.insert(Route::main(claim.virtual_prefix, Via::Gateway(*gateway)));
         }
     }
 }
@@ -164,8 +239,4 @@ fn client_networks<'a>(world: View<'_>, verdicts: &'a Verdicts, facts: &NodeFact
         found.insert(name, (verdict.generation, network, next_hop));
     }
     found.into_values().collect()
-}
-
-fn meet(a: IpNet, b: IpNet) -> bool {
-    a.contains(&b) || b.contains(&a)
 }

@@ -3,24 +3,35 @@
 //! Pure and deterministic: the same objects and facts give the same answer whatever their order. No IO, no clock, no API client.
 //! Controller, agent, command line and standalone mode all call this, so they cannot disagree.
 
+mod claims;
+mod conflicts;
+mod egress;
 mod fence;
+mod fields;
 pub mod flows;
+mod gates;
 pub mod host;
 mod interfaces;
+pub mod isolation;
 mod judge;
 mod links;
 mod prefixes;
+mod raw;
 pub mod rules;
 mod selector;
+mod separation;
+mod sharing;
 mod sites;
 mod translation;
 pub mod validate;
 mod values;
 pub mod verdict;
 
-pub use flows::{FlowPolicy, FlowTuple, MappedFlow};
+pub use conflicts::written;
+pub use flows::{FlowPolicy, FlowTuple, Reach, Sweep};
 pub use host::{
-    GatewayAddress, HostPlan, LinkSettings, MappingState, NetworkPlan, PolicyRule, ProxyNeighbour, Route, RuleAction, TABLE_MAIN, Via,
+    GatewayAddress, HostPlan, Isolated, LinkSettings, MappingState, NetworkPlan, PolicyRule, ProxyNeighbour, Route, RuleAction, TABLE_MAIN,
+    Via,
 };
 pub use verdict::{Claim, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
 

@@ -2,13 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::Bound;
 
 use ipnet::IpNet;
 
 /// Prefixes with a value each. The first value entered for a prefix stays.
 ///
 /// Two prefixes either nest or share nothing, so one lookup per prefix length in use answers every question.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PrefixIndex<T> {
     by_prefix: BTreeMap<IpNet, T>,
     lengths: BTreeSet<u8>,
@@ -36,25 +37,51 @@ impl<T> PrefixIndex<T> {
     }
 
     /// The longest prefix that covers all of `prefix`.
-    fn covering_prefix(&self, prefix: IpNet) -> Option<(IpNet, &T)> {
-        self.lengths.range(..=prefix.prefix_len()).rev().find_map(|&length| {
+    pub(super) fn covering_prefix(&self, prefix: IpNet) -> Option<(IpNet, &T)> {
+        self.around(prefix).next()
+    }
+
+    /// All prefixes that cover all of `prefix`, the longest first.
+    pub(super) fn around(&self, prefix: IpNet) -> impl Iterator<Item = (IpNet, &T)> {
+        self.lengths.range(..=prefix.prefix_len()).rev().filter_map(move |&length| {
             let candidate = IpNet::new(prefix.addr(), length).ok()?.trunc();
             self.by_prefix.get(&candidate).map(|value| (candidate, value))
         })
     }
 
+    /// All prefixes that lie in `prefix`, itself left out, by address.
+    pub(super) fn within(&self, prefix: IpNet) -> impl Iterator<Item = (IpNet, &T)> {
+        let prefix = prefix.trunc();
+        // Ordered by address, then length: everything inside `prefix` follows it directly.
+        let after = self.by_prefix.range((Bound::Excluded(prefix), Bound::Unbounded));
+        after
+            .take_while(move |(inner, _)| prefix.contains(*inner))
+            .map(|(inner, value)| (*inner, value))
+    }
+
+    /// The value of just this prefix, made if absent.
+    pub(super) fn entry(&mut self, prefix: IpNet) -> &mut T
+    where
+        T: Default,
+    {
+        self.lengths.insert(prefix.prefix_len());
+        self.by_prefix.entry(prefix.trunc()).or_default()
+    }
+
+    /// All, by prefix.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (IpNet, &T)> {
+        self.by_prefix.iter().map(|(prefix, value)| (*prefix, value))
+    }
+
     /// One prefix that shares an address with `prefix`: the longest around it, else the first in it.
     pub(super) fn overlapping(&self, prefix: IpNet) -> Option<(IpNet, &T)> {
-        let prefix = prefix.trunc();
-        self.covering_prefix(prefix).or_else(|| {
-            // Ordered by address, then length: everything inside `prefix` follows it directly.
-            self.by_prefix
-                .range(prefix..)
-                .next()
-                .filter(|(inner, _)| prefix.contains(&inner.network()))
-                .map(|(inner, value)| (*inner, value))
-        })
+        self.covering_prefix(prefix).or_else(|| self.within(prefix).next())
     }
+}
+
+/// Whether the two share addresses.
+pub(super) fn meet(a: IpNet, b: IpNet) -> bool {
+    a.contains(&b) || b.contains(&a)
 }
 
 /// Whether `address` is one that no host of `subnet` has: its network or broadcast address (RFC 3021: /31 and /32 have neither), or in IPv6 the anycast address of its

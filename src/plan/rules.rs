@@ -1,21 +1,33 @@
 //! From networks and claims to typed netfilter rules: what all tables share.
 //!
 //! ```text
-//! mangle FORWARD → SNET-FWD → SNET-FO-H, SNET-FI-H, SNET-U-H   the fence (module fence)
+//! mangle FORWARD → SNET-FWD → SNET-FO-H, SNET-FI-H, SNET-U-H   the fence (modules fence and gates)
 //! mangle INPUT   → SNET-IN  → SNET-N-H
+//! mangle OUTPUT  → SNET-OUT                                     errors of the node itself towards isolated networks
+//! raw PREROUTING → SNET-RAW → SNET-C-H, OUTPUT → SNET-RAWOUT    zones, marks and helpers (module raw)
 //! nat PREROUTING → SNET-DNAT,  POSTROUTING → SNET-SNAT          the translations (module translation)
 //! filter FORWARD → SNET-ACC                                     accepts what the fence admitted
 //! ```
 //! H is a hash of the network's name ([`network_hash`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
+use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
 use super::sites::Site;
-use super::{HostOptions, fence, translation};
+use super::{HostOptions, KernelFacts, MappingKey, fence, raw, translation};
 use crate::netfilter::{ChainName, Family, Hook, IfName, Match, Owner, Rule, Ruleset, Table, TableRules, Target};
+
+/// A rule on behalf of the network.
+pub(super) fn rule(site: &Site<'_>, matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
+    Rule::new(site.owner(), matches, target)
+}
+
+/// A rule on behalf of a mapping.
+pub(super) fn rule_of(key: &MappingKey, matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
+    Rule::new(Owner::Mapping(key.to_string()), matches, target)
+}
 
 pub(super) const FORWARD: &str = "FWD";
 pub(super) const INPUT: &str = "IN";
@@ -32,17 +44,21 @@ pub(super) fn network_chain(kind: &str, hash: u32) -> ChainName {
 }
 
 /// All rules of the node. Empty if no network has a fence here: then no table is touched.
-pub(super) fn ruleset(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<IpAddr>, options: &HostOptions) -> Ruleset {
+pub(super) fn ruleset(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<IpNet>, kernel: &KernelFacts, options: &HostOptions) -> Ruleset {
     let mut ruleset = Ruleset::default();
-    if sites.iter().any(|site| !site.fence.is_empty()) {
-        ruleset
-            .tables
-            .insert((Family::V4, Table::Mangle), fence::ipv4(sites, claimed_elsewhere, options));
-        ruleset.tables.insert((Family::V6, Table::Mangle), fence::ipv6(sites));
+    if !sites.iter().any(|site| !site.fence.is_empty()) {
+        return ruleset;
     }
-    if sites.iter().any(|site| site.served().is_some()) {
-        ruleset.tables.insert((Family::V4, Table::Nat), translation::table(sites));
-        ruleset.tables.insert((Family::V4, Table::Filter), fence::accepts(options));
+    for family in Family::ALL {
+        let mut add = |table, rules: TableRules| drop(ruleset.tables.insert((family, table), rules));
+        add(Table::Mangle, fence::table(sites, family, claimed_elsewhere, kernel, options));
+        if let Some(rules) = raw::table(sites, family, kernel, options) {
+            add(Table::Raw, rules);
+        }
+        if sites.iter().any(|site| site.translates(family)) {
+            add(Table::Nat, translation::table(sites, family));
+            add(Table::Filter, fence::accepts(options));
+        }
     }
     ruleset
 }
@@ -52,7 +68,7 @@ pub fn close_interfaces(tables: &mut BTreeMap<(Family, Table), TableRules>, inte
     if interfaces.is_empty() {
         return;
     }
-    for family in [Family::V4, Family::V6] {
+    for family in Family::ALL {
         let table = tables.entry((family, Table::Mangle)).or_default();
         let forward = hook(table, Hook::Forward, FORWARD);
         let drops = interfaces.iter().flat_map(|interface| {

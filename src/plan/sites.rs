@@ -5,19 +5,21 @@
 //! network that is not served keeps its fence, which a refused one could not promise.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use ipnet::IpNet;
 use jiff::Timestamp;
 
-use super::interfaces::{self, Side};
+use super::host::Isolated;
+use super::interfaces::{self, Foot};
 use super::prefixes::PrefixIndex;
 use super::rules::network_hash;
+use super::sharing::{overlap, refusal, separate, shared, sources};
 use super::validate::{self, ValidNetwork};
 use super::verdict::{Claim, NetworkVerdict};
-use super::{MappingKey, NodeFacts, Refusal, Verdicts, View, values};
+use super::{HostOptions, MappingKey, NodeFacts, Refusal, Verdicts, View, values};
 use crate::api::gatewaynode::Role;
 use crate::api::reasons;
-use crate::netfilter::{IfName, Owner};
+use crate::netfilter::{Family, IfName, Match, Owner};
 
 /// One network on the node.
 #[derive(Debug)]
@@ -39,6 +41,12 @@ pub(super) struct Site<'a> {
     /// What this network's fence stands around: the inside interface, and what that is a port of. A named one is fenced before it exists, so that it
     /// never appears without. Empty: no fence.
     pub(super) fence: Vec<IfName>,
+    /// How it is told apart, if it shares inside addresses with another network of the node, or did.
+    pub(super) separate: Option<Isolated>,
+    /// Under which addresses those inside leave that have no virtual address of their own.
+    pub(super) sources: BTreeMap<Family, IpAddr>,
+    /// Why a source address that the network names is not in there.
+    pub(super) source_problems: BTreeMap<Family, Refusal>,
     /// Why the network is not served here.
     pub(super) problem: Option<Refusal>,
     /// The claims that are programmed here.
@@ -57,6 +65,27 @@ pub(super) struct Served<'a> {
 }
 
 impl Site<'_> {
+    /// Asks for the network's mark where it has one: rules of an isolated network hold for its own packets only.
+    pub(super) fn own(&self) -> Option<Match> {
+        self.separate.map(|separate| Match::Mark(separate.mark))
+    }
+
+    /// Its conntrack zone, if another than 0.
+    pub(super) fn zone(&self) -> Option<u16> {
+        self.separate.map(|separate| separate.zone).filter(|zone| *zone != 0)
+    }
+
+    /// Whether the network has anything of this family inside or outside.
+    pub(super) fn has(&self, family: Family) -> bool {
+        let mut prefixes = self.network.into_iter().flat_map(|n| n.pool.iter().chain(&n.inside));
+        prefixes.any(|prefix| Family::of_net(prefix) == family)
+    }
+
+    /// Whether there is something to translate in this family.
+    pub(super) fn translates(&self, family: Family) -> bool {
+        self.served().is_some() && self.has(family)
+    }
+
     /// Whom the network's rules name. What a refused network is called may not be fit for a rule's comment.
     pub(super) fn owner(&self) -> Owner {
         if values::subdomain(self.name) {
@@ -77,13 +106,17 @@ impl Site<'_> {
 
 /// What older networks hold on the node.
 #[derive(Default)]
-struct Held<'a> {
-    inside: BTreeMap<IfName, &'a str>,
-    outside: BTreeMap<IfName, &'a str>,
-    prefixes: PrefixIndex<&'a str>,
-    hashes: BTreeMap<u32, &'a str>,
+pub(super) struct Held<'a> {
+    pub(super) inside: BTreeMap<IfName, &'a str>,
+    pub(super) outside: BTreeMap<IfName, &'a str>,
+    pub(super) prefixes: PrefixIndex<&'a str>,
+    pub(super) hashes: BTreeMap<u32, &'a str>,
+    /// Source addresses that are answered for.
+    pub(super) sources: BTreeMap<IpAddr, &'a str>,
+    /// All accepted networks whose inside interface is there, with it.
+    pub(super) present: Vec<(&'a ValidNetwork, IfName)>,
     /// What leads outside, for whichever network, with what it is a port of: a fence around one would cut off clients, and the node itself.
-    ways_out: BTreeMap<IfName, &'a str>,
+    pub(super) ways_out: BTreeMap<IfName, &'a str>,
 }
 
 impl Held<'_> {
@@ -99,7 +132,7 @@ impl Held<'_> {
 fn ways_out<'a>(node: &NodeFacts, accepted: &[(Option<Timestamp>, &'a str, &NetworkVerdict, &ValidNetwork)]) -> BTreeMap<IfName, &'a str> {
     let mut ways = BTreeMap::new();
     for (_, name, _, network) in accepted {
-        let Ok(outside) = interfaces::find(node, network, Side::Outside) else {
+        let Ok(outside) = interfaces::find(node, network, Foot::Outside) else {
             continue;
         };
         let masters = node.masters(outside.as_str());
@@ -111,7 +144,7 @@ fn ways_out<'a>(node: &NodeFacts, accepted: &[(Option<Timestamp>, &'a str, &Netw
 }
 
 /// The networks that `node` is a gateway of, by age, then those refused ones whose fence must stand.
-pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFacts) -> Vec<Site<'a>> {
+pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFacts, options: &HostOptions) -> Vec<Site<'a>> {
     let mut accepted = Vec::new();
     let mut refused = Vec::new();
     for (name, verdict) in &verdicts.networks {
@@ -124,13 +157,19 @@ pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFact
         }
     }
     accepted.sort_unstable_by_key(|(created, name, ..)| (*created, *name));
+    let present = accepted
+        .iter()
+        .filter_map(|(.., network)| Some((*network, interfaces::find(node, network, Foot::Inside).ok()?)))
+        .collect();
     let mut held = Held {
         ways_out: ways_out(node, &accepted),
+        present,
         ..Held::default()
     };
+    let at = At { world, node, options };
     let mut sites: Vec<Site<'a>> = accepted
         .into_iter()
-        .map(|(_, name, verdict, network)| site(name, verdict, network, node, &mut held))
+        .map(|(_, name, verdict, network)| site(name, verdict, network, at, &mut held))
         .collect();
     let named = named_insides(world, &refused);
     for (name, verdict, refusal) in refused {
@@ -153,6 +192,9 @@ pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFact
             outside: None,
             inside: node.interfaces.contains_key(fence.as_str()).then(|| fence.clone()),
             fence: stands,
+            separate: None,
+            sources: BTreeMap::new(),
+            source_problems: BTreeMap::new(),
             problem: Some(refusal.clone()),
             claims: Vec::new(),
         });
@@ -182,9 +224,18 @@ fn role(verdict: &NetworkVerdict, node: &NodeFacts) -> Role {
     if active { Role::Active } else { Role::Standby }
 }
 
-fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwork, node: &NodeFacts, held: &mut Held<'a>) -> Site<'a> {
-    let inside = interfaces::find(node, network, Side::Inside);
-    let outside = interfaces::find(node, network, Side::Outside);
+/// Where networks are looked at.
+#[derive(Clone, Copy)]
+pub(super) struct At<'w> {
+    pub(super) world: View<'w>,
+    pub(super) node: &'w NodeFacts,
+    pub(super) options: &'w HostOptions,
+}
+
+fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwork, at: At<'_>, held: &mut Held<'a>) -> Site<'a> {
+    let node = at.node;
+    let inside = interfaces::find(node, network, Foot::Inside);
+    let outside = interfaces::find(node, network, Foot::Outside);
     let hash = network_hash(name);
     let wanted = inside.as_ref().ok().or(network.inside_interface.as_ref()).cloned();
 
@@ -205,7 +256,7 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         let interface = interface.as_ref().ok()?;
         interfaces::enslaved(node, name, interface, side, &held.ways_out)
     };
-    let structural = unfenced.or_else(|| enslaved(Side::Inside, &inside));
+    let structural = unfenced.or_else(|| enslaved(Foot::Inside, &inside));
     let structural = structural.or_else(|| {
         let outside = outside.as_ref().ok()?;
         let older = held.inside.get(outside)?;
@@ -217,14 +268,19 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
             ),
         ))
     });
-    let structural = structural.or_else(|| enslaved(Side::Outside, &outside));
-    let structural = structural.or_else(|| overlap(network, inside.as_ref().ok()?, node, held));
+    let structural = structural.or_else(|| enslaved(Foot::Outside, &outside));
+    let (separate, unseparated) = match separate(verdict, network, at, held) {
+        Ok(separate) => (separate, None),
+        Err(refusal) => (None, Some(refusal)),
+    };
+    let structural = structural.or(unseparated.filter(|_| inside.is_ok()));
+    let structural = structural.or_else(|| overlap(network, inside.as_ref().ok()?, separate, node, held));
 
     if !fence.is_empty() {
         held.inside.extend(fence.iter().map(|interface| (interface.clone(), name)));
         held.hashes.insert(hash, name);
     }
-    if structural.is_none() && inside.is_ok() {
+    if structural.is_none() && inside.is_ok() && separate.is_none() {
         for prefix in &network.inside {
             held.prefixes.insert(*prefix, name);
         }
@@ -235,6 +291,10 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
     if let (None, Ok(outside)) = (&problem, &outside) {
         held.outside.entry(outside.clone()).or_insert(name);
     }
+    let (sources, source_problems) = match (&problem, &outside) {
+        (None, Ok(outside)) => sources(network, outside, separate, at, held),
+        _ => Default::default(),
+    };
     Site {
         name,
         generation: verdict.generation,
@@ -244,74 +304,10 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         outside: outside.ok(),
         inside: inside.ok(),
         fence,
+        separate,
+        sources,
+        source_problems,
         problem,
         claims: Vec::new(),
     }
-}
-
-fn refusal(reason: &'static str, message: String) -> Refusal {
-    Refusal { reason, message }
-}
-
-/// Why no fence of this network may stand around `wanted`.
-fn shared(wanted: &IfName, outside: Option<&IfName>, network: &ValidNetwork, node: &NodeFacts, held: &Held<'_>) -> Option<Refusal> {
-    let (name, node) = (&network.name, &node.name);
-    if outside == Some(wanted) {
-        return Some(refusal(
-            reasons::SAME_INTERFACE,
-            format!(
-                "outside and inside of network {name} are both {wanted} on node {node}: give the closed network an interface of its own"
-            ),
-        ));
-    }
-    if let Some(older) = held.inside.get(wanted) {
-        return Some(refusal(
-            reasons::INTERFACE_SHARED,
-            format!(
-                "the inside interface {wanted} on node {node} serves network {older} already: the two would not be closed to each other; give network {name} its own"
-            ),
-        ));
-    }
-    held.outside.get(wanted).map(|older| {
-        refusal(
-            reasons::INTERFACE_SHARED,
-            format!("the inside interface {wanted} on node {node} is the outside interface of network {older}, which a fence would cut off; give network {name} its own"),
-        )
-    })
-}
-
-/// Whether packets for this network's VMs could be delivered elsewhere: to an older network with the same addresses, or, worst of all, to production.
-fn overlap(network: &ValidNetwork, inside: &IfName, node: &NodeFacts, held: &Held<'_>) -> Option<Refusal> {
-    let name = &network.name;
-    for prefix in &network.inside {
-        if let Some((other, older)) = held.prefixes.overlapping(*prefix) {
-            return Some(refusal(
-                reasons::PREFIX_OVERLAP,
-                format!(
-                    "the inside prefix {prefix} of network {name} shares addresses with {other} of network {older}, which node {} serves already: use other gateway nodes for one of the two",
-                    node.name
-                ),
-            ));
-        }
-        let elsewhere = node
-            .interfaces
-            .iter()
-            .filter(|(interface, _)| interface.as_str() != inside.as_str())
-            .flat_map(|(interface, facts)| facts.addresses.iter().map(move |address| (interface, address.trunc())))
-            .find(|(_, subnet)| subnet.prefix_len() < 32 && meet(*subnet, *prefix));
-        if let Some((interface, subnet)) = elsewhere {
-            return Some(refusal(
-                reasons::PREFIX_OVERLAP,
-                format!(
-                    "the inside prefix {prefix} of network {name} shares addresses with {subnet}, which is connected to {interface} on node {}: packets for VMs could be delivered there; use a gateway node that is not in that subnet",
-                    node.name
-                ),
-            ));
-        }
-    }
-    None
-}
-
-fn meet(a: IpNet, b: IpNet) -> bool {
-    a.contains(&b) || b.contains(&a)
 }

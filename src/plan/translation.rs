@@ -3,87 +3,94 @@
 //! - `SNET-DNAT`: virtual address to target, from wherever it comes, so that VMs can use virtual addresses too.
 //! - `SNET-SNAT`: what the VM sees as the source. Hidden behind the gateway's inside address (Masquerade), or the client's own (Preserve). A VM that dials a
 //!   VM of its own network by a virtual address is hidden in both modes: the answer would otherwise not come back through the gateway.
-//! - The mirror: a mapping of all protocols is also the address under which its VM leaves, where egress is allowed. Where it is denied nothing leaves,
-//!   and there is no mirror.
+//! - `SNET-I-H`: what machines of a network dial that looks like production, to its target outside.
+//! - The mirror: a mapping of all protocols is also the address under which its VM leaves, where egress is allowed. Where nothing may leave,
+//!   there is no mirror. All other machines leave under the network's source address.
 //!
 //! Every rule that changes a source asks for the outside interface or for a translated destination: on nodes with bridge-nf-call-iptables the VMs'
 //! own traffic passes here too.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::MappingKey;
-use super::rules::{hook, network_chain};
+use super::egress::leaving;
+use super::rules::{hook, network_chain, rule, rule_of};
 use super::sites::{Served, Site};
 use super::verdict::{Claim, ClaimedPorts};
+use crate::api::mapping::Side;
 use crate::api::network::SourceTranslation;
 use crate::netfilter::tree::{Entries, Key, dispatch};
-use crate::netfilter::{Chain, ChainName, ConnState, Hook, Match, Owner, PortRange, Rule, TableRules, Target};
+use crate::netfilter::{Chain, ChainName, ConnState, Family, Hook, Match, PortRange, Rule, TableRules, Target};
 
-/// Table nat.
-pub(super) fn table(sites: &[Site<'_>]) -> TableRules {
+/// Table nat of one family.
+pub(super) fn table(sites: &[Site<'_>], family: Family) -> TableRules {
     let mut table = TableRules::default();
     let destinations = hook(&mut table, Hook::Prerouting, "DNAT");
     let sources = hook(&mut table, Hook::Postrouting, "SNAT");
 
+    // What is dialled from inside comes first: the address may be one that another network has outside.
+    let mut chain: Chain = sites.iter().filter_map(|site| inward(&mut table.chains, site, family)).collect();
     let mut entries = Entries::new();
-    for (key, claim) in sites.iter().flat_map(|site| &site.claims) {
-        entries
-            .entry(IpNet::from(claim.virtual_address))
-            .or_default()
-            .extend(to_target(key, claim));
+    for site in sites {
+        for (key, claim) in of(site, family, Side::Outside) {
+            let rules = entries.entry(claim.virtual_prefix).or_default();
+            rules.extend(to_target(key, claim, site.own()));
+        }
     }
+    table.chains.entry(destinations.clone()).or_default().append(&mut chain);
     dispatch(&mut table.chains, &destinations, Key::Destination, &entries);
 
     let mut chain = Chain::new();
     for (site, served) in sites.iter().filter_map(|site| site.served().map(|served| (site, served))) {
-        chain.extend(hide_clients(&mut table.chains, site, served));
-        chain.extend(mirror(&mut table.chains, site, served));
+        chain.extend(hide_clients(&mut table.chains, site, served, family));
+        chain.extend(outward(&mut table.chains, site, served, family));
     }
     table.chains.insert(sources, chain);
     table
 }
 
-/// Which VM may leave under which virtual address, and by which mapping. Empty where egress is denied. Of two mappings of all protocols to one target
-/// the older counts.
-pub(super) fn egress_sources<'a>(site: &Site<'a>) -> BTreeMap<IpAddr, (&'a MappingKey, IpAddr)> {
-    let mut found: BTreeMap<IpAddr, (&MappingKey, &Claim)> = BTreeMap::new();
-    if site.served().is_some_and(|s| s.network.egress_allowed) {
-        for (key, claim) in site.claims.iter().filter(|(_, claim)| claim.ports.is_empty()) {
-            let entry = found.entry(claim.target).or_insert((key, claim));
-            if (claim.created, *key) < (entry.1.created, entry.0) {
-                *entry = (key, claim);
-            }
-        }
+fn of<'a, 's>(site: &'s Site<'a>, family: Family, side: Side) -> impl Iterator<Item = (&'a MappingKey, &'a Claim)> + use<'a, 's> {
+    let wanted = move |(_, claim): &&(&MappingKey, &Claim)| claim.family() == family && claim.side == side;
+    site.claims.iter().filter(wanted).copied()
+}
+
+/// The rule that leads packets from inside to the network's mappings of side Inside. None without any.
+fn inward(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Family) -> Option<Rule> {
+    let inside = site.served()?.inside.clone();
+    let mut entries = Entries::new();
+    for (key, claim) in of(site, family, Side::Inside) {
+        let rules = entries.entry(claim.virtual_prefix).or_default();
+        rules.extend(to_target(key, claim, None));
     }
-    found
-        .into_iter()
-        .map(|(target, (key, claim))| (target, (key, claim.virtual_address)))
-        .collect()
+    if entries.is_empty() {
+        return None;
+    }
+    let name = network_chain("I", site.hash);
+    dispatch(chains, &name, Key::Destination, &entries);
+    Some(rule(site, [Match::In(inside)], Target::Jump(name)))
 }
 
-fn owner(key: &MappingKey) -> Owner {
-    Owner::Mapping(key.to_string())
+/// Translates one prefix to another of the same length: one address by DNAT or SNAT, several by NETMAP.
+fn translated(from: IpNet, to: IpNet, one: impl FnOnce() -> Target) -> Target {
+    if from.prefix_len() == from.max_prefix_len() {
+        one()
+    } else {
+        Target::Netmap { to }
+    }
 }
 
-fn to_target(key: &MappingKey, claim: &Claim) -> Vec<Rule> {
-    let address = Match::Destination(IpNet::from(claim.virtual_address));
+fn to_target(key: &MappingKey, claim: &Claim, own: Option<Match>) -> Vec<Rule> {
+    let (from, to) = (claim.virtual_prefix, claim.target);
+    let dialled = || std::iter::once(Match::Destination(from)).chain(own.clone());
+    let target = |ports| translated(from, to, || Target::Dnat { to: to.addr(), ports });
     if claim.ports.is_empty() {
-        let target = Target::Dnat {
-            to: claim.target,
-            ports: None,
-        };
-        return vec![Rule::new(owner(key), [address], target)];
+        return vec![rule_of(key, dialled(), target(None))];
     }
     let of_ports = |ports: &ClaimedPorts| {
-        let target = Target::Dnat {
-            to: claim.target,
-            ports: shifted(*ports),
-        };
-        let matches = [address.clone(), Match::DestinationPorts(ports.transport, ports.ports)];
-        Rule::new(owner(key), matches, target)
+        let matches = dialled().chain([Match::DestinationPorts(ports.transport, ports.ports)]);
+        rule_of(key, matches, target(shifted(*ports)))
     };
     claim.ports.iter().map(of_ports).collect()
 }
@@ -97,31 +104,27 @@ fn shifted(ports: ClaimedPorts) -> Option<(PortRange, u16)> {
         .flatten()
 }
 
-fn rule(site: &Site<'_>, matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
-    Rule::new(site.owner(), matches, target)
-}
-
 /// What leaves by the inside interface after a mapping translated it. While all mappings hide their clients, one rule a pool prefix does; else those that do
 /// have a rule each.
-fn hide_clients(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served: Served<'_>) -> Chain {
+fn hide_clients(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served: Served<'_>, family: Family) -> Chain {
     let Served { network, inside, .. } = served;
     let out = Match::Out(inside.clone());
     let hidden = |claim: &Claim| claim.source_translation == SourceTranslation::Masquerade;
     let mut chain = Chain::new();
-    if network.source_translation == SourceTranslation::Masquerade && site.claims.iter().all(|(_, claim)| hidden(claim)) {
-        chain.extend(network.pool.iter().map(|pool| {
-            let matches = [out.clone(), Match::State(ConnState::Dnat), Match::OriginalDestination(*pool)];
+    if network.source_translation == SourceTranslation::Masquerade && of(site, family, Side::Outside).all(|(_, claim)| hidden(claim)) {
+        chain.extend(network.pool_of(family).map(|pool| {
+            let matches = [out.clone(), Match::State(ConnState::Dnat), Match::OriginalDestination(pool)];
             rule(site, matches, Target::Masquerade)
         }));
         return chain;
     }
-    chain.extend(network.inside.iter().map(|from| {
-        let matches = [Match::Source(*from), out.clone(), Match::State(ConnState::Dnat)];
+    chain.extend(network.inside_of(family).map(|from| {
+        let matches = [Match::Source(from), out.clone(), Match::State(ConnState::Dnat)];
         rule(site, matches, Target::Masquerade)
     }));
     let mut entries = Entries::new();
-    for (key, claim) in site.claims.iter().filter(|(_, claim)| hidden(claim)) {
-        entries.entry(IpNet::from(claim.target)).or_default().extend(hide(key, claim));
+    for (key, claim) in of(site, family, Side::Outside).filter(|(_, claim)| hidden(claim)) {
+        entries.entry(claim.target).or_default().extend(hide(key, claim));
     }
     if !entries.is_empty() {
         let name = network_chain("X", site.hash);
@@ -133,41 +136,47 @@ fn hide_clients(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served
 
 fn hide(key: &MappingKey, claim: &Claim) -> Vec<Rule> {
     let matches = |ports: Option<&ClaimedPorts>| {
-        let address = IpNet::from(claim.virtual_address);
         let common = [
-            Match::Destination(IpNet::from(claim.target)),
+            Match::Destination(claim.target),
             Match::State(ConnState::Dnat),
-            Match::OriginalDestination(address),
+            Match::OriginalDestination(claim.virtual_prefix),
         ];
         common
             .into_iter()
             .chain(ports.map(|p| Match::OriginalDestinationPorts(p.transport, p.ports)))
     };
     if claim.ports.is_empty() {
-        return vec![Rule::new(owner(key), matches(None), Target::Masquerade)];
+        return vec![rule_of(key, matches(None), Target::Masquerade)];
     }
-    let of_ports = |ports| Rule::new(owner(key), matches(Some(ports)), Target::Masquerade);
+    let of_ports = |ports| rule_of(key, matches(Some(ports)), Target::Masquerade);
     claim.ports.iter().map(of_ports).collect()
 }
 
-/// What VMs start themselves leaves under their virtual address. The fence has let only those through that have one.
-fn mirror(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served: Served<'_>) -> Chain {
-    let entries: Entries = egress_sources(site)
-        .into_iter()
-        .map(|(source, (key, address))| {
-            let matches = [Match::Source(IpNet::from(source))];
-            (
-                IpNet::from(source),
-                vec![Rule::new(owner(key), matches, Target::Snat { to: address })],
-            )
+/// What machines start themselves leaves under their virtual address, else under the network's source address. The fence has let only those through that
+/// have one.
+fn outward(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served: Served<'_>, family: Family) -> Chain {
+    let Some(leaving) = leaving(site, family) else {
+        return Chain::new();
+    };
+    let entries: Entries = leaving
+        .mirrors
+        .iter()
+        .map(|(target, (key, from))| {
+            let snat = translated(*target, *from, || Target::Snat { to: from.addr() });
+            (*target, vec![rule_of(key, [Match::Source(*target)], snat)])
         })
         .collect();
-    if entries.is_empty() {
-        return Chain::new();
-    }
     let name = network_chain("M", site.hash);
     dispatch(chains, &name, Key::Source, &entries);
+    let rest = leaving.source.map(|to| rule(site, [], Target::Snat { to }));
+    chains.entry(name.clone()).or_default().extend(rest);
     let to = Match::Out(served.outside.clone());
-    let gate = |from: &IpNet| rule(site, [Match::Source(*from), to.clone()], Target::Goto(name.clone()));
-    served.network.inside.iter().map(gate).collect()
+    let gate = |from| {
+        rule(
+            site,
+            [Match::Source(from), to.clone()].into_iter().chain(site.own()),
+            Target::Goto(name.clone()),
+        )
+    };
+    served.network.inside_of(family).map(gate).collect()
 }

@@ -2,7 +2,7 @@
 //!
 //! Nothing is taken on trust: an object may have been stored while the API server's validation was off, and a file never went through it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -10,24 +10,28 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-use super::prefixes::is_edge;
 use super::selector;
-use super::values::{claimed_ports, host_address, interface, label, prefix, quote, subdomain, unusable};
+use super::values::{host_address, interface, label, prefix, quote, subdomain, unusable};
 use super::verdict::{ClaimedPorts, Refusal};
-use crate::api::mapping::PortMapping;
+use crate::api::helper::HelperName;
+use crate::api::mapping::Side;
 use crate::api::network::{EgressDefault, SourceTranslation};
-use crate::api::schema::{GATEWAY_ADDRESSES_MAX, PORTS_MAX, PREFIXES_MAX, PROTECTED_MAX};
+use crate::api::schema::{GATEWAY_ADDRESSES_MAX, PREFIXES_MAX, PROTECTED_MAX};
 use crate::api::{NatMapping, StagingNetwork, reasons};
-use crate::netfilter::IfName;
+use crate::netfilter::{Family, IfName, PortRange, Transport};
 
 /// What [`subdomain`] wants.
 const NAME: &str = "1 to 63 lower-case letters, digits, '-' and '.', the first and last a letter or digit";
-/// The widest pool or inside prefix.
-const WIDEST: u8 = 8;
-/// Stands for an address that was refused.
-const NOBODY: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
 /// Problems that are spelled out in one message; the rest is counted.
 const PROBLEMS_SHOWN: usize = 8;
+
+/// The widest pool or inside prefix, by family.
+fn widest(net: IpNet) -> u8 {
+    match net {
+        IpNet::V4(_) => 8,
+        IpNet::V6(_) => 32,
+    }
+}
 
 /// A network that passed validation.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +44,8 @@ pub struct ValidNetwork {
     pub outside_interface: Option<IfName>,
     /// The pool. Sorted.
     pub pool: BTreeSet<IpNet>,
+    /// Under which addresses those inside leave that have no virtual address of their own. At most one a family.
+    pub source_addresses: BTreeMap<Family, IpAddr>,
     /// Whether claimed addresses are announced.
     pub announce: bool,
     /// The inside interface as named; None: found by subnet.
@@ -50,12 +56,57 @@ pub struct ValidNetwork {
     pub gateway_addresses: BTreeSet<IpAddr>,
     /// Default for mappings.
     pub source_translation: SourceTranslation,
-    /// Whether mapped VMs may open connections to the outside.
+    /// Whether everything may leave that has an address to leave under.
     pub egress_allowed: bool,
+    /// What may leave all the same.
+    pub egress: Vec<EgressTo>,
+    /// Helpers that mappings may ask for.
+    pub helpers: BTreeSet<HelperName>,
+    /// Whether TCP segments are clamped to the path's MTU.
+    pub clamp_mss: bool,
     /// Whether denied packets go to NFLOG.
     pub log: bool,
     /// Production prefixes. Sorted.
     pub protected: BTreeSet<IpNet>,
+}
+
+impl ValidNetwork {
+    /// The pool's prefixes of one family.
+    pub fn pool_of(&self, family: Family) -> impl Iterator<Item = IpNet> + '_ {
+        of_family(&self.pool, family)
+    }
+
+    /// The inside prefixes of one family.
+    pub fn inside_of(&self, family: Family) -> impl Iterator<Item = IpNet> + '_ {
+        of_family(&self.inside, family)
+    }
+
+    /// Whether an address inside may be met under `address` by the rules: whether a prefix covers it.
+    pub fn covers_inside(&self, prefix: &IpNet) -> bool {
+        self.inside.iter().any(|inside| inside.contains(prefix))
+    }
+}
+
+fn of_family(prefixes: &BTreeSet<IpNet>, family: Family) -> impl Iterator<Item = IpNet> + '_ {
+    prefixes.iter().copied().filter(move |prefix| Family::of_net(prefix) == family)
+}
+
+/// Something that may leave a network untranslated in its destination.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EgressTo {
+    /// Where to.
+    pub to: IpNet,
+    /// Empty: every protocol. Sorted.
+    pub ports: Vec<(Transport, PortRange)>,
+}
+
+/// A helper at a port of a virtual address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClaimedHelper {
+    /// The protocol.
+    pub name: HelperName,
+    /// The port at the virtual address.
+    pub port: PortRange,
 }
 
 /// A mapping that is well-formed by itself; whether its claim stands is for [`super::judge`].
@@ -63,12 +114,16 @@ pub struct ValidNetwork {
 pub struct ValidMapping {
     /// The network's name.
     pub network: String,
-    /// The address outside.
-    pub virtual_address: IpAddr,
-    /// The address inside.
-    pub target: IpAddr,
+    /// Who dials.
+    pub side: Side,
+    /// What is dialled: a single address is a prefix of full length.
+    pub virtual_prefix: IpNet,
+    /// Where it leads, as long as [`Self::virtual_prefix`].
+    pub target: IpNet,
     /// Empty: every protocol. Sorted, disjoint.
     pub ports: Vec<ClaimedPorts>,
+    /// Sorted.
+    pub helpers: Vec<ClaimedHelper>,
     /// The mapping's own setting.
     pub source_translation: Option<SourceTranslation>,
 }
@@ -106,18 +161,31 @@ pub fn network(raw: &StagingNetwork) -> Result<ValidNetwork, Refusal> {
         ));
     }
     let gateway_addresses = p.gateway_addresses(&spec.inside.gateway_addresses, &inside);
+    let source_addresses = p.source_addresses(&spec.outside, &inside);
+    let (egress_allowed, log, egress) = match &spec.egress {
+        Some(egress) => (
+            egress.default == EgressDefault::Allow,
+            egress.log.unwrap_or(false),
+            p.egress(&egress.allow),
+        ),
+        None => (false, false, Vec::new()),
+    };
     p.finish(ValidNetwork {
         name,
         created: raw.metadata.creation_timestamp.as_ref().map(|t| t.0),
         outside_interface,
         pool,
+        source_addresses,
         announce: spec.outside.announce.unwrap_or(true),
         inside_interface,
         inside,
         gateway_addresses,
         source_translation: spec.source_translation.unwrap_or(SourceTranslation::Masquerade),
-        egress_allowed: spec.egress.as_ref().is_some_and(|e| e.default == EgressDefault::Allow),
-        log: spec.egress.as_ref().and_then(|e| e.log).unwrap_or(false),
+        egress_allowed,
+        egress,
+        helpers: spec.allowed_helpers.iter().copied().collect(),
+        clamp_mss: spec.clamp_mss.unwrap_or(false),
+        log,
         protected,
     })
 }
@@ -137,17 +205,19 @@ pub fn mapping(raw: &NatMapping) -> Result<ValidMapping, Refusal> {
     );
     let network = &spec.network_ref.name;
     p.name("spec.networkRef.name", network, subdomain(network), NAME);
-    let virtual_address = p.address("spec.virtual.address", spec.r#virtual.address.as_deref().unwrap_or_default());
-    let target = p.address("spec.target.address", spec.target.address.as_deref().unwrap_or_default());
-    if virtual_address.is_some() && virtual_address == target {
-        p.add("spec.target.address must differ from spec.virtual.address: a virtual address must not exist inside");
-    }
+    let virtual_prefix = p.end("spec.virtual", spec.r#virtual.address.as_deref(), spec.r#virtual.prefix.as_deref());
+    let target = p.end("spec.target", spec.target.address.as_deref(), spec.target.prefix.as_deref());
     let ports = p.ports(&spec.ports);
+    let ends = virtual_prefix.zip(target).filter(|(from, to)| p.fit(*from, *to, &ports));
+    let helpers = p.helpers(&spec.helpers, &ports, virtual_prefix);
+    let (virtual_prefix, target) = ends.unwrap_or_default();
     p.finish(ValidMapping {
         network: network.clone(),
-        virtual_address: virtual_address.unwrap_or(NOBODY),
-        target: target.unwrap_or(NOBODY),
+        side: spec.side.unwrap_or_default(),
+        virtual_prefix,
+        target,
         ports,
+        helpers,
         source_translation: spec.source_translation,
     })
 }
@@ -167,11 +237,16 @@ enum Use {
 }
 
 #[derive(Default)]
-struct Problems(Vec<String>);
+pub(super) struct Problems(Vec<String>);
 
 impl Problems {
-    fn add(&mut self, problem: impl Into<String>) {
+    pub(super) fn add(&mut self, problem: impl Into<String>) {
         self.0.push(problem.into());
+    }
+
+    /// How many there are so far.
+    pub(super) fn count(&self) -> usize {
+        self.0.len()
     }
 
     fn finish<T>(self, value: T) -> Result<T, Refusal> {
@@ -215,7 +290,7 @@ impl Problems {
     }
 
     /// True if a list of `length` may be read at all.
-    fn length(&mut self, field: &str, length: usize, least: usize, most: usize) -> bool {
+    pub(super) fn length(&mut self, field: &str, length: usize, least: usize, most: usize) -> bool {
         let fits = (least..=most).contains(&length);
         if !fits {
             let bounds = if least == 0 {
@@ -240,8 +315,8 @@ impl Problems {
         for (n, text) in list.iter().enumerate() {
             match prefix(text) {
                 Err(problem) => self.add(format!("{field}[{n}] {problem}")),
-                Ok(net) if used == Use::Routed && net.prefix_len() < WIDEST => {
-                    self.add(format!("{field}[{n}] must be no wider than /{WIDEST}: got {net}"));
+                Ok(net) if used == Use::Routed && net.prefix_len() < widest(net) => {
+                    self.add(format!("{field}[{n}] must be no wider than /{}: got {net}", widest(net)));
                 }
                 Ok(net) if used == Use::Routed && unusable(net).is_some() => {
                     let (range, what) = unusable(net).unwrap_or_default();
@@ -273,36 +348,11 @@ impl Problems {
             };
             if !inside.iter().any(|net| net.contains(&address)) {
                 self.add(format!("{FIELD}[{n}] must lie in spec.inside.addresses: got {address}"));
-            } else if let Some(net) = inside.iter().find(|net| is_edge(**net, address)) {
-                self.add(format!(
-                    "{FIELD}[{n}] must be a host's address: {address} is the network or broadcast address of {net}"
-                ));
+            } else {
+                self.inside_edge(&format!("{FIELD}[{n}]"), inside, address);
             }
             if !found.insert(address) {
                 self.add(format!("{FIELD}[{n}] must be listed once: {address} is there already"));
-            }
-        }
-        found
-    }
-
-    fn ports(&mut self, list: &[PortMapping]) -> Vec<ClaimedPorts> {
-        let mut found = Vec::new();
-        if !self.length("spec.ports", list.len(), 0, PORTS_MAX) {
-            return found;
-        }
-        for (n, port) in list.iter().enumerate() {
-            match claimed_ports(port) {
-                Ok(ports) => found.push(ports),
-                Err(problem) => self.add(format!("spec.ports[{n}] {problem}")),
-            }
-        }
-        found.sort_unstable();
-        for pair in found.windows(2) {
-            if let [a, b] = pair
-                && a.transport == b.transport
-                && a.ports.overlaps(b.ports)
-            {
-                self.add(format!("spec.ports must not overlap: {a} and {b} share ports"));
             }
         }
         found

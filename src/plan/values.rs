@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::verdict::ClaimedPorts;
+use crate::api::helper::HelperName;
 use crate::api::mapping::{PortMapping, Protocol};
 use crate::api::schema::NAME_MAX;
-use crate::netfilter::{IfName, PortRange, Transport};
+use crate::netfilter::{Helper, IfName, PortRange, Transport};
 
 /// Characters of a user's value that a message repeats.
 const QUOTE_MAX: usize = 64;
@@ -59,16 +60,34 @@ pub(super) fn claimed_ports(port: &PortMapping) -> Result<ClaimedPorts, String> 
             u32::from(ports.span()) + 1
         ));
     }
-    let transport = match port.protocol {
-        Protocol::Tcp => Transport::Tcp,
-        Protocol::Udp => Transport::Udp,
-        Protocol::Sctp => Transport::Sctp,
-    };
     Ok(ClaimedPorts {
-        transport,
+        transport: transport(port.protocol),
         ports,
         target_first,
     })
+}
+
+pub(super) fn transport(protocol: Protocol) -> Transport {
+    match protocol {
+        Protocol::Tcp => Transport::Tcp,
+        Protocol::Udp => Transport::Udp,
+        Protocol::Sctp => Transport::Sctp,
+    }
+}
+
+/// What the kernel has for a helper at a port of these transports, if any are named.
+pub(super) fn kernel_helpers(name: HelperName) -> &'static [(Transport, Helper)] {
+    use Transport::{Tcp, Udp};
+    match name {
+        HelperName::Amanda => &[(Udp, Helper::Amanda)],
+        HelperName::Ftp => &[(Tcp, Helper::Ftp)],
+        HelperName::H323 => &[(Tcp, Helper::H323Signalling), (Udp, Helper::H323Ras)],
+        HelperName::Irc => &[(Tcp, Helper::Irc)],
+        HelperName::Pptp => &[(Tcp, Helper::Pptp)],
+        HelperName::Sip => &[(Tcp, Helper::Sip), (Udp, Helper::Sip)],
+        HelperName::Snmp => &[(Udp, Helper::Snmp)],
+        HelperName::Tftp => &[(Udp, Helper::Tftp)],
+    }
 }
 
 /// `text` as a host's address, in the one spelling that is canonical: four decimal octets without leading zeros (RFC 6943, 3.1.1), or RFC 5952.

@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
 
+use ipnet::IpNet;
 use jiff::Timestamp;
 
 use super::NodeFacts;
-use super::interfaces::{self, Side};
-use super::validate::ValidNetwork;
-use crate::api::network::{ActiveGateway, SourceTranslation};
-use crate::netfilter::{PortRange, Transport};
+use super::interfaces::{self, Foot};
+use super::validate::{ClaimedHelper, ValidNetwork};
+use crate::api::mapping::Side;
+use crate::api::network::{ActiveGateway, Isolation, SourceTranslation};
+use crate::netfilter::{Family, PortRange, Transport};
 
 /// `namespace/name` of a mapping.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,14 +65,30 @@ pub struct Claim {
     pub created: Option<Timestamp>,
     /// The network's name.
     pub network: String,
-    /// The address outside.
-    pub virtual_address: IpAddr,
-    /// The address inside.
-    pub target: IpAddr,
+    /// Who dials.
+    pub side: Side,
+    /// What is dialled: a single address is a prefix of full length.
+    pub virtual_prefix: IpNet,
+    /// Where it leads, as long as [`Self::virtual_prefix`].
+    pub target: IpNet,
     /// Empty: every protocol. Sorted.
     pub ports: Vec<ClaimedPorts>,
+    /// Sorted.
+    pub helpers: Vec<ClaimedHelper>,
     /// The mapping's own setting, or else the network's.
     pub source_translation: SourceTranslation,
+}
+
+impl Claim {
+    /// IPv4 or IPv6.
+    pub fn family(&self) -> Family {
+        Family::of_net(&self.virtual_prefix)
+    }
+
+    /// Whether this is a 1:1 mapping of a machine that clients dial: then it is also the address that the machine leaves under.
+    pub fn mirrored(&self) -> bool {
+        self.side == Side::Outside && self.ports.is_empty()
+    }
 }
 
 /// What is decided about a mapping.
@@ -98,6 +115,8 @@ pub struct NetworkVerdict {
     pub generation: i64,
     /// The validated network if it stands.
     pub accepted: Result<ValidNetwork, Refusal>,
+    /// What tells it from networks with the same inside, as the object's status says.
+    pub isolation: Option<Isolation>,
     /// Nodes whose labels the selector matches, sorted. In standalone mode: the one node.
     pub gateways: Vec<String>,
     /// What the object's status says is active (kept as it is by the agent; chosen anew by the controller with [`elect`]).
@@ -120,7 +139,7 @@ pub struct Verdicts {
 pub fn elect(current: Option<&ActiveGateway>, candidates: &[NodeFacts], network: &ValidNetwork) -> Option<ActiveGateway> {
     let staying = current.and_then(|c| candidates.iter().find(|facts| facts.name == c.node).map(|facts| (c, facts)));
     if let Some((current, facts)) = staying {
-        let address = match interfaces::find(facts, network, Side::Outside) {
+        let address = match interfaces::find(facts, network, Foot::Outside) {
             Ok(name) => interfaces::outside_address(facts, &name, network).map(|a| a.to_string()),
             // Not to be seen just now: what was known of it stays.
             Err(_) => current.address.clone(),
@@ -133,8 +152,8 @@ pub fn elect(current: Option<&ActiveGateway>, candidates: &[NodeFacts], network:
     candidates
         .iter()
         .filter_map(|facts| {
-            let outside = interfaces::find(facts, network, Side::Outside).ok()?;
-            let inside = interfaces::find(facts, network, Side::Inside).ok()?;
+            let outside = interfaces::find(facts, network, Foot::Outside).ok()?;
+            let inside = interfaces::find(facts, network, Foot::Inside).ok()?;
             (outside != inside).then_some((facts, outside))
         })
         .min_by(|(a, _), (b, _)| a.name.cmp(&b.name))

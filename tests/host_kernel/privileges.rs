@@ -8,7 +8,9 @@ use std::process::Command;
 use stagenet::host::linux::BackendChoice;
 use stagenet::host::{Host as _, HostError, HostEvent, Needs};
 use stagenet::netfilter::{Family, Table};
-use stagenet::plan::FlowPolicy;
+use std::sync::Arc;
+
+use stagenet::plan::{FlowPolicy, Sweep};
 
 use crate::lab::isolated;
 use crate::{FENCE, UNFENCE, World, families, host, look, name, next, sh, undone, wanted};
@@ -78,7 +80,7 @@ async fn all_effects() {
         )]))
         .await
         .unwrap();
-        host.sweep_flows(&FlowPolicy::default()).await.unwrap();
+        host.sweep_flows(&Arc::new(FlowPolicy::default()), Sweep::default()).await.unwrap();
         host.denied().await.unwrap();
         assert!(next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some());
         host.change_links(&families::wanted()).await.unwrap();
@@ -114,7 +116,10 @@ async fn all_denied() {
         assert!(denied(&error), "{error:?}");
         let errors = host.change_links(&wanted()).await.unwrap_err();
         assert!(errors.len() == wanted().len() + 1 && errors.iter().all(denied), "{errors:?}");
-        let error = host.sweep_flows(&FlowPolicy::default()).await.unwrap_err();
+        let error = host
+            .sweep_flows(&Arc::new(FlowPolicy::default()), Sweep::default())
+            .await
+            .unwrap_err();
         assert!(denied(&error), "{error:?}");
         let eth0 = BTreeMap::from([(name("eth0"), BTreeSet::from([IpAddr::from([192, 168, 100, 9])]))]);
         let error = host.probe(&eth0).await.unwrap_err();

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
+
+use serde_json::json;
 
 use stagenet::host::linux::BackendChoice;
 use stagenet::host::{Host as _, HostEvent};
-use stagenet::netfilter::{Family, PortRange};
-use stagenet::plan::FlowPolicy;
+use stagenet::netfilter::Family;
+use stagenet::plan::{self, FlowPolicy, HostOptions, InterfaceFacts, NodeFacts, Sweep};
 
 use crate::lab::isolated;
 use crate::{FENCE, World, host, name, next, sh, wanted};
@@ -30,39 +33,71 @@ fn flows_that_the_plan_does_not_agree_with_are_deleted_and_no_others() {
             -r 2001:db8:1::9 -q 2001:db8::9 --reply-port-src 53 --reply-port-dst 5 >/dev/null; \
             conntrack -I -w 7 -p udp -t 300 -s 192.168.100.9 -d 192.168.100.4 --sport 5 --dport 53 -r 192.168.200.3 -q 192.168.100.9 --reply-port-src 53 --reply-port-dst 5 >/dev/null",
         );
-        let vip = |last| IpAddr::from([192, 168, 100, last]);
-        let mapped = |protocol, port, target: &str| stagenet::plan::MappedFlow {
-            ports: Some((protocol, PortRange::new(port, port).unwrap())),
-            target: target.parse().unwrap(),
-            target_first: None,
-            source_translation: stagenet::api::network::SourceTranslation::Preserve,
-        };
-        let policy = FlowPolicy {
-            mappings: BTreeMap::from([
-                (vip(3), vec![mapped(6, 80, "192.168.200.3")]),
-                ("2001:db8::3".parse().unwrap(), vec![mapped(17, 53, "2001:db8:200::3")]),
-            ]),
-            pools: ["192.168.100.0/28", "2001:db8::/124"].map(|p| p.parse().unwrap()).into(),
-            inside: ["192.168.200.0/24", "2001:db8:200::/64"].map(|p| p.parse().unwrap()).into(),
-            ..FlowPolicy::default()
+        let policy = two_mappings();
+        assert_eq!(
+            world.run(host.sweep_flows(&policy, Sweep::default())).unwrap(),
+            100,
+            "those to .4; zone 7 is nobody's"
+        );
+        let gone = ["192.168.100.4/32", "2001:db8::4/128"].map(|p| p.parse().unwrap());
+        let everywhere = Sweep {
+            earlier: plan::Reach::anywhere(gone),
+            ..Sweep::default()
         };
         assert_eq!(
-            world.run(host.sweep_flows(&policy)).unwrap(),
-            102,
-            "those to .4 and ::4, one of each in a zone"
+            world.run(host.sweep_flows(&policy, everywhere)).unwrap(),
+            3,
+            "in whatever zone, of both families"
         );
         assert_eq!(sh("conntrack -L -d 192.168.100.3 2>/dev/null | wc -l"), "101\n");
-        assert_eq!(sh("conntrack -L 2>/dev/null | wc -l"), "103\n");
+        assert_eq!(sh("conntrack -L 2>/dev/null | wc -l"), "102\n");
         let ipv6 = sh("conntrack -L -f ipv6 2>/dev/null");
-        assert_eq!(ipv6.lines().count(), 2, "{ipv6}");
-        assert!(ipv6.contains("dst=2001:db8::3") && ipv6.contains("zone=7"), "{ipv6}");
-        // The same tuple in two zones are two flows, and this one is none of ours.
         assert!(
-            ipv6.lines().any(|l| l.contains("dst=2001:db8::4") && !l.contains("zone=7")),
+            ipv6.lines().count() == 1 && ipv6.contains("dst=2001:db8::3") && ipv6.contains("zone=7"),
             "{ipv6}"
         );
-        assert_eq!(world.run(host.sweep_flows(&policy)).unwrap(), 0);
+        assert_eq!(world.run(host.sweep_flows(&policy, Sweep::default())).unwrap(), 0);
     });
+}
+
+/// 192.168.100.3, TCP port 80, and 2001:db8::3, UDP port 53, lead inside; clients keep their address.
+fn two_mappings() -> Arc<FlowPolicy> {
+    let network = json!({
+        "apiVersion": "stagenet.dev/v1alpha1", "kind": "StagingNetwork", "metadata": {"name": "net"},
+        "spec": {
+            "gateway": {"nodeSelector": {}}, "sourceTranslation": "Preserve",
+            "outside": {"interface": "eth0", "announce": false, "addresses": ["192.168.100.0/28", "2001:db8::/124"]},
+            "inside": {"interface": "eth1", "addresses": ["192.168.200.0/24", "2001:db8:200::/64"]},
+        },
+    });
+    let mapping = |from: &str, to: &str, protocol: &str, port: u16| {
+        let object = json!({
+            "apiVersion": "stagenet.dev/v1alpha1", "kind": "NatMapping", "metadata": {"name": protocol.to_lowercase(), "namespace": "default"},
+            "spec": {
+                "networkRef": {"name": "net"}, "virtual": {"address": from}, "target": {"address": to},
+                "ports": [{"protocol": protocol, "port": port}],
+            },
+        });
+        serde_json::from_value(object).unwrap()
+    };
+    let interfaces = ["eth0", "eth1"].map(|name| (name.to_owned(), InterfaceFacts::default()));
+    let world = plan::World {
+        networks: vec![serde_json::from_value(network).unwrap()],
+        mappings: vec![
+            mapping("192.168.100.3", "192.168.200.3", "TCP", 80),
+            mapping("2001:db8::3", "2001:db8:200::3", "UDP", 53),
+        ],
+        nodes: vec![NodeFacts {
+            name: "node".into(),
+            kernel: plan::KernelFacts {
+                ipv6_forwarding: true,
+                ..plan::KernelFacts::default()
+            },
+            interfaces: interfaces.into(),
+            ..NodeFacts::default()
+        }],
+    };
+    plan::host_plan(&world, &plan::judge(&world), "node", &HostOptions::default()).flows
 }
 
 #[test]

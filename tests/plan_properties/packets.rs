@@ -63,14 +63,14 @@ fn may_leave(verdicts: &Verdicts, plan: &HostPlan, input: &str, source: IpAddr, 
         .mappings
         .values()
         .filter_map(|v| v.accepted.as_ref().ok())
-        .any(|c| c.virtual_address == destination);
+        .any(|c| c.virtual_prefix.contains(&destination));
     planned(verdicts, plan).into_iter().any(|claim| {
         let here = &plan.networks[&claim.network];
         let Ok(network) = &verdicts.networks[&claim.network].accepted else {
             return false;
         };
         claim.ports.is_empty()
-            && claim.target == source
+            && claim.target.contains(&source)
             && network.egress_allowed
             && here.inside.as_ref().is_some_and(|i| i.as_str() == input)
             && here.outside.as_ref().is_some_and(|o| o.as_str() == output)
@@ -115,7 +115,7 @@ proptest! {
         let trace = node.trace(&plan.ruleset, Packet::new(&outside, source, destination, payload));
         let inside: BTreeMap<&str, _> = plan.networks.iter().filter(|(_, n)| !plan_unfenced(n))
             .filter_map(|(name, n)| n.inside.as_ref().map(|i| (i.as_str(), name))).collect();
-        let dialled = |claim: &&Claim| claim.virtual_address == destination && match payload {
+        let dialled = |claim: &&Claim| claim.virtual_prefix.contains(&destination) && match payload {
             _ if claim.ports.is_empty() => true,
             Payload::Transport(transport, port) => claim.ports.iter().any(|p| p.transport == transport && p.ports.contains(port)),
             _ => false,
@@ -124,7 +124,7 @@ proptest! {
         match (claim, &trace.fate) {
             (Some(claim), fate) => {
                 prop_assert_eq!(fate, &Fate::Forwarded, "{}", trace);
-                prop_assert_eq!(trace.packet.destination, claim.target);
+                prop_assert!(claim.target.contains(&trace.packet.destination));
                 prop_assert_eq!(trace.packet.output.as_ref(), plan.networks[&claim.network].inside.as_ref());
             }
             (None, Fate::Forwarded) => {

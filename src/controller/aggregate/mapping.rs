@@ -9,7 +9,7 @@ use crate::api::gatewaynode::{NetworkReport, Role};
 use crate::api::mapping::{NatMapping, NatMappingStatus};
 use crate::api::reasons;
 use crate::controller::version;
-use crate::plan::{Claim, MappingKey, MappingVerdict};
+use crate::plan::{Claim, MappingKey, MappingVerdict, written};
 
 pub(super) fn status(
     inputs: &Inputs<'_>,
@@ -61,7 +61,11 @@ fn programmed(inputs: &Inputs<'_>, key: &MappingKey, claim: &Claim, active: Opti
             } else if let Some(why) = failure(node, report, key) {
                 Programmed::No(why)
             } else {
-                Programmed::Yes(format!("{} leads to {} through {node}.", claim.virtual_address, claim.target))
+                Programmed::Yes(format!(
+                    "{} leads to {} through {node}.",
+                    written(claim.virtual_prefix),
+                    written(claim.target)
+                ))
             }
         }
     }

@@ -20,7 +20,7 @@ use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, Obs
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{
-    FlowPolicy, FlowTuple, GatewayAddress, InterfaceFacts, KernelFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Via,
+    FlowPolicy, FlowTuple, GatewayAddress, InterfaceFacts, KernelFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Sweep, Via,
 };
 use tables::FakeTable;
 
@@ -324,10 +324,10 @@ impl Host for FakeHost {
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
-    async fn sweep_flows(&mut self, policy: &FlowPolicy) -> Result<u64, HostError> {
+    async fn sweep_flows(&mut self, policy: &Arc<FlowPolicy>, sweep: Sweep) -> Result<u64, HostError> {
         let mut state = self.lock();
         state.enter(Call::SweepFlows)?;
-        let (kept, gone): (BTreeSet<_>, BTreeSet<_>) = state.flows.iter().cloned().partition(|flow| policy.agrees(flow));
+        let (kept, gone): (BTreeSet<_>, BTreeSet<_>) = state.flows.iter().cloned().partition(|flow| policy.agrees(flow, &sweep));
         state.flows = kept;
         let count = gone.len() as u64;
         if count > 0 {

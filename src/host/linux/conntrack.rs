@@ -10,7 +10,7 @@ use nix::libc;
 
 use super::netlink::{Answer, Netlink, attributes};
 use super::observe::address;
-use crate::plan::{FlowPolicy, FlowTuple};
+use crate::plan::{FlowPolicy, FlowTuple, Sweep};
 
 // linux/netfilter/nfnetlink_conntrack.h
 const NFGENMSG: usize = 4;
@@ -103,11 +103,11 @@ pub(super) fn deletion(answer: &Answer<'_>) -> NetfilterMessage {
 }
 
 /// Deletes the entries of both families that `policy` does not agree with, in one walk. Returns how many went.
-pub(super) fn sweep(netlink: &mut Netlink, policy: &FlowPolicy) -> io::Result<u64> {
+pub(super) fn sweep(netlink: &mut Netlink, policy: &FlowPolicy, sweep: &Sweep) -> io::Result<u64> {
     let mut doomed = Vec::new();
     // A walk that a change disturbed may have missed entries that were moved; such a table is walked again by the next sweep.
     netlink.walk(message(NetfilterProtoFamily::Unspec, ConntrackMessage::Get(Vec::new())), |answer| {
-        if flow(answer).is_some_and(|flow| !policy.agrees(&flow)) {
+        if flow(answer).is_some_and(|flow| !policy.agrees(&flow, sweep)) {
             doomed.push((0, deletion(answer)));
         }
     })?;

@@ -107,7 +107,7 @@ fn read(datagram: &[u8]) -> Result<Read, TestCaseError> {
         }
         read.delays += usize::from(observe::proxy_delay(&answer).is_some());
         if let Some(flow) = conntrack::flow(&answer) {
-            let _ = FlowPolicy::default().agrees(&flow);
+            let _ = FlowPolicy::default().agrees(&flow, &crate::plan::Sweep::default());
             deletes_one(&answer)?;
             read.flows += 1;
         }

@@ -42,7 +42,7 @@ use tokio::time::sleep;
 use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
 use crate::netfilter::dump::ObservedTable;
 use crate::netfilter::{ChainName, Family, IfName, Table};
-use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts};
+use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts, Sweep};
 use arp::Arp;
 use generation::Own;
 use nd::{Nd, Role};
@@ -233,9 +233,9 @@ impl Host for LinuxHost {
         }
     }
 
-    async fn sweep_flows(&mut self, policy: &FlowPolicy) -> Result<u64, HostError> {
+    async fn sweep_flows(&mut self, policy: &Arc<FlowPolicy>, sweep: Sweep) -> Result<u64, HostError> {
         let policy = policy.clone();
-        let work = move || conntrack::sweep(&mut Netlink::open(NETLINK_NETFILTER)?, &policy);
+        let work = move || conntrack::sweep(&mut Netlink::open(NETLINK_NETFILTER)?, &policy, &sweep);
         kernel("deleting entries of the connection table", work).await
     }
 

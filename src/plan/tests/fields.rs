@@ -101,7 +101,7 @@ fn networks() {
         ),
         (
             json!({"inside": {"gatewayAddresses": ["192.168.200.255"]}}),
-            "192.168.200.255 is the network or broadcast address of 192.168.200.0/24",
+            "must be a host's address: 192.168.200.255 is not one in 192.168.200.0/24",
         ),
         (
             json!({"gateway": {"nodeSelector": {"matchExpressions": [{"key": "a", "operator": "Like"}]}}}),
@@ -139,7 +139,7 @@ fn mappings() {
         ),
         (
             json!({"target": {"address": "192.168.100.3"}}),
-            "spec.target.address must differ from spec.virtual.address",
+            "spec.target must differ from spec.virtual",
         ),
         (
             json!({"networkRef": {"name": "Net Work"}}),

@@ -6,7 +6,7 @@ use super::super::testing::{network, plan, seed};
 use super::super::{HostPlan, InterfaceFacts, NodeFacts, World};
 use super::packets::{Lab, SSH};
 use crate::api::reasons;
-use crate::netfilter::{Family, IfName, Match, Table};
+use crate::netfilter::{Family, IfName, Match, Table, Target};
 
 fn facts(master: Option<&str>, addresses: &[&str]) -> InterfaceFacts {
     InterfaceFacts {
@@ -47,12 +47,12 @@ fn is_fenced(plan: &HostPlan, interface: &str) -> bool {
                     let mut rules = t
                         .chains
                         .iter()
-                        .filter(|(name, _)| name.as_str() == chain)
+                        .filter(|(name, _)| name.as_str().starts_with(chain))
                         .flat_map(|(_, rules)| rules);
-                    rules.any(|rule| rule.matches == [matches.clone()])
+                    rules.any(|rule| rule.matches == [matches.clone()] && matches!(rule.target, Target::Goto(_)))
                 })
             };
-            [has("SNET-FWD", &from), has("SNET-FWD", &to), has("SNET-IN", &from)]
+            [has("SNET-F", &from), has("SNET-F", &to), has("SNET-IN", &from)]
         })
         .collect();
     assert!(found.iter().all(|f| *f == found[0]), "half a fence around {interface}: {found:?}");

@@ -127,7 +127,7 @@ fn what_the_network_protects_or_answers_for_cannot_be_claimed() {
     assert_refused(
         &verdicts.mappings[&key("prod")],
         reasons::PROTECTED,
-        "192.168.100.65 is in 192.168.100.64/26, which network net protects",
+        "192.168.100.65 meets 192.168.100.64/26, which network net protects",
     );
     assert_refused(
         &verdicts.mappings[&key("gw")],
@@ -154,7 +154,7 @@ fn an_address_inside_another_closed_network_cannot_be_claimed() {
     assert_refused(
         &verdicts.mappings[&key("a")],
         reasons::PROTECTED,
-        "192.168.100.70 is in 192.168.100.64/26, which is inside network other",
+        "192.168.100.70 meets 192.168.100.64/26, which is inside network other",
     );
     assert_refused(
         &verdicts.mappings[&key("b")],

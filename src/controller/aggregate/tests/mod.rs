@@ -10,6 +10,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::*;
 use crate::api::gatewaynode::{FailureReport, GatewayNodeStatus, InterfaceStatus, NetworkReport, Role};
+use crate::api::mapping::Side;
 use crate::api::network::{ActiveGateway, SourceTranslation};
 use crate::api::{NatMapping, StagingNetwork, reasons};
 use crate::controller::gather;
@@ -35,12 +36,16 @@ fn valid() -> ValidNetwork {
         name: "segment-b".into(),
         outside_interface: IfName::new("eth0"),
         pool: BTreeSet::from(["192.168.100.0/24".parse().unwrap()]),
+        source_addresses: BTreeMap::new(),
         announce: true,
         inside_interface: IfName::new("eth1"),
         inside: BTreeSet::from(["192.168.200.0/24".parse().unwrap()]),
         gateway_addresses: BTreeSet::new(),
         source_translation: SourceTranslation::Masquerade,
         egress_allowed: false,
+        egress: vec![],
+        helpers: BTreeSet::new(),
+        clamp_mss: false,
         log: false,
         protected: BTreeSet::new(),
     }
@@ -86,6 +91,7 @@ impl Scene {
             network_verdict: NetworkVerdict {
                 generation: 1,
                 accepted: Ok(valid()),
+                isolation: None,
                 gateways: vec!["node-a".into()],
                 active: Some(on("node-a")),
             },
@@ -96,9 +102,11 @@ impl Scene {
                 accepted: Ok(Claim {
                     created: None,
                     network: "segment-b".into(),
-                    virtual_address: "192.168.100.3".parse().unwrap(),
-                    target: "192.168.200.3".parse().unwrap(),
+                    side: Side::Outside,
+                    virtual_prefix: "192.168.100.3/32".parse().unwrap(),
+                    target: "192.168.200.3/32".parse().unwrap(),
                     ports: vec![],
+                    helpers: vec![],
                     source_translation: SourceTranslation::Masquerade,
                 }),
                 resolved_refs: Ok(()),

@@ -99,8 +99,8 @@ fn the_younger_of_two_networks_that_cannot_be_told_apart_is_not_served() {
     assert_problem(
         &plan,
         "b",
-        reasons::PREFIX_OVERLAP,
-        "192.168.200.128/25 of network b shares addresses with 192.168.200.0/24 of network net",
+        reasons::ISOLATION_PENDING,
+        "network b shares inside addresses with network net on node vm02 and has no status.isolation yet",
     );
     let plan = pair(&json!({"inside": {"interface": "eth1"}}), &[]);
     assert_problem(
@@ -157,7 +157,7 @@ fn one_node_s_problem_is_not_another_s() {
     ));
     assert_eq!(
         plan_of(&world, "vm02").networks["other"].problem.as_ref().map(|p| p.reason),
-        Some(reasons::PREFIX_OVERLAP)
+        Some(reasons::ISOLATION_PENDING)
     );
     assert_eq!(plan_of(&world, "own").networks["other"].problem, None);
 }

@@ -136,7 +136,7 @@ fn mappings_that_this_node_cannot_program() {
         (
             "used",
             reasons::ADDRESS_IN_USE,
-            "52:54:00:00:00:01 answers ARP for 192.168.100.4 outside",
+            "52:54:00:00:00:01 answers for 192.168.100.4, so it is not taken",
         ),
         ("refused", reasons::RESTORE_REJECTED, "left out: line 7 failed"),
         (

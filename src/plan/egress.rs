@@ -1,0 +1,65 @@
+//! What machines of a closed network may start towards the outside, and under which address they leave.
+//!
+//! A machine with a 1:1 mapping leaves under its own virtual address (the mirror), every other under the network's source address. Without either nothing
+//! leaves. What may leave: everything but `protected` where `egress` allows it, what `egress.allow` lists, and what an Inside mapping leads to a target.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::MappingKey;
+use super::sites::Site;
+use super::validate::EgressTo;
+use super::verdict::Claim;
+use crate::api::mapping::Side;
+use crate::netfilter::Family;
+
+/// What may leave one network in one family.
+#[derive(Debug)]
+pub(super) struct Leaving<'a> {
+    /// Target of a 1:1 mapping → the mapping, and the virtual prefix that it leaves under.
+    pub(super) mirrors: BTreeMap<IpNet, (&'a MappingKey, IpNet)>,
+    /// The address of all others.
+    pub(super) source: Option<IpAddr>,
+    /// Whether everything may leave.
+    pub(super) open: bool,
+    /// What may leave otherwise.
+    pub(super) rules: Vec<&'a EgressTo>,
+    /// Mappings of side Inside.
+    pub(super) inward: Vec<(&'a MappingKey, &'a Claim)>,
+}
+
+/// None if nothing may leave.
+pub(super) fn leaving<'a>(site: &Site<'a>, family: Family) -> Option<Leaving<'a>> {
+    let network = site.network.filter(|_| site.served().is_some())?;
+    let claims = || site.claims.iter().filter(|(_, claim)| claim.family() == family);
+    let leaving = Leaving {
+        mirrors: mirrors(claims()),
+        source: site.sources.get(&family).copied(),
+        open: network.egress_allowed,
+        rules: network.egress.iter().filter(|rule| Family::of_net(&rule.to) == family).collect(),
+        inward: claims().filter(|(_, claim)| claim.side == Side::Inside).copied().collect(),
+    };
+    let nowhere = !leaving.open && leaving.rules.is_empty() && leaving.inward.is_empty();
+    let nobody = leaving.mirrors.is_empty() && leaving.source.is_none();
+    (!nowhere && !nobody).then_some(leaving)
+}
+
+/// Of two 1:1 mappings to one target the older counts.
+fn mirrors<'a, 's>(claims: impl Iterator<Item = &'s (&'a MappingKey, &'a Claim)>) -> BTreeMap<IpNet, (&'a MappingKey, IpNet)>
+where
+    'a: 's,
+{
+    let mut found: BTreeMap<IpNet, (&MappingKey, &Claim)> = BTreeMap::new();
+    for (key, claim) in claims.filter(|(_, claim)| claim.mirrored()) {
+        let entry = found.entry(claim.target).or_insert((key, claim));
+        if (claim.created, *key) < (entry.1.created, entry.0) {
+            *entry = (key, claim);
+        }
+    }
+    found
+        .into_iter()
+        .map(|(target, (key, claim))| (target, (key, claim.virtual_prefix)))
+        .collect()
+}

@@ -1,0 +1,190 @@
+//! Table raw: what conntrack has to know of a packet before it looks at it. Absent on a node without isolated networks and without helpers.
+//!
+//! Packets of an isolated network get its conntrack zone and its firewall mark, whichever way they go: from inside by the name of the interface, from outside by the virtual
+//! address. Where a pool is one network's alone, the pool says whose; where networks share a pool, the claimed addresses do. A helper is asked for where the packet still
+//! has the virtual address; zone and helper are one rule, because conntrack takes the first only.
+//!
+//! Every packet of the node walks this table, so bystanders must get out quickly: names by their beginnings, addresses behind one guard for neighbouring prefixes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ipnet::IpNet;
+
+use super::prefixes::meet;
+use super::rules::{hook, network_chain, rule, rule_of};
+use super::sites::Site;
+use super::values::kernel_helpers;
+use super::{HostOptions, KernelFacts};
+use crate::api::helper::HelperName;
+use crate::api::mapping::Side;
+use crate::netfilter::names::{self, Way};
+use crate::netfilter::tree::{Entries, Key, dispatch};
+use crate::netfilter::{Chain, ChainName, Family, Helper, Hook, Match, Owner, Rule, TableRules, Target};
+
+/// Below this many prefixes side by side a guard costs more than it saves.
+const GUARD_MIN: usize = 3;
+
+/// None if there is nothing to say.
+pub(super) fn table(sites: &[Site<'_>], family: Family, kernel: &KernelFacts, options: &HostOptions) -> Option<TableRules> {
+    let mut table = TableRules::default();
+    let isolated = || {
+        sites
+            .iter()
+            .filter(|site| site.separate.is_some() && site.served().is_some() && site.has(family))
+    };
+    for site in isolated() {
+        network(&mut table.chains, site, family, kernel);
+    }
+    let entries = destinations(sites, family, kernel);
+    if table.chains.is_empty() && entries.is_empty() {
+        return None;
+    }
+    let root = hook(&mut table, Hook::Prerouting, "RAW");
+    let rest = ChainName::lossy("RAWDST");
+    let by_address = by_address(&mut table.chains, &entries);
+    let names: BTreeMap<_, _> = isolated()
+        .flat_map(|site| {
+            site.fence
+                .iter()
+                .map(move |name| (name.clone(), (site.owner(), network_chain("C", site.hash))))
+        })
+        .collect();
+    let mut chain = Chain::new();
+    names::dispatch(&mut table.chains, &mut chain, "RN", Way::In, &names, &rest);
+    let led = table
+        .chains
+        .values()
+        .flatten()
+        .any(|rule| rule.target == Target::Goto(rest.clone()));
+    if led {
+        table.chains.insert(rest, by_address.clone());
+    }
+    chain.extend(by_address);
+    table.chains.insert(root, chain);
+    if kernel.fwmark_reflect.contains(&family) && isolated().any(|site| site.zone().is_some()) {
+        let answers = hook(&mut table, Hook::Output, "RAWOUT");
+        let mut chain = vec![Rule::new(Owner::Base, [Match::Mark(options.marks.none())], Target::Return)];
+        chain.extend(isolated().filter_map(|site| Some(rule(site, site.own(), tracked(site, None)?))));
+        table.chains.insert(answers, chain);
+    }
+    Some(table)
+}
+
+/// What goes to the network's zone. None for zone 0 without a helper.
+fn tracked(site: &Site<'_>, helper: Option<Helper>) -> Option<Target> {
+    let zone = site.zone();
+    (zone.is_some() || helper.is_some()).then_some(Target::Track { zone, helper })
+}
+
+/// `SNET-C-H`: helpers, zone, mark.
+fn network(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Family, kernel: &KernelFacts) {
+    let name = network_chain("C", site.hash);
+    let Some(separate) = site.separate else { return };
+    chains.insert(name.clone(), Chain::new());
+    dispatch(chains, &name, Key::Destination, &helpers(site, family, kernel));
+    let chain = chains.entry(name).or_default();
+    chain.extend(tracked(site, None).map(|target| rule(site, [], target)));
+    chain.push(rule(site, [], Target::SetMark(separate.mark)));
+}
+
+/// Helpers that mappings ask for and the kernel has.
+fn helpers(site: &Site<'_>, family: Family, kernel: &KernelFacts) -> Entries {
+    let mut entries = Entries::new();
+    for (key, claim) in site.claims.iter().filter(|(_, claim)| claim.family() == family) {
+        for helper in claim.helpers.iter().filter(|helper| available(kernel, helper.name)) {
+            for (transport, kernel) in kernel_helpers(helper.name) {
+                let inside = site.inside.clone().filter(|_| claim.side == Side::Inside).map(Match::In);
+                let dialled = [
+                    Match::Destination(claim.virtual_prefix),
+                    Match::DestinationPorts(*transport, helper.port),
+                ];
+                let target = Target::Track {
+                    zone: site.zone(),
+                    helper: Some(*kernel),
+                };
+                let rules = entries.entry(claim.virtual_prefix).or_default();
+                rules.push(rule_of(key, inside.into_iter().chain(dialled), target));
+            }
+        }
+    }
+    entries
+}
+
+/// Whether the kernel has a helper. One of which nothing is known is tried: the kernel refuses what it has not.
+pub(super) fn available(kernel: &KernelFacts, name: HelperName) -> bool {
+    let Some(known) = &kernel.helpers else { return true };
+    kernel_helpers(name).iter().all(|(_, helper)| known.contains(helper))
+}
+
+/// What is told by the address outside: isolated networks' packets, and helpers of the others.
+fn destinations(sites: &[Site<'_>], family: Family, kernel: &KernelFacts) -> Entries {
+    let mut entries = Entries::new();
+    for site in sites {
+        let Some(network) = site.network.filter(|_| site.served().is_some()) else {
+            continue;
+        };
+        if site.separate.is_none() {
+            for (prefix, rules) in helpers(site, family, kernel) {
+                entries.entry(prefix).or_default().extend(rules);
+            }
+            continue;
+        }
+        let mut lead = |prefix: IpNet| {
+            let to = rule(site, [Match::Destination(prefix)], Target::Goto(network_chain("C", site.hash)));
+            entries.entry(prefix).or_default().push(to);
+        };
+        let shared = |pool: IpNet| {
+            let others = sites
+                .iter()
+                .filter(|other| other.name != site.name)
+                .filter_map(|other| other.network);
+            others.flat_map(|other| &other.pool).any(|other| meet(*other, pool))
+        };
+        for pool in network.pool_of(family) {
+            if !shared(pool) {
+                lead(pool);
+                continue;
+            }
+            let outside = site.claims.iter().filter(|(_, claim)| claim.side == Side::Outside);
+            let claimed: BTreeSet<IpNet> = outside.map(|(_, claim)| claim.virtual_prefix).collect();
+            claimed.into_iter().filter(|prefix| pool.contains(prefix)).for_each(&mut lead);
+            let source = site.sources.get(&family).copied().map(IpNet::from);
+            source.into_iter().filter(|prefix| pool.contains(prefix)).for_each(&mut lead);
+        }
+    }
+    entries
+}
+
+/// The rules that lead by address, neighbouring prefixes behind one guard.
+fn by_address(chains: &mut BTreeMap<ChainName, Chain>, entries: &Entries) -> Chain {
+    let first_octet = |prefix: &IpNet| match prefix {
+        IpNet::V4(net) => u16::from(net.network().octets()[0]),
+        IpNet::V6(net) => net.network().segments()[0],
+    };
+    let mut chain = Chain::new();
+    let all: Vec<(&IpNet, &Vec<Rule>)> = entries.iter().collect();
+    for group in all.chunk_by(|a, b| first_octet(a.0) == first_octet(b.0)) {
+        let own: Entries = group.iter().map(|(prefix, rules)| (**prefix, (*rules).clone())).collect();
+        let guard = common(&own).filter(|_| own.len() >= GUARD_MIN);
+        let Some(guard) = guard else {
+            let mut flat: Vec<_> = own.into_iter().collect();
+            flat.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
+            chain.extend(flat.into_iter().flat_map(|(_, rules)| rules));
+            continue;
+        };
+        let octet = group.first().map(|(prefix, _)| first_octet(prefix)).unwrap_or_default();
+        let name = ChainName::lossy(&format!("RAWA{octet:04X}"));
+        dispatch(chains, &name, Key::Destination, &own);
+        chain.push(Rule::new(Owner::Base, [Match::Destination(guard)], Target::Jump(name)));
+    }
+    chain
+}
+
+/// The longest prefix around all. None if that is everything.
+fn common(entries: &Entries) -> Option<IpNet> {
+    let first = entries.keys().next()?;
+    let around = (1..=first.prefix_len())
+        .rev()
+        .filter_map(|length| Some(IpNet::new(first.addr(), length).ok()?.trunc()));
+    around.into_iter().find(|prefix| entries.keys().all(|entry| prefix.contains(entry)))
+}

@@ -1,0 +1,91 @@
+//! Routing of isolated networks: a table each, asked by mark.
+//!
+//! A table holds the network's inside prefixes and, behind them, blackholes of the same: when the interface goes, the kernel takes the route away, and what then followed main's
+//! route would reach another clone or production. Everything else is not in there, and goes on to main.
+
+use std::collections::BTreeSet;
+
+use super::HostOptions;
+use super::host::{HostPlan, PolicyRule, Route, RuleAction, Via};
+use super::isolation::{PREFERENCE_END, PREFERENCE_INPUT, PREFERENCE_LAST, PREFERENCE_MARK, PREFERENCE_SKIP, TABLE_LAST};
+use super::sites::Site;
+use crate::api::mapping::Side;
+use crate::netfilter::Family;
+
+/// Adds the routes and policy rules of all isolated networks, whatever the node's role.
+pub(super) fn program(plan: &mut HostPlan, sites: &[Site<'_>], options: &HostOptions) {
+    for family in Family::ALL {
+        let before = plan.policy_rules.len();
+        let mut last = BTreeSet::new();
+        for site in sites {
+            network(plan, site, family, &mut last);
+        }
+        if plan.policy_rules.len() > before {
+            ends(plan, family, options);
+        }
+    }
+}
+
+fn network(plan: &mut HostPlan, site: &Site<'_>, family: Family, last: &mut BTreeSet<ipnet::IpNet>) {
+    let (Some(served), Some(separate)) = (site.served(), site.separate) else {
+        return;
+    };
+    if !site.has(family) {
+        return;
+    }
+    let table = separate.table;
+    for destination in served.network.inside_of(family) {
+        let via = Via::Link(served.inside.clone());
+        // Of clones one will do: the last resort is for the reverse path filter, nothing is sent there.
+        if last.insert(destination) && family == Family::V4 {
+            plan.routes.insert(Route {
+                table: TABLE_LAST,
+                destination,
+                via: via.clone(),
+            });
+        }
+        plan.routes.insert(Route { table, destination, via });
+        plan.routes.insert(Route {
+            table,
+            destination,
+            via: Via::Blackhole,
+        });
+    }
+    let rule = |preference, mark, input| PolicyRule {
+        family,
+        preference,
+        mark,
+        input,
+        action: RuleAction::Lookup(table),
+    };
+    plan.policy_rules
+        .insert(rule(PREFERENCE_MARK + separate.identifier, Some(separate.mark), None));
+    // The kernel answers ARP for an address only if its route leads elsewhere than where it is asked, and it asks without a mark.
+    let dialled_inside = site
+        .claims
+        .iter()
+        .any(|(_, claim)| claim.side == Side::Inside && claim.family() == family);
+    if dialled_inside {
+        let input = Some(served.inside.clone());
+        plan.policy_rules.insert(rule(PREFERENCE_INPUT + separate.identifier, None, input));
+    }
+}
+
+/// What stands around the rules of the networks.
+fn ends(plan: &mut HostPlan, family: Family, options: &HostOptions) {
+    let rule = |preference, mark, action| PolicyRule {
+        family,
+        preference,
+        mark,
+        input: None,
+        action,
+    };
+    let unmarked = Some(options.marks.none());
+    plan.policy_rules
+        .insert(rule(PREFERENCE_SKIP, unmarked, RuleAction::Goto(PREFERENCE_END)));
+    plan.policy_rules.insert(rule(PREFERENCE_END, None, RuleAction::Nop));
+    if plan.routes.iter().any(|route| route.table == TABLE_LAST) && family == Family::V4 {
+        plan.policy_rules
+            .insert(rule(PREFERENCE_LAST, None, RuleAction::Lookup(TABLE_LAST)));
+    }
+}
