@@ -30,21 +30,33 @@ impl fmt::Display for Cleaned {
     }
 }
 
-/// Cleans up one host, with the backend that it was made for. `lenient`: a missing tool is no error, because nobody can have made rules with it.
-pub async fn run(host: &mut dyn Host, lenient: bool) -> Cleaned {
+/// Cleans up one node through `hosts`: the same host, with each backend that rules may be in. `lenient`: a missing tool is no error, because nobody can
+/// have made rules with it.
+pub async fn run(hosts: &mut [&mut dyn Host], lenient: bool) -> Cleaned {
     let mut cleaned = Cleaned::default();
-    let links = host.read_links().await.unwrap_or_else(|error| {
+    let Some(first) = hosts.first_mut() else { return cleaned };
+    let links = first.read_links().await.unwrap_or_else(|error| {
         cleaned.errors.push(error.to_string());
         ObservedLinks::default()
     });
-    attracting(host, &links, &mut cleaned).await;
-    // The translations go while the fence stands, then what they made; what led it, then; the settings; the fence comes down last.
-    tables(host, &[Table::Nat, Table::Filter], lenient, &mut cleaned).await;
-    flows(host, &links, &mut cleaned).await;
-    tables(host, &[Table::Raw], lenient, &mut cleaned).await;
-    leading(host, &links, &mut cleaned).await;
-    put_back(host, &links, &mut cleaned).await;
-    tables(host, &[Table::Mangle], lenient, &mut cleaned).await;
+    attracting(*first, &links, &mut cleaned).await;
+    // The translations of every backend go while its fence stands, then what they made; what led it, then; the settings; the fence comes down last.
+    for host in hosts.iter_mut() {
+        tables(*host, &[Table::Nat, Table::Filter], lenient, &mut cleaned).await;
+    }
+    if let Some(first) = hosts.first_mut() {
+        flows(*first, &links, &mut cleaned).await;
+    }
+    for host in hosts.iter_mut() {
+        tables(*host, &[Table::Raw], lenient, &mut cleaned).await;
+    }
+    if let Some(first) = hosts.first_mut() {
+        leading(*first, &links, &mut cleaned).await;
+        put_back(*first, &links, &mut cleaned).await;
+    }
+    for host in hosts.iter_mut() {
+        tables(*host, &[Table::Mangle], lenient, &mut cleaned).await;
+    }
     cleaned
 }
 

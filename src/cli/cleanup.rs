@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::{BackendArg, CliError, EXIT_FAILED, EXIT_OK};
-use crate::agent::cleanup::{self, Cleaned};
+use crate::agent::cleanup;
 use crate::agent::source::directory;
+use crate::host::Host;
 use crate::host::linux::{BackendChoice, LinuxHost, LinuxOptions};
 
 /// Remove everything of stagenet from this node
@@ -37,16 +38,17 @@ pub(super) async fn run(args: CleanupArgs) -> Result<ExitCode, CliError> {
         BackendArg::Auto => vec![BackendChoice::Nft, BackendChoice::Legacy],
         one => vec![one.chosen()],
     };
-    let mut all = Cleaned::default();
-    for backend in variants {
-        let mut host = LinuxHost::new(LinuxOptions {
-            backend,
-            state_dir: args.state_dir.clone(),
-        });
-        let cleaned = cleanup::run(&mut host, args.backend == BackendArg::Auto).await;
-        all.removed.extend(cleaned.removed);
-        all.errors.extend(cleaned.errors);
-    }
+    let mut hosts: Vec<_> = variants
+        .into_iter()
+        .map(|backend| {
+            LinuxHost::new(LinuxOptions {
+                backend,
+                state_dir: args.state_dir.clone(),
+            })
+        })
+        .collect();
+    let mut hosts: Vec<&mut dyn Host> = hosts.iter_mut().map(|host| -> &mut dyn Host { host }).collect();
+    let mut all = cleanup::run(&mut hosts, args.backend == BackendArg::Auto).await;
     match directory::clear(&args.state_dir) {
         Ok(0) => {}
         Ok(count) => all.removed.push(format!("the recorded last good version of {count} manifests")),

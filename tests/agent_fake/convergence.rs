@@ -113,7 +113,7 @@ async fn cleanup_leaves_the_host_as_it_was_found() {
     let before = state(&host());
     let (host, mut kept) = (host(), Kept::default());
     pass(&host, &mut kept, &two()).await;
-    let cleaned = cleanup::run(&mut host.clone(), false).await;
+    let cleaned = cleanup::run(&mut [&mut host.clone()], false).await;
     assert_eq!(cleaned.errors, Vec::<String>::new());
     assert!(
         cleaned.removed.iter().any(|r| r.contains("proxy neighbour 192.168.100.3")),
@@ -121,7 +121,7 @@ async fn cleanup_leaves_the_host_as_it_was_found() {
     );
     assert_eq!(state(&host), before);
     assert_never_open(&host);
-    let again = cleanup::run(&mut host.clone(), false).await;
+    let again = cleanup::run(&mut [&mut host.clone()], false).await;
     assert_eq!(again.to_string(), "nothing of stagenet found\n");
 }
 
@@ -131,7 +131,7 @@ async fn cleanup_goes_on_after_every_failure() {
         let (host, mut kept) = (host(), Kept::default());
         pass(&host, &mut kept, &one()).await;
         host.fail_at(number, boom());
-        let cleaned = cleanup::run(&mut host.clone(), false).await;
+        let cleaned = cleanup::run(&mut [&mut host.clone()], false).await;
         assert_eq!(cleaned.errors.len(), 1, "call {number}: {cleaned:?}");
         assert!(!cleaned.removed.is_empty());
     }

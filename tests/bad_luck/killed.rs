@@ -4,10 +4,8 @@
 use std::time::Duration;
 
 use crate::crowd::{OTHER, OTHER_80, two_mappings};
-use crate::lab::{self, Dialler, End, Manifests, Ns, Probers, Seed, Snapshot, Steady, VIP, VIP_80, killed_at};
-
-const SECOND_MAC: &str = "02:00:00:00:02:02";
-const SECOND_VIP: &str = "192.168.100.130";
+use crate::lab::{Dialler, End, Manifests, Probers, Seed, Snapshot, Steady, VIP, VIP_80, killed_at};
+use crate::second::{SECOND_VIP, Second};
 
 /// The agent's arguments for one pass.
 fn once<'a>(seed: &Seed, manifests: &'a Manifests) -> Vec<&'a str> {
@@ -51,30 +49,6 @@ fn linger(probers: &Probers, point: &str) {
 fn told(points: &[Vec<String>]) -> String {
     let counts: Vec<_> = points.iter().map(Vec::len).collect();
     format!("killed at {counts:?} points")
-}
-
-/// A second closed network, segment-c behind eth2, with vm05 in it.
-struct Second {
-    switch: Ns,
-    vm05: Ns,
-}
-
-impl Second {
-    fn new(seed: &Seed) -> Self {
-        let vm05 = Ns::new("vm05");
-        let ports = [(&seed.vm02, "eth2", "192.168.201.2/24"), (&vm05, "eth0", "192.168.201.5/24")];
-        let switch = lab::bridge("segment-c", &ports);
-        seed.vm02.sh(&format!("ip link set eth2 address {SECOND_MAC}"));
-        vm05.sh("ip neigh flush all && ip route add default via 192.168.201.2");
-        let _server = vm05.serve(80);
-        Self { switch, vm05 }
-    }
-
-    fn declare(manifests: &Manifests) {
-        let network = lab::network("segment-c", "192.168.100.128/26", "192.168.201.0/24", "");
-        manifests.write("second.yaml", &network.replace("eth1", "eth2"));
-        manifests.write("vm05.yaml", &lab::mapping("vm05", "segment-c", SECOND_VIP, "192.168.201.5", ""));
-    }
 }
 
 labs! {
@@ -159,16 +133,14 @@ labs! {
     /// A whole network that comes and goes, beside one that stays.
     fn killed_at_every_point_of_the_coming_and_going_of_a_network(seed) {
         let second = Second::new(seed);
-        let mut probers = Probers::place(seed, &[VIP, OTHER, SECOND_VIP]);
-        probers.second(&second.switch, SECOND_MAC, &["192.168.201.66", "192.168.201.5"], &[VIP, OTHER, SECOND_VIP]);
-        probers.prove(seed);
+        let probers = second.probers(seed, &[VIP, OTHER]);
         let manifests = two_mappings();
         seed.converge(&manifests);
         let alone = Snapshot::of(&seed.vm02);
         Second::declare(&manifests);
         seed.converge(&manifests);
         let both = Snapshot::of(&seed.vm02);
-        let remove = || ["second.yaml", "vm05.yaml"].map(|file| manifests.remove(file));
+        let remove = || Second::withdraw(&manifests);
         let steady = Steady::connect(&seed.vm01, OTHER_80);
         let dialler = Dialler::start(&seed.vm01, &[(OTHER_80, "vm04")], Duration::from_millis(20), u64::MAX);
         let check = |point: &str, planned: &Snapshot| {

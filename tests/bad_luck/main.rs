@@ -7,3 +7,5 @@
 mod lab;
 mod crowd;
 mod killed;
+mod second;
+mod steps;

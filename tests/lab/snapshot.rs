@@ -26,7 +26,7 @@ impl Snapshot {
             }
         }
         for family in ["-4", "-6"] {
-            for what in ["route show table all", "rule", "neigh show proxy", "-o addr"] {
+            for what in ["route show table all", "rule", "neigh show proxy | sort", "-o addr"] {
                 let text = ns.sh(&format!("ip {family} {what}"));
                 // The kernel's own link-local addresses come when they will, and addresses are tentative for a while.
                 let text: String = text
@@ -54,9 +54,10 @@ impl Snapshot {
                 .map(|l| format!("\n  {l}"))
                 .collect::<String>()
         };
+        let first = self.0.lines().zip(later.0.lines()).find(|(was, is)| was != is);
         assert!(
             self == later,
-            "the host is not as it was. Gone:{}\nLeft behind:{}\n(in order of the lines, if nothing is listed)\nnow:\n{later:?}",
+            "the host is not as it was. Gone:{}\nLeft behind:{}\nThe first line that differs:\n  {first:?}\nnow:\n{later:?}",
             only(&self.0, &later.0),
             only(&later.0, &self.0)
         );
@@ -82,9 +83,10 @@ fn section(title: &str, text: &str) -> String {
     }
 }
 
-/// `save` output without time stamps and counters, and without tables that hold nothing.
+/// `save` output without time stamps and counters, and without tables that hold nothing; tables by name, because nft shows them in the order in which
+/// they were made.
 fn tables(save: &str) -> String {
-    let mut all = String::new();
+    let mut all = Vec::new();
     let mut table = String::new();
     let mut pristine = true;
     for line in save.lines().filter(|l| !l.starts_with('#')) {
@@ -95,7 +97,7 @@ fn tables(save: &str) -> String {
             pristine &= chain.contains(" ACCEPT ");
         } else if line == "COMMIT" {
             if !pristine {
-                all += &table;
+                all.push(std::mem::take(&mut table));
             }
             table.clear();
             pristine = true;
@@ -103,7 +105,8 @@ fn tables(save: &str) -> String {
             pristine = false;
         }
     }
-    all
+    all.sort_unstable();
+    all.concat()
 }
 
 fn without_counters(line: &str) -> String {
