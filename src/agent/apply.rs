@@ -157,21 +157,20 @@ impl Work<'_> {
         }
     }
 
-    /// Notes which inside prefixes leave, for an agent that has just started and knows nothing of their networks: `closing` are the interfaces that
-    /// left the plan. A running agent knows from its last plan.
+    /// Notes which inside prefixes leave with the interfaces in `closing`, where no earlier plan of this agent tells: it has not been there, or could not
+    /// read which network it was.
     pub(super) fn note_left(&mut self, plan: &HostPlan, closing: &BTreeSet<IfName>) {
-        let Some(links) = self.kept.links.as_ref().filter(|_| self.kept.swept.is_none()) else {
-            return;
-        };
+        let Some(links) = &self.kept.links else { return };
         let facts = &self.outcome.facts.interfaces;
         let left = closing.intersection(&links.inside).filter_map(|name| facts.get(name.as_str()));
         let prefixes = left.flat_map(|facts| &facts.addresses).map(IpNet::trunc);
-        // Where another network has the same addresses, its flows are not told from those of the one that left; every interface has link-local ones.
-        let shared =
-            |prefix: &IpNet| plan.flows.meets_inside(*prefix) || matches!(prefix, IpNet::V6(v6) if v6.addr().is_unicast_link_local());
-        self.kept
-            .raised
-            .extend(prefixes.filter(|prefix| !shared(prefix)).map(|prefix| (0, prefix)));
+        let unknown = |prefix: &IpNet| {
+            // Every interface has link-local addresses; and where another network has the same ones, its flows are not told from those of this.
+            let shared = plan.flows.meets_inside(*prefix) || matches!(prefix, IpNet::V6(v6) if v6.addr().is_unicast_link_local());
+            !shared && !self.kept.swept.as_ref().is_some_and(|before| before.meets_inside(*prefix))
+        };
+        let unknown: Vec<_> = prefixes.filter(unknown).map(|prefix| (0, prefix)).collect();
+        self.kept.raised.extend(unknown);
     }
 
     /// Deletes flows that the plan does not agree with, if the plan's opinion has changed. False: older flows might pass the fence.
