@@ -110,6 +110,7 @@ async fn agent(backend: &str, size: usize) {
 /// From a foreign flush of our jump into table nat until the running agent has put it back and read it back.
 async fn drift(backend: &str, host: Timed, objects: Snapshot, settings: Settings) -> Duration {
     let options = RunnerOptions {
+        mapping_series: 0,
         settings,
         resync: Duration::from_mins(10),
         min_interval: Duration::from_millis(50),

@@ -47,12 +47,14 @@ impl Work<'_> {
                 return self.reject(Some(&error.owner), &said, trouble);
             }
         };
+        self.count_before(family, &changes).await;
         if let Err(error) = self.host.restore(family, &text.text).await {
             // An earlier table of the same text may be in the kernel.
             self.doubt(family, changes.keys());
             return self.refused(family, &changes, &text, &error).await;
         }
         self.outcome.writes += 1;
+        self.count_anew(family, &changes);
         for (table, change) in &changes {
             let chains: BTreeSet<ChainName> = change.write.keys().cloned().collect();
             let part = (change.only_writes() && chains.len() <= READ_BACK_CHAINS).then_some(&chains);

@@ -9,6 +9,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::counters::Counts;
+use super::counting::Interest;
 use super::outcome::Drift;
 use crate::host::{Finding, Needs, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
@@ -78,6 +80,10 @@ pub struct Kept {
     pub(super) swept: Option<Arc<FlowPolicy>>,
     /// Inside prefixes, with their conntrack zone, whose fence went up and whose older flows have not been deleted yet.
     pub(super) raised: BTreeSet<(u16, IpNet)>,
+    /// What rules have counted.
+    pub(super) counts: Counts,
+    /// Whether anybody wants to know.
+    pub(super) interest: Interest,
     /// Whether there was a complete pass: before it, what differs is no drift.
     pub(super) settled: bool,
 }

@@ -14,6 +14,7 @@
 //! | [`pass`], `stages`, `apply`, `narrow`, `probe` | one pass | the host |
 //! | [`staging`] | what changes in which order | none |
 //! | [`kept`] | what is known of the kernel | none |
+//! | [`counters`], `counting` | what rules have counted | the host |
 //! | [`report`] | status, events, heartbeat | API server or a file |
 //! | [`cleanup`] | takes everything away | the host |
 //!
@@ -21,6 +22,8 @@
 
 mod apply;
 pub mod cleanup;
+pub mod counters;
+mod counting;
 mod files;
 mod hold;
 pub mod kept;

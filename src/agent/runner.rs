@@ -3,11 +3,12 @@
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 
+use super::counting;
 use super::kept::Kept;
 use super::outcome::Outcome;
 use super::pass::{self, Settings};
@@ -15,12 +16,14 @@ use super::schedule::Schedule;
 use super::source::{Problem, Snapshot, Snapshots};
 use crate::host::{Backend, Host, HostEvent};
 use crate::netfilter::Table;
-use crate::telemetry::{Health, Metrics};
+use crate::telemetry::{Desk, Health, Metrics, Questions};
 
 /// Legacy tables give no events: they are read this often.
 const LEGACY_POLL: Duration = Duration::from_secs(2);
-/// How often the counters of denied packets are read.
-const DENIED_POLL: Duration = Duration::from_secs(15);
+/// How often counters are read for metrics.
+const COUNT_POLL: Duration = Duration::from_secs(15);
+/// How old the page `/counters` may be: many who ask at once cost one reading.
+const PAGE_AGE: Duration = Duration::from_secs(1);
 /// Longest wait after failures.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// Events taken at once: a foreign flush of 10 000 routes is one reason, not 10 000.
@@ -35,6 +38,8 @@ pub struct RunnerOptions {
     pub resync: Duration,
     /// Least time between passes.
     pub min_interval: Duration,
+    /// How many mappings have metrics of their own, the first by name.
+    pub mapping_series: usize,
 }
 
 /// What one pass leaves for those that report.
@@ -65,12 +70,19 @@ pub struct Runner<H> {
     reports: watch::Sender<Option<Arc<Report>>>,
     blamed: BTreeSet<String>,
     problems: Vec<Problem>,
+    desk: Desk,
+    questions: Questions,
+    page: Option<(Instant, String)>,
 }
 
 impl<H: Host> Runner<H> {
     /// Nothing is read or written yet.
     pub fn new(host: H, options: RunnerOptions, metrics: Arc<Metrics>, health: Arc<Health>) -> Self {
+        let (desk, questions) = Desk::open();
         Self {
+            desk,
+            questions,
+            page: None,
             host,
             kept: Kept::default(),
             schedule: Schedule::new(options.min_interval, MAX_BACKOFF),
@@ -88,6 +100,11 @@ impl<H: Host> Runner<H> {
         self.reports.subscribe()
     }
 
+    /// Where the page `/counters` can be asked for.
+    pub fn desk(&self) -> Desk {
+        self.desk.clone()
+    }
+
     /// One pass now.
     pub async fn once(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Report> {
         self.pass(snapshot).await
@@ -98,7 +115,7 @@ impl<H: Host> Runner<H> {
         let mut events = self.host.events();
         let mut slow = ticker(self.options.resync);
         let mut legacy = ticker(LEGACY_POLL);
-        let mut denied = ticker(DENIED_POLL);
+        let mut count = ticker(COUNT_POLL);
         let mut batch = Vec::new();
         tokio::pin!(stop);
         if source.borrow_and_update().is_some() {
@@ -132,7 +149,11 @@ impl<H: Host> Runner<H> {
                     self.schedule.want();
                 }
                 // Without a condition: it is also what tells that the runner lives while there is nothing to do.
-                _ = denied.tick() => self.count_denied().await,
+                _ = count.tick() => self.count().await,
+                Some(reply) = self.questions.recv() => {
+                    // Whoever asked may have given up.
+                    let _ = reply.send(self.page().await);
+                }
                 () = sleep_until(due.unwrap_or_else(Instant::now).into()), if due.is_some() => {
                     if let Some(snapshot) = snapshot {
                         self.pass(&snapshot).await;
@@ -222,14 +243,40 @@ impl<H: Host> Runner<H> {
         }
     }
 
-    async fn count_denied(&mut self) {
+    /// What the metrics tell of what flows.
+    async fn count(&mut self) {
         if self.reports.borrow().is_none() {
             return;
         }
-        match self.host.denied().await {
-            Ok(denied) => self.metrics.set_denied(&denied),
-            Err(error) => tracing::debug!(%error, "reading the counters of denied packets"),
+        let mut tables = vec![Table::Mangle];
+        if self.options.mapping_series > 0 {
+            tables.push(Table::Nat);
+            self.kept.interest.shown();
         }
+        if let Err(error) = counting::read_tables(&mut self.host, &mut self.kept, &tables).await {
+            tracing::debug!(%error, "reading counters");
+            return;
+        }
+        self.metrics.set_denied(&self.kept.counts.denied());
+        if self.options.mapping_series > 0 {
+            super::report::measure_mappings(&self.metrics, &self.kept.counts, self.options.mapping_series);
+        }
+    }
+
+    /// The page `/counters`, as of now or of a moment ago.
+    async fn page(&mut self) -> Result<String, String> {
+        if let Some((_, page)) = self.page.as_ref().filter(|(made, _)| made.elapsed() < PAGE_AGE) {
+            return Ok(page.clone());
+        }
+        if self.reports.borrow().is_none() {
+            return Err("the agent has not completed its first pass".to_owned());
+        }
+        self.kept.interest.shown();
+        let read = counting::read_tables(&mut self.host, &mut self.kept, &Table::ALL).await;
+        read.map_err(|error| format!("reading counters: {error}"))?;
+        let page = format!("{:#}\n", self.kept.counts.page(&self.options.settings.node, SystemTime::now()));
+        self.page = Some((Instant::now(), page.clone()));
+        Ok(page)
     }
 }
 

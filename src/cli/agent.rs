@@ -83,9 +83,13 @@ pub struct AgentArgs {
     #[arg(long, value_name = "MILLISECONDS", default_value_t = 50, value_parser = clap::value_parser!(u64).range(1..=60000), help_heading = "Host")]
     min_interval: u64,
 
-    /// Address for /livez, /readyz and /metrics, or "none"
+    /// Address for /livez, /readyz, /metrics and /counters, or "none"
     #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:9469", value_parser = listen, help_heading = "Telemetry")]
     listen: Listen,
+
+    /// How many mappings have metrics of their own, the first by name; /counters has all of them
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Telemetry")]
+    metrics_per_mapping: usize,
 
     /// The operator's namespace: the heartbeat Lease is there
     #[arg(
@@ -157,6 +161,7 @@ pub(super) async fn run(args: AgentArgs) -> Result<ExitCode, CliError> {
         },
         resync: Duration::from_secs(args.resync),
         min_interval: Duration::from_millis(args.min_interval),
+        mapping_series: args.metrics_per_mapping,
     };
     let runner = Runner::new(host, options, metrics.clone(), health.clone());
     if args.once {
@@ -164,9 +169,9 @@ pub(super) async fn run(args: AgentArgs) -> Result<ExitCode, CliError> {
     }
     let mut tasks = JoinSet::new();
     if let Some(address) = args.listen.0 {
-        let (health, metrics) = (health.clone(), metrics.clone());
+        let (health, metrics, desk) = (health.clone(), metrics.clone(), runner.desk());
         tasks.spawn(async move {
-            serve(address, health, metrics)
+            serve(address, health, metrics, Some(desk))
                 .await
                 .map_err(AgentError::from)
                 .and(died("serving probes and metrics"))

@@ -114,7 +114,7 @@ pub async fn run_until(client: Client, options: ControllerOptions, shutdown: imp
     watches.spawn(publishing);
     let mut servers = JoinSet::new();
     if let Some(address) = options.listen {
-        servers.spawn(serve(address, health.clone(), metrics.clone()));
+        servers.spawn(serve(address, health.clone(), metrics.clone(), None));
     }
     let mut elector = Elector::new(client.clone(), &options.namespace, &options.identity, options.timing);
     let reconciler = Reconciler::new(client, stores.clone(), announcer, metrics.clone());

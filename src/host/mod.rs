@@ -36,7 +36,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::netfilter::dump::ObservedTable;
+use crate::netfilter::dump::{ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{FlowPolicy, GatewayAddress, InterfaceFacts, KernelFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Sweep};
 
@@ -151,8 +151,14 @@ pub trait Host: Send {
     /// Announces addresses (gratuitous ARP, request and reply form; unsolicited neighbour advertisements): one burst now, repeats in the background.
     async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<(), HostError>;
 
-    /// Packets denied so far, read from the counters of our DROP rules: by network and direction ("in", "out", "node", "unmapped").
-    async fn denied(&mut self) -> Result<BTreeMap<(String, String), u64>, HostError>;
+    /// What the rules of these chains have counted since they were written: by chain, in order. Chains that are not there and rules without our
+    /// mark are left out. Cheap with nft, whatever the size of the table; with legacy tools the whole table is read.
+    async fn counters(
+        &mut self,
+        family: Family,
+        table: Table,
+        chains: &BTreeSet<ChainName>,
+    ) -> Result<BTreeMap<ChainName, Vec<RuleCount>>, HostError>;
 
     /// The stream of kernel events. Called once.
     fn events(&mut self) -> tokio::sync::mpsc::Receiver<HostEvent>;

@@ -64,11 +64,45 @@ pub fn parse(text: &str) -> ObservedTable {
     table
 }
 
+/// What one rule of ours has counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleCount {
+    /// Which rule.
+    pub hash: RuleHash,
+    /// Packets that it applied to.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// What the rules of our chains have counted, from `iptables-save -c -t TABLE`: by chain, in order, rules without our mark left out.
+pub fn counters(text: &str) -> BTreeMap<String, Vec<RuleCount>> {
+    let mut counted: BTreeMap<String, Vec<RuleCount>> = BTreeMap::new();
+    for line in lines(text) {
+        let Line::Rule {
+            chain,
+            packets,
+            bytes,
+            words,
+        } = line
+        else {
+            continue;
+        };
+        if let Some(hash) = rule_hash(&words).filter(|_| is_ours(chain)) {
+            counted
+                .entry(chain.to_owned())
+                .or_default()
+                .push(RuleCount { hash, packets, bytes });
+        }
+    }
+    counted
+}
+
 /// Packets that our DROP rules have counted, by chain, from `iptables-save -c -t mangle`. Chains without a DROP rule of ours are absent.
 pub fn dropped_packets(text: &str) -> BTreeMap<String, u64> {
     let mut dropped = BTreeMap::new();
     for line in lines(text) {
-        let Line::Rule { chain, packets, words } = line else { continue };
+        let Line::Rule { chain, packets, words, .. } = line else { continue };
         if !is_ours(chain) || target(&words) != Some("DROP") || rule_hash(&words).is_none() {
             continue;
         }
@@ -93,7 +127,12 @@ enum Line<'a> {
     /// `:CHAIN POLICY [0:0]` of save, `-N CHAIN` of list.
     Chain(&'a str),
     /// `[PACKETS:BYTES] -A CHAIN WORDS`
-    Rule { chain: &'a str, packets: u64, words: Vec<String> },
+    Rule {
+        chain: &'a str,
+        packets: u64,
+        bytes: u64,
+        words: Vec<String>,
+    },
     /// Anything else.
     Other,
 }
@@ -129,11 +168,16 @@ fn line(text: &str, end: usize) -> (Line<'_>, usize) {
     let chain = rule.split(' ').next().unwrap_or_default();
     let start = end - rule.len() + chain.len();
     let (words, length) = words(&text[start..]);
-    let packets = counters
-        .split_once(':')
-        .and_then(|(packets, _)| packets.parse().ok())
-        .unwrap_or_default();
-    (Line::Rule { chain, packets, words }, start + length)
+    let (packets, bytes) = counters.split_once(':').unwrap_or_default();
+    let number = |digits: &str| digits.parse().unwrap_or_default();
+    let (packets, bytes) = (number(packets), number(bytes));
+    let rule = Line::Rule {
+        chain,
+        packets,
+        bytes,
+        words,
+    };
+    (rule, start + length)
 }
 
 /// The longest quoted word that is looked for the end of: longer than any comment or prefix can be with each of its bytes escaped
@@ -200,8 +244,12 @@ fn target(words: &[String]) -> Option<&str> {
 }
 
 fn rule_hash(words: &[String]) -> Option<RuleHash> {
-    let marked = value(words, "--comment")?.strip_prefix(RULE_COMMENT)?;
-    let digits = marked.split(':').next()?;
+    marked(value(words, "--comment")?)
+}
+
+/// The hash that the comment of a rule of ours carries.
+pub fn marked(comment: &str) -> Option<RuleHash> {
+    let digits = comment.strip_prefix(RULE_COMMENT)?.split(':').next()?;
     let valid = digits.len() == HASH_DIGITS && digits.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
     valid.then(|| RuleHash(digits.to_owned()))
 }

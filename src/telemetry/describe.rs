@@ -30,7 +30,7 @@ pub struct Descriptor {
     pub name: &'static str,
     /// Kind.
     pub kind: Kind,
-    /// Labels; bounded in number by what they name, never one value an object of a user.
+    /// Labels; bounded in number by what they name, or by an option where they name objects of users.
     pub labels: &'static [&'static str],
     /// What it tells.
     pub help: &'static str,
@@ -107,6 +107,34 @@ pub const DENIED: Descriptor = Descriptor {
     labels: &["network", "direction"],
     help: "Packets that the fence dropped, read from the kernel every 15 seconds; direction is in, out, node or unmapped",
 };
+/// Packets of mappings.
+pub const MAPPING_PACKETS: Descriptor = Descriptor {
+    name: "agent_mapping_packets",
+    kind: Kind::Counter,
+    labels: &["mapping", "way"],
+    help: "New connections of a mapping: the first packet of each; way is dialled (to its virtual address) or left (from its target). Only with --metrics-per-mapping",
+};
+/// Bytes of mappings.
+pub const MAPPING_BYTES: Descriptor = Descriptor {
+    name: "agent_mapping_bytes",
+    kind: Kind::Counter,
+    labels: &["mapping", "way"],
+    help: "Bytes of the first packets of a mapping's connections. Only with --metrics-per-mapping",
+};
+/// Last hits.
+pub const MAPPING_LAST_HIT: Descriptor = Descriptor {
+    name: "agent_mapping_last_hit_timestamp_seconds",
+    kind: Kind::Gauge,
+    labels: &["mapping", "way"],
+    help: "Unix time at which a reading, every 15 seconds, last found new connections of a mapping; 0 until then. Only with --metrics-per-mapping",
+};
+/// Mappings left out.
+pub const MAPPINGS_WITHOUT_SERIES: Descriptor = Descriptor {
+    name: "agent_mappings_without_series",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Mappings that --metrics-per-mapping left out, because there are more than it allows; 0 without the option",
+};
 /// Deleted flows.
 pub const FLOWS_DELETED: Descriptor = Descriptor {
     name: "agent_flows_deleted",
@@ -162,12 +190,52 @@ pub const ALL: &[Descriptor] = &[
     FENCED,
     QUARANTINED,
     DENIED,
+    MAPPING_PACKETS,
+    MAPPING_BYTES,
+    MAPPING_LAST_HIT,
+    MAPPINGS_WITHOUT_SERIES,
     FLOWS_DELETED,
     SOURCE_PROBLEMS,
     REPORTS,
     RECONCILES,
     LEADER,
 ];
+
+/// What `/counters` is.
+const COUNTERS: &str = "
+## All counters of a node
+
+The agent serves `/counters` at the same address, for people and tools on the node: JSON, read from the kernel when it is asked for, at most a second old.
+
+```console
+$ curl -s http://127.0.0.1:9469/counters
+{
+  \"denied\": [
+    { \"bytes\": 420, \"direction\": \"out\", \"lastHit\": \"2026-03-01T12:00:00Z\", \"network\": \"segment-b\", \"packets\": 7 }
+  ],
+  \"mappings\": [
+    {
+      \"dialled\": { \"bytes\": 180, \"lastHit\": \"2026-03-01T12:00:00Z\", \"packets\": 3 },
+      \"left\": null,
+      \"mapping\": \"tenant-a/web\"
+    }
+  ],
+  \"node\": \"vm02\",
+  \"read\": \"2026-03-01T12:00:05Z\"
+}
+```
+
+- `dialled`: connections to the mapping's virtual address (for `side: Inside`, from inside). `left`: connections that its target opened itself and that left under
+  its virtual address; null where it has no such rule.
+- A mapping's packets are its **new connections**: the kernel asks rules of table nat for the first packet of each connection only. Its bytes are the sizes of
+  those packets. What follows in the same connection is not counted.
+- The fence's rules are asked for every packet, so denied packets are all of them.
+- `lastHit` is when a reading last found more than the one before. Readings are made when `/counters` is asked for, every 15 seconds for metrics, and
+  before a chain is written anew. Null: no reading of this agent has seen it grow.
+- Counts go on when rules are written anew, and begin again when the mapping or network is removed, or the agent is started after its rules were written
+  anew. With legacy tools, which read the whole table for any counter, chains that are written anew are read first only while somebody asks: within ten
+  minutes of a request to `/counters`, or with `--metrics-per-mapping`.
+";
 
 /// `docs/metrics.md`.
 pub fn markdown() -> String {
@@ -176,8 +244,8 @@ pub fn markdown() -> String {
          <!-- Made from src/telemetry/describe.rs; a test compares the two. Write it anew with `UPDATE=1 cargo test --lib telemetry`. -->\n\n\
          `stagenet agent` and `stagenet controller` serve these at `/metrics` of their `--listen` address, in base units (seconds, packets):\n\
          the agent those named `stagenet_agent_`, the controller those named `stagenet_controller_`.\n\
-         A metric with labels appears once there is something to tell. No label ever names a mapping, so the number of series does not\n\
-         grow with the number of claims.\n\n\
+         A metric with labels appears once there is something to tell. No label names a mapping unless `--metrics-per-mapping N` asks for it, and then\n\
+         of the first N by name: the number of series does not grow with the number of claims.\n\n\
          | metric | kind | labels | tells |\n|---|---|---|---|\n",
     );
     for d in ALL {
@@ -188,6 +256,7 @@ pub fn markdown() -> String {
         };
         let _ = writeln!(out, "| `{}` | {} | {labels} | {} |", d.scraped_name(), d.kind.as_str(), d.help);
     }
+    out.push_str(COUNTERS);
     out.push_str(
         "\n## Worth an alert\n\n\
          | expression | why |\n|---|---|\n\

@@ -50,6 +50,28 @@ pub struct DeniedLabels {
     pub direction: String,
 }
 
+/// Labels of a mapping's counts.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct MappingLabels {
+    mapping: String,
+    way: &'static str,
+}
+
+/// What was counted for a mapping.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MappingCount {
+    /// `namespace/name`
+    pub mapping: String,
+    /// dialled or left.
+    pub way: &'static str,
+    /// New connections.
+    pub packets: u64,
+    /// Bytes of their first packets.
+    pub bytes: u64,
+    /// Unix time; 0: none was seen.
+    pub last_hit: i64,
+}
+
 /// Labels of reconciles.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ReconcileLabels {
@@ -108,6 +130,14 @@ pub struct Metrics {
     denied: Family<DeniedLabels, Counter>,
     /// Kernel counters as last read: they restart at 0 when a chain is replaced, a Prometheus counter must not.
     denied_seen: Mutex<BTreeMap<(String, String), u64>>,
+    /// [`describe::MAPPING_PACKETS`]
+    mapping_packets: Family<MappingLabels, Counter>,
+    /// [`describe::MAPPING_BYTES`]
+    mapping_bytes: Family<MappingLabels, Counter>,
+    /// [`describe::MAPPING_LAST_HIT`]
+    mapping_last_hit: Family<MappingLabels, Gauge>,
+    /// [`describe::MAPPINGS_WITHOUT_SERIES`]
+    mappings_without_series: Gauge,
     /// [`describe::FLOWS_DELETED`]
     pub flows_deleted: Counter,
     /// [`describe::SOURCE_PROBLEMS`]
@@ -143,6 +173,10 @@ impl Metrics {
             last_success: Gauge::default(),
             denied: Family::default(),
             denied_seen: Mutex::default(),
+            mapping_packets: Family::default(),
+            mapping_bytes: Family::default(),
+            mapping_last_hit: Family::default(),
+            mappings_without_series: Gauge::default(),
             flows_deleted: Counter::default(),
             source_problems: Gauge::default(),
             reports: Family::default(),
@@ -163,6 +197,10 @@ impl Metrics {
         register(r, describe::QUARANTINED, metrics.quarantined.clone());
         register(r, describe::LAST_SUCCESS, metrics.last_success.clone());
         register(r, describe::DENIED, metrics.denied.clone());
+        register(r, describe::MAPPING_PACKETS, metrics.mapping_packets.clone());
+        register(r, describe::MAPPING_BYTES, metrics.mapping_bytes.clone());
+        register(r, describe::MAPPING_LAST_HIT, metrics.mapping_last_hit.clone());
+        register(r, describe::MAPPINGS_WITHOUT_SERIES, metrics.mappings_without_series.clone());
         register(r, describe::FLOWS_DELETED, metrics.flows_deleted.clone());
         register(r, describe::SOURCE_PROBLEMS, metrics.source_problems.clone());
         register(r, describe::REPORTS, metrics.reports.clone());
@@ -184,6 +222,23 @@ impl Metrics {
             self.denied.get_or_create(&labels).inc_by(grown);
         }
         seen.clone_from(now);
+    }
+
+    /// Shows the counts of these mappings, and of no others any more. `left_out` mappings have none.
+    pub fn set_mappings(&self, shown: impl Iterator<Item = MappingCount>, left_out: usize) {
+        self.mapping_packets.clear();
+        self.mapping_bytes.clear();
+        self.mapping_last_hit.clear();
+        for count in shown {
+            let labels = MappingLabels {
+                mapping: count.mapping,
+                way: count.way,
+            };
+            self.mapping_packets.get_or_create(&labels).inc_by(count.packets);
+            self.mapping_bytes.get_or_create(&labels).inc_by(count.bytes);
+            self.mapping_last_hit.get_or_create(&labels).set(count.last_hit);
+        }
+        self.mappings_without_series.set(i64::try_from(left_out).unwrap_or(i64::MAX));
     }
 
     /// The page that Prometheus scrapes (OpenMetrics text).
@@ -237,6 +292,14 @@ mod tests {
             drop(metrics.mappings.get_or_create(&StateLabel { state: "failed" }));
             drop(metrics.networks.get_or_create(&RoleLabel { role: "active" }));
             metrics.set_denied(&BTreeMap::from([(("b".to_owned(), "out".to_owned()), 1)]));
+            let count = MappingCount {
+                mapping: "a/web".to_owned(),
+                way: "dialled",
+                packets: 3,
+                bytes: 180,
+                last_hit: 1,
+            };
+            metrics.set_mappings(std::iter::once(count), 2);
             drop(metrics.reconciles.get_or_create(&ReconcileLabels {
                 kind: "NatMapping",
                 result: "written",
@@ -259,6 +322,27 @@ mod tests {
             shown.extend(own.into_iter().map(|d| d.name));
         }
         assert_eq!(shown.len(), describe::ALL.len(), "every metric is some program's");
+    }
+
+    #[test]
+    fn a_mapping_that_is_no_longer_shown_has_no_series() {
+        let metrics = Metrics::new(Program::Agent);
+        let count = |mapping: &str| MappingCount {
+            mapping: mapping.to_owned(),
+            way: "left",
+            packets: 3,
+            bytes: 180,
+            last_hit: 7,
+        };
+        metrics.set_mappings(["a/one", "a/two"].map(count).into_iter(), 0);
+        metrics.set_mappings(["a/two"].map(count).into_iter(), 1);
+        let page = metrics.page().unwrap();
+        assert_eq!(
+            value(&page, "stagenet_agent_mapping_packets_total{mapping=\"a/two\",way=\"left\"}"),
+            "3"
+        );
+        assert_eq!(value(&page, "stagenet_agent_mappings_without_series"), "1");
+        assert!(!page.contains("a/one"), "{page}");
     }
 
     #[test]

@@ -10,4 +10,4 @@ pub mod server;
 
 pub use logs::{LogFormat, LogOptions, chain};
 pub use metrics::{Metrics, Program};
-pub use server::{Health, ServeError, serve};
+pub use server::{Desk, Health, Questions, ServeError, serve};

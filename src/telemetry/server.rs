@@ -1,4 +1,4 @@
-//! `/livez`, `/readyz` and `/metrics` over HTTP.
+//! `/livez`, `/readyz`, `/metrics` and, where there is one, `/counters` over HTTP.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,6 +11,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::Metrics;
 
@@ -91,28 +93,64 @@ impl Health {
     }
 }
 
+/// Questions for a page of JSON, for the task that can make it.
+pub type Questions = mpsc::Receiver<oneshot::Sender<Result<String, String>>>;
+
+/// Where a page of JSON is asked for that another task makes.
+#[derive(Clone, Debug)]
+pub struct Desk(mpsc::Sender<oneshot::Sender<Result<String, String>>>);
+
+impl Desk {
+    /// A desk, and what is asked there.
+    pub fn open() -> (Self, Questions) {
+        let (sender, questions) = mpsc::channel(WAITING);
+        (Self(sender), questions)
+    }
+
+    /// Asks, and waits a while for the answer.
+    pub async fn ask(&self) -> Result<String, String> {
+        let busy = |_| "the working task is busy; ask again in a moment".to_owned();
+        let (reply, answer) = oneshot::channel();
+        let ask = async {
+            self.0.send(reply).await.map_err(|_| ENDED.to_owned())?;
+            answer.await.map_err(|_| ENDED.to_owned())?
+        };
+        timeout(ANSWER, ask).await.map_err(busy)?
+    }
+}
+
+const ENDED: &str = "the working task has ended";
+/// Questions that wait at the same time.
+const WAITING: usize = 8;
+/// How long an answer may take: longer than a pass.
+const ANSWER: Duration = Duration::from_secs(10);
+
 #[derive(Clone)]
 struct Shared {
     health: Arc<Health>,
     metrics: Arc<Metrics>,
+    counters: Option<Desk>,
 }
 
 /// Binds `address` and serves until the task is dropped. The binding is done before the returned future is first polled to completion,
 /// so call sites see a taken address as an error of their start.
-pub async fn serve(address: SocketAddr, health: Arc<Health>, metrics: Arc<Metrics>) -> Result<(), ServeError> {
+pub async fn serve(address: SocketAddr, health: Arc<Health>, metrics: Arc<Metrics>, counters: Option<Desk>) -> Result<(), ServeError> {
     let listener = TcpListener::bind(address)
         .await
         .map_err(|source| ServeError::Bind { address, source })?;
-    tracing::info!(address = %listener.local_addr().unwrap_or(address), "serving /livez, /readyz and /metrics");
-    axum::serve(listener, router(health, metrics)).await.map_err(ServeError::Serve)
+    tracing::info!(address = %listener.local_addr().unwrap_or(address), "serving probes, /metrics and, of an agent, /counters");
+    axum::serve(listener, router(health, metrics, counters))
+        .await
+        .map_err(ServeError::Serve)
 }
 
-fn router(health: Arc<Health>, metrics: Arc<Metrics>) -> Router {
+fn router(health: Arc<Health>, metrics: Arc<Metrics>, counters: Option<Desk>) -> Router {
     Router::new()
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(page))
-        .with_state(Shared { health, metrics })
+        .route("/counters", get(counted))
+        .with_state(Shared { health, metrics, counters })
 }
 
 async fn livez(State(shared): State<Shared>) -> Response {
@@ -141,6 +179,16 @@ async fn page(State(shared): State<Shared>) -> Response {
     }
 }
 
+async fn counted(State(shared): State<Shared>) -> Response {
+    let Some(desk) = shared.counters else {
+        return (StatusCode::NOT_FOUND, "this program counts no packets\n").into_response();
+    };
+    match desk.ask().await {
+        Ok(page) => ([(header::CONTENT_TYPE, "application/json")], page).into_response(),
+        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -163,7 +211,8 @@ mod tests {
         let health = Arc::new(Health::new("the first list of NatMappings", Duration::ZERO));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app = router(health.clone(), Arc::new(Metrics::new(Program::Agent)));
+        let (desk, mut questions) = Desk::open();
+        let app = router(health.clone(), Arc::new(Metrics::new(Program::Agent)), Some(desk));
         let server = tokio::spawn(async move { axum::serve(listener, app).await });
 
         let answer = ask(address, "/readyz").await;
@@ -174,6 +223,13 @@ mod tests {
         let silent = ask(address, "/livez").await;
         assert!(silent.starts_with("HTTP/1.1 503") && silent.contains("silent"), "{silent}");
         assert!(ask(address, "/metrics").await.contains("stagenet_build_info"));
+
+        let asked = tokio::spawn(async move { ask(address, "/counters").await });
+        questions.recv().await.unwrap().send(Ok("{}\n".to_owned())).unwrap();
+        let answer = asked.await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("{}\n"), "{answer}");
+        drop(questions);
+        assert!(ask(address, "/counters").await.contains("has ended"));
         server.abort();
     }
 
@@ -182,7 +238,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let health = Arc::new(Health::new("", Duration::from_secs(1)));
-        let error = serve(address, health, Arc::new(Metrics::new(Program::Agent)))
+        let error = serve(address, health, Arc::new(Metrics::new(Program::Agent)), None)
             .await
             .unwrap_err()
             .to_string();

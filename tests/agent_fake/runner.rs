@@ -13,9 +13,9 @@ use stagenet::host::HostError;
 use stagenet::host::fake::{Call, FakeHost};
 use stagenet::netfilter::{Family, Table};
 use stagenet::plan::LinkSettings;
-use stagenet::telemetry::{Health, Metrics, Program};
+use stagenet::telemetry::{Desk, Health, Metrics, Program};
 
-use crate::{converged, host, interface, one, pass, settings, state};
+use crate::{converged, host, interface, one, pass, settings, state, two};
 
 /// A runner at work, with its host and its reports.
 struct Running {
@@ -24,11 +24,13 @@ struct Running {
     stop: Option<tokio::sync::oneshot::Sender<()>>,
     task: tokio::task::JoinHandle<Result<(), String>>,
     objects: tokio::sync::watch::Sender<Option<Arc<Snapshot>>>,
+    desk: Desk,
 }
 
 impl Running {
     fn start(host: FakeHost, snapshot: Option<Arc<Snapshot>>) -> Self {
         let options = RunnerOptions {
+            mapping_series: 1,
             settings: settings(),
             resync: Duration::from_hours(1),
             min_interval: Duration::from_millis(10),
@@ -37,7 +39,7 @@ impl Running {
         let runner = Runner::new(host.clone(), options, Arc::new(Metrics::new(Program::Agent)), health);
         let (objects, source) = tokio::sync::watch::channel(snapshot);
         let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        let reports = runner.reports();
+        let (reports, desk) = (runner.reports(), runner.desk());
         let task = tokio::spawn(runner.run(source, async move { drop(stopped.await) }));
         Self {
             host,
@@ -45,6 +47,7 @@ impl Running {
             stop: Some(stop),
             task,
             objects,
+            desk,
         }
     }
 
@@ -66,6 +69,42 @@ impl Running {
         self.stop.take().unwrap().send(()).unwrap();
         assert_eq!(self.task.await.unwrap(), Ok(()));
     }
+}
+
+/// What was counted before a chain was written anew is not lost, and what is asked for twice in a moment is read once.
+#[tokio::test]
+async fn counters_are_read_when_asked_for_and_outlive_the_chains_they_are_in() {
+    let mut running = Running::start(host(), None);
+    assert!(running.desk.ask().await.unwrap_err().contains("first pass"));
+    running.objects.send(Some(one())).unwrap();
+    running.until(|r| r.outcome.complete).await;
+    let page = |text: String| serde_json::from_str::<serde_json::Value>(&text).unwrap();
+    running
+        .host
+        .hit(Family::V4, Table::Nat, "-j DNAT --to-destination 192.168.200.3", 3, 180);
+    running.host.hit(Family::V4, Table::Mangle, ":segment-b -j DROP", 0, 0);
+    running.objects.send(Some(two())).unwrap();
+    running.until(|r| r.outcome.complete && r.outcome.mappings.len() == 2).await;
+    let first = page(running.desk.ask().await.unwrap());
+    let mappings = first["mappings"].as_array().unwrap();
+    assert_eq!(mappings.len(), 2, "{first}");
+    assert_eq!(mappings[0]["dialled"]["packets"], 3, "{first}");
+    assert_eq!(mappings[1]["dialled"]["packets"], 0, "{first}");
+    assert!(
+        first["denied"].as_array().unwrap().iter().any(|d| d["direction"] == "out"),
+        "{first}"
+    );
+    let reads = running.host.count(Call::Counters);
+    running
+        .host
+        .hit(Family::V4, Table::Nat, "-j DNAT --to-destination 192.168.200.3", 1, 60);
+    assert_eq!(page(running.desk.ask().await.unwrap()), first);
+    assert_eq!(running.host.count(Call::Counters), reads);
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    let later = page(running.desk.ask().await.unwrap());
+    assert_eq!(later["mappings"][0]["dialled"]["packets"], 4, "{later}");
+    assert!(later["mappings"][0]["dialled"]["lastHit"].is_string(), "{later}");
+    running.end().await;
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use stagenet::plan::{FlowPolicy, Sweep};
 
 use crate::lab::isolated;
-use crate::{FENCE, UNFENCE, World, families, host, look, name, next, sh, undone, wanted};
+use crate::{FENCE, UNFENCE, World, chain, families, host, look, name, next, sh, undone, wanted};
 
 /// Runs the named test once more with fewer privileges, in the world as it is.
 fn again(test: &str, capabilities: &str) -> String {
@@ -81,7 +81,9 @@ async fn all_effects() {
         .await
         .unwrap();
         host.sweep_flows(&Arc::new(FlowPolicy::default()), Sweep::default()).await.unwrap();
-        host.denied().await.unwrap();
+        let fence = BTreeSet::from([chain("FO-AABBCCDD")]);
+        let counted = host.counters(Family::V4, Table::Mangle, &fence).await.unwrap();
+        assert_eq!(counted[&chain("FO-AABBCCDD")].len(), 1);
         assert!(next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some());
         host.change_links(&families::wanted()).await.unwrap();
         assert_eq!(host.read_links().await.unwrap().policy_rules.len(), 10);

@@ -1,6 +1,6 @@
 //! Rules: restored, read, refused; the lock and the tools.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::process::Command;
 use std::time::Duration;
 
@@ -39,8 +39,21 @@ fn rules_are_restored_read_back_counted_and_taken_away() {
             sh("echo 1 > /proc/sys/net/ipv4/ip_forward");
             world.inside.sh("ip route add default via 192.168.200.2");
             world.inside.try_sh("ping -c 2 -i 0.2 -W 1 192.168.100.9");
-            let denied = world.run(host.denied()).unwrap();
-            assert_eq!(denied, BTreeMap::from([(("segment-b".to_owned(), "out".to_owned()), 2)]));
+            let absent = chain("NOT-THERE");
+            let asked = BTreeSet::from([chain("FWD"), chain("FO-AABBCCDD"), absent.clone()]);
+            let counted = world.run(host.counters(Family::V4, Table::Mangle, &asked)).unwrap();
+            let [dropped] = &counted[&chain("FO-AABBCCDD")][..] else {
+                panic!("{counted:?}")
+            };
+            assert_eq!(
+                (dropped.hash.0.as_str(), dropped.packets, dropped.bytes),
+                ("0123456789ab", 2, 168),
+                "two requests of 84 bytes"
+            );
+            assert_eq!(counted[&chain("FWD")][0].packets, 2);
+            assert!(!counted.contains_key(&absent));
+            let none = world.run(host.counters(Family::V6, Table::Nat, &asked)).unwrap();
+            assert!(none.is_empty(), "{none:?}");
             sh("echo 0 > /proc/sys/net/ipv4/ip_forward");
             world.run(host.restore(Family::V4, UNFENCE)).unwrap();
             assert_eq!(look(), before);
@@ -66,7 +79,8 @@ fn reading_makes_no_tables() {
                     ..Needs::default()
                 };
                 host.preflight(&needs).await.unwrap();
-                host.denied().await.unwrap();
+                let fence = BTreeSet::from([chain("FO-AABBCCDD")]);
+                host.counters(Family::V6, Table::Mangle, &fence).await.unwrap();
             });
             assert_eq!(
                 sh("cat /proc/net/ip_tables_names /proc/net/ip6_tables_names; iptables-nft-save; ip6tables-nft-save"),

@@ -8,14 +8,39 @@ pub mod status;
 use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use super::counters::{Counts, Total, Way};
 use super::runner::Report;
 use crate::api::gatewaynode::Role;
 use crate::plan::MappingState;
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::{ResultLabel, RoleLabel, StateLabel, TableLabel};
+use crate::telemetry::metrics::{MappingCount, ResultLabel, RoleLabel, StateLabel, TableLabel};
 
 /// Field manager and event reporter.
 pub const MANAGER: &str = "stagenet-agent";
+
+/// Puts the counts of the first `most` mappings by name into the metrics.
+pub fn measure_mappings(metrics: &Metrics, counts: &Counts, most: usize) {
+    let mappings = counts.mappings();
+    let left_out = mappings.len().saturating_sub(most);
+    let seconds = |at: SystemTime| {
+        at.duration_since(UNIX_EPOCH)
+            .ok()
+            .and_then(|since| i64::try_from(since.as_secs()).ok())
+    };
+    let count = |mapping: &str, way: Way, total: Total| MappingCount {
+        mapping: mapping.to_owned(),
+        way: match way {
+            Way::Dialled => "dialled",
+            Way::Left => "left",
+        },
+        packets: total.packets,
+        bytes: total.bytes,
+        last_hit: total.last_hit.and_then(seconds).unwrap_or_default(),
+    };
+    let first = mappings.into_iter().take(most);
+    let shown = first.flat_map(|(mapping, ways)| ways.into_iter().map(move |(way, total)| count(mapping, way, total)));
+    metrics.set_mappings(shown, left_out);
+}
 
 /// Puts the outcome of a pass into the metrics.
 #[allow(clippy::cast_possible_wrap)]

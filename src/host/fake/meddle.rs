@@ -1,7 +1,7 @@
 //! What a test does to a [`FakeHost`] behind the agent's back, and what it asks it. Each meddling emits the event that a kernel would
 //! (table events only with the nft backend, as legacy tables have none).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
@@ -284,9 +284,9 @@ impl FakeHost {
         self.lock().findings = findings;
     }
 
-    /// What the counters of the DROP rules say.
-    pub fn set_denied(&self, denied: BTreeMap<(String, String), u64>) {
-        self.lock().denied = denied;
+    /// Packets hit every rule of a table that has `part` in its text.
+    pub fn hit(&self, family: Family, table: Table, part: &str, packets: u64, bytes: u64) {
+        self.lock().table(family, table).hit(part, packets, bytes);
     }
 
     /// Emits an event.

@@ -17,7 +17,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
-use crate::netfilter::dump::ObservedTable;
+use crate::netfilter::dump::{ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{
     FlowPolicy, FlowTuple, GatewayAddress, InterfaceFacts, KernelFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Sweep, Via,
@@ -50,8 +50,8 @@ pub enum Call {
     Probe,
     /// [`Host::announce`]
     Announce,
-    /// [`Host::denied`]
-    Denied,
+    /// [`Host::counters`]
+    Counters,
 }
 
 /// One effect on the host, in the order in which they happened. Reading leaves no trace; a failed call leaves none either.
@@ -99,7 +99,6 @@ struct State {
     flows: BTreeSet<FlowTuple>,
     answers: BTreeMap<IpAddr, String>,
     findings: Vec<Finding>,
-    denied: BTreeMap<(String, String), u64>,
     lock_holder: Option<String>,
     refused: Vec<Refusal>,
     calls: u64,
@@ -358,10 +357,19 @@ impl Host for FakeHost {
         Ok(())
     }
 
-    async fn denied(&mut self) -> Result<BTreeMap<(String, String), u64>, HostError> {
+    async fn counters(
+        &mut self,
+        family: Family,
+        table: Table,
+        chains: &BTreeSet<ChainName>,
+    ) -> Result<BTreeMap<ChainName, Vec<RuleCount>>, HostError> {
         let mut state = self.lock();
-        state.enter(Call::Denied)?;
-        Ok(state.denied.clone())
+        state.enter(Call::Counters)?;
+        let counted = state.tables.get(&(family, table)).map(FakeTable::counters).unwrap_or_default();
+        let wanted = chains
+            .iter()
+            .filter_map(|chain| Some((chain.clone(), counted.get(chain.as_str())?.clone())));
+        Ok(wanted.collect())
     }
 
     fn events(&mut self) -> mpsc::Receiver<HostEvent> {

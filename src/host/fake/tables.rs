@@ -9,7 +9,7 @@ use std::fmt::Write as _;
 
 use super::Refusal;
 use crate::host::HostError;
-use crate::netfilter::dump::{self, ObservedTable};
+use crate::netfilter::dump::{self, ObservedTable, RuleCount};
 use crate::netfilter::rules::CHAIN_PREFIX;
 use crate::netfilter::{Family, Table};
 
@@ -17,6 +17,8 @@ use crate::netfilter::{Family, Table};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FakeTable {
     pub(super) chains: BTreeMap<String, Vec<String>>,
+    /// Packets and bytes of rules that were hit, by chain and text. A chain that is written anew starts anew, as in a kernel.
+    pub(super) hits: BTreeMap<String, BTreeMap<String, (u64, u64)>>,
 }
 
 /// Built-in chains of `table`, as Linux registers them.
@@ -47,20 +49,42 @@ impl FakeTable {
     pub(super) fn new(table: Table) -> Self {
         Self {
             chains: builtin(table).iter().map(|c| ((*c).to_owned(), Vec::new())).collect(),
+            hits: BTreeMap::new(),
         }
     }
 
-    /// What of ours is in here, read by the same parser as a kernel's.
-    pub(super) fn observe(&self) -> ObservedTable {
+    /// As the tools save it, with counters.
+    fn saved(&self) -> String {
         let mut text = String::new();
         for (chain, rules) in &self.chains {
             // Writing to a string cannot fail.
             let _ = writeln!(text, ":{chain} - [0:0]");
             for rule in rules {
-                let _ = writeln!(text, "-A {chain} {rule}");
+                let (packets, bytes) = self.hits.get(chain).and_then(|hits| hits.get(rule)).copied().unwrap_or_default();
+                let _ = writeln!(text, "[{packets}:{bytes}] -A {chain} {rule}");
             }
         }
-        dump::parse(&text)
+        text
+    }
+
+    /// What of ours is in here, read by the same parser as a kernel's.
+    pub(super) fn observe(&self) -> ObservedTable {
+        dump::parse(&self.saved())
+    }
+
+    /// What rules of ours have counted, read by the same parser as a kernel's.
+    pub(super) fn counters(&self) -> BTreeMap<String, Vec<RuleCount>> {
+        dump::counters(&self.saved())
+    }
+
+    /// Packets hit every rule that has `part` in its text.
+    pub(super) fn hit(&mut self, part: &str, packets: u64, bytes: u64) {
+        for (chain, rules) in &self.chains {
+            for rule in rules.iter().filter(|rule| rule.contains(part)) {
+                let count = self.hits.entry(chain.clone()).or_default().entry(rule.clone()).or_default();
+                *count = (count.0 + packets, count.1 + bytes);
+            }
+        }
     }
 
     fn referenced(&self, chain: &str) -> bool {
@@ -74,6 +98,7 @@ impl FakeTable {
         if let Some(rest) = line.strip_prefix(':') {
             let name = rest.split(' ').next().filter(|n| n.starts_with(CHAIN_PREFIX)).ok_or_else(bad)?;
             self.chains.insert(name.to_owned(), Vec::new());
+            self.hits.remove(name);
             return Ok(());
         }
         let (verb, rest) = line.split_once(' ').ok_or_else(bad)?;
@@ -96,7 +121,10 @@ impl FakeTable {
                 let at = chain.iter().position(|rule| rule == spec);
                 chain.remove(at.ok_or("Bad rule (does a matching rule exist in that chain?)")?);
             }
-            "-F" if spec.is_empty() => chain.clear(),
+            "-F" if spec.is_empty() => {
+                chain.clear();
+                self.hits.remove(name);
+            }
             "-X" if spec.is_empty() && name.starts_with(CHAIN_PREFIX) => {
                 if !chain.is_empty() {
                     return Err("Directory not empty".to_owned());
@@ -131,7 +159,9 @@ pub(super) fn restore<'r>(
             continue;
         }
         if let Some(name) = line.strip_prefix('*') {
-            let table = [Table::Mangle, Table::Nat, Table::Filter].into_iter().find(|t| t.as_str() == name);
+            let table = [Table::Mangle, Table::Raw, Table::Nat, Table::Filter]
+                .into_iter()
+                .find(|t| t.as_str() == name);
             let table = table.ok_or_else(|| rejected(None, "unknown table".to_owned()))?;
             if open.is_some() {
                 return Err(rejected(Some(table), "COMMIT expected".to_owned()));

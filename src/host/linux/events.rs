@@ -28,6 +28,9 @@ use crate::netfilter::rules::CHAIN_PREFIX;
 const QUEUE: usize = 8 << 20;
 /// Bytes read at once: more than the largest datagram of events (`NLMSG_GOODSIZE`, one page, or one large rule).
 const RECEIVE: usize = 128 << 10;
+/// Where rules of ours may be, and the built-in chains that may have jumps of ours.
+const TABLES: [&str; 4] = ["mangle", "raw", "nat", "filter"];
+const BUILT_IN: [&str; 5] = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
 const BACKOFF: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(1));
 
 // linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h, linux/rtnetlink.h
@@ -151,9 +154,8 @@ impl Transaction {
             }
         }
         let deleted = kind == NFT_MSG_DELTABLE;
-        let ours =
-            deleted || chain.starts_with(CHAIN_PREFIX) || ["PREROUTING", "INPUT", "FORWARD", "POSTROUTING"].contains(&chain.as_str());
-        if ours && ["mangle", "nat", "filter"].contains(&table.as_str()) {
+        let ours = deleted || chain.starts_with(CHAIN_PREFIX) || BUILT_IN.contains(&chain.as_str());
+        if ours && TABLES.contains(&table.as_str()) {
             self.chains.insert(if deleted {
                 format!("{table}/*")
             } else {

@@ -5,6 +5,7 @@
 
 mod arp;
 mod conntrack;
+mod counters;
 mod events;
 mod facts;
 mod generation;
@@ -40,7 +41,7 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::sleep;
 
 use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
-use crate::netfilter::dump::ObservedTable;
+use crate::netfilter::dump::{ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts, Sweep};
 use arp::Arp;
@@ -283,9 +284,20 @@ impl Host for LinuxHost {
         Ok(())
     }
 
-    async fn denied(&mut self) -> Result<BTreeMap<(String, String), u64>, HostError> {
+    async fn counters(
+        &mut self,
+        family: Family,
+        table: Table,
+        chains: &BTreeSet<ChainName>,
+    ) -> Result<BTreeMap<ChainName, Vec<RuleCount>>, HostError> {
         let tools = self.tools().await?;
-        Ok(tables::denied(&tables::save(tools, Family::V4, Table::Mangle, true).await?))
+        if tools.backend == Backend::Legacy {
+            let counted = tables::counters(tools, family, table, chains).await;
+            return self.gone(counted);
+        }
+        let chains = chains.clone();
+        let work = move || counters::read(&mut Netlink::open(NETLINK_NETFILTER)?, family, table, &chains);
+        kernel("reading counters of rules", work).await
     }
 
     fn events(&mut self) -> mpsc::Receiver<HostEvent> {

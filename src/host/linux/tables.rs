@@ -11,8 +11,8 @@ use tokio::time::timeout;
 
 use super::tools::{LOCK_WAIT, PATIENCE, Tools, execute};
 use crate::host::{Backend, HostError};
-use crate::netfilter::dump::{self, ObservedTable};
-use crate::netfilter::render::{RULE_COMMENT, error_line};
+use crate::netfilter::dump::{self, ObservedTable, RuleCount};
+use crate::netfilter::render::error_line;
 use crate::netfilter::{ChainName, Family, Table};
 
 /// The most that a tool may say. A table of 100 000 rules is 20 MB.
@@ -225,31 +225,18 @@ async fn list(tools: Tools, family: Family, table: Table, chains: &BTreeSet<Chai
     Ok(Some(text))
 }
 
-/// Packets that our DROP rules have counted, by network and direction, from a save of mangle with counters. The chain's name tells the
-/// direction (the layout is that of [`crate::plan`]), the comment the network.
-pub(super) fn denied(saved: &str) -> BTreeMap<(String, String), u64> {
-    let mut denied: BTreeMap<_, u64> = BTreeMap::new();
-    for line in saved.lines().filter(|line| line.ends_with("-j DROP")) {
-        let Some((packets, rule)) = line.strip_prefix('[').and_then(|l| l.split_once("] -A SNET-")) else {
-            continue;
-        };
-        let direction = match rule.split(['-', ' ']).next() {
-            Some("FO" | "E") => "out",
-            Some("FI") => "in",
-            Some("N") => "node",
-            Some("U") => "unmapped",
-            _ => continue,
-        };
-        let owner = rule
-            .split_once(RULE_COMMENT)
-            .and_then(|(_, comment)| comment.split(['"', ' ']).next()?.split_once(':'));
-        let (Some((_, network)), Some((packets, _))) = (owner, packets.split_once(':')) else {
-            continue;
-        };
-        let sum = denied.entry((network.to_owned(), direction.to_owned())).or_default();
-        *sum = sum.saturating_add(packets.parse().unwrap_or_default());
-    }
-    denied
+/// What the rules of some chains have counted. The tools have no cheaper way than to save the table.
+pub(super) async fn counters(
+    tools: Tools,
+    family: Family,
+    table: Table,
+    chains: &BTreeSet<ChainName>,
+) -> Result<BTreeMap<ChainName, Vec<RuleCount>>, HostError> {
+    let counted = dump::counters(&save(tools, family, table, true).await?);
+    let wanted = chains
+        .iter()
+        .filter_map(|chain| Some((chain.clone(), counted.get(chain.as_str())?.clone())));
+    Ok(wanted.collect())
 }
 
 #[cfg(test)]
@@ -301,16 +288,5 @@ mod tests {
         assert_eq!(holder_of(9_977_904, locks), Some(49));
         assert_eq!(holder_of(12, locks), Some(7));
         assert_eq!(holder_of(13, locks), None);
-    }
-
-    #[test]
-    fn denied_packets_are_counted_by_network_and_direction() {
-        let saved = "[7:420] -A SNET-FO-AABBCCDD -m comment --comment \"stagenet:0123456789ab:b\" -j DROP\n\
-                     [2:80] -A SNET-FO-AABBCCDD -d 10.0.0.0/8 -m comment --comment \"stagenet:0123456789ac:b\" -j DROP\n\
-                     [1:40] -A SNET-N-AABBCCDD -m comment --comment \"stagenet:0123456789ad:b\" -j DROP\n\
-                     [9:40] -A SNET-N-AABBCCDD -p icmp -m comment --comment \"stagenet:0123456789ae:b\" -j RETURN\n\
-                     [9:40] -A FORWARD -j DROP\n[5:1] -A SNET-FI-AABBCCDD -j DROP\n";
-        let key = |direction: &str| ("b".to_owned(), direction.to_owned());
-        assert_eq!(denied(saved), BTreeMap::from([(key("out"), 9), (key("node"), 1)]));
     }
 }
