@@ -60,7 +60,7 @@ pub(super) fn close(tables: &mut BTreeMap<(Family, Table), TableRules>, held: &B
     close_interfaces(tables, held);
     for family in [Family::V4, Family::V6] {
         let table = tables.entry((family, Table::Mangle)).or_default();
-        table.hooks.entry(Hook::Input).or_insert_with(|| input.clone());
+        table.hooks.entry(Hook::Input).or_insert_with(|| input.clone().into());
         let rules = table.chains.entry(input.clone()).or_default();
         if rules.is_empty() {
             rules.push(Rule::new(

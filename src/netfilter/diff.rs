@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::dump::{ObservedTable, RuleHash};
 use super::render;
-use super::rules::{CHAIN_NAME_MAX, Hook};
+use super::rules::{CHAIN_NAME_MAX, Hook, HookRule};
 use super::{Chain, ChainName, TableRules};
 
 /// What must change in one table. Empty if the kernel holds what is desired.
@@ -20,9 +20,9 @@ pub struct TableChange {
     /// Chains of ours that should go, but a foreign rule leads there: they can only be emptied.
     pub empty: BTreeSet<String>,
     /// Jumps of ours to remove from built-in chains, one entry for each copy. A jump that is moved stands here and in `hook`.
-    pub unhook: Vec<(Hook, ChainName)>,
+    pub unhook: Vec<(Hook, HookRule)>,
     /// Jumps to place first in built-in chains.
-    pub hook: BTreeMap<Hook, ChainName>,
+    pub hook: BTreeMap<Hook, HookRule>,
     /// How what was found differs, for people, one clause each, to be put behind the table's name: `FORWARD: our jump is gone`.
     /// It is drift if the table was as desired before.
     pub drift: Vec<String>,
@@ -84,8 +84,8 @@ pub fn diff(desired: &TableRules, observed: &ObservedTable) -> TableChange {
             continue;
         };
         change.drift.push(format!("{}: {what}", hook.as_str()));
-        change.unhook.extend(found.iter().map(|(_, chain)| (hook, chain.clone())));
-        change.hook.extend(wanted.map(|chain| (hook, chain.clone())));
+        change.unhook.extend(found.iter().map(|(_, rule)| (hook, rule.clone())));
+        change.hook.extend(wanted.map(|rule| (hook, rule.clone())));
     }
     change
 }
@@ -133,14 +133,14 @@ fn chain_drift(desired: &Chain, observed: Option<&Vec<Option<RuleHash>>>) -> Opt
 }
 
 /// How our jumps in a built-in chain differ; None if there is just the wanted one, first.
-fn hook_drift(wanted: Option<&ChainName>, found: &[(u32, ChainName)]) -> Option<String> {
+fn hook_drift(wanted: Option<&HookRule>, found: &[(u32, HookRule)]) -> Option<String> {
     match (wanted, found) {
         (None, []) => None,
-        (Some(wanted), [(1, chain)]) if chain == wanted => None,
+        (Some(wanted), [(1, rule)]) if rule == wanted => None,
         (None, _) => Some("our jump stands there and nobody wants it any more".to_owned()),
         (Some(_), []) => Some("our jump is gone".to_owned()),
-        (Some(wanted), [(position, chain)]) if chain == wanted => Some(format!("our jump is rule {position}, not the first")),
-        (Some(_), [(_, chain)]) => Some(format!("our jump leads to {chain}")),
+        (Some(wanted), [(position, rule)]) if rule == wanted => Some(format!("our jump is rule {position}, not the first")),
+        (Some(_), [(_, rule)]) => Some(format!("our jump is another one: {rule}")),
         (Some(_), several) => Some(format!("our jump stands there {} times", several.len())),
     }
 }
@@ -166,7 +166,7 @@ mod tests {
 
     fn desired() -> TableRules {
         TableRules {
-            hooks: BTreeMap::from([(Hook::Forward, name("FWD"))]),
+            hooks: BTreeMap::from([(Hook::Forward, name("FWD").into())]),
             chains: BTreeMap::from([
                 (name("FWD"), vec![Rule::new(Owner::Base, [], Target::Goto(name("A")))]),
                 (name("A"), vec![drop_for("a"), drop_for("b")]),
@@ -237,7 +237,7 @@ mod tests {
         let change = diff(&TableRules::default(), &dump::parse(&text));
         assert_eq!(change.delete, BTreeSet::from(["SNET-FWD".to_owned()]));
         assert_eq!(change.empty, BTreeSet::from(["SNET-A".to_owned()]));
-        assert_eq!(change.unhook, [(Hook::Forward, name("FWD"))]);
+        assert_eq!(change.unhook, [(Hook::Forward, name("FWD").into())]);
         let emptied = dump::parse(":SNET-A - [0:0]\n-A OUTPUT -j SNET-A\n");
         assert!(
             diff(&TableRules::default(), &emptied).is_empty(),

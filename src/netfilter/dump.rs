@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::render::{HASH_DIGITS, HOOK_COMMENT, RULE_COMMENT};
 use super::rules::CHAIN_PREFIX;
-use super::{ChainName, Hook};
+use super::{ChainName, Hook, HookRule};
 
 /// One table as found in the kernel.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,8 +22,8 @@ pub struct ObservedTable {
 /// Our jumps in one built-in chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ObservedHook {
-    /// Chains that our jumps lead to, with the position of each (1 = first rule), in order.
-    pub jumps: Vec<(u32, ChainName)>,
+    /// Our rules, with the position of each (1 = first rule), in order.
+    pub jumps: Vec<(u32, HookRule)>,
 }
 
 /// Enough of a SHA-256 over a rule's rendered text to compare by: 12 hexadecimal digits.
@@ -32,7 +32,7 @@ pub struct RuleHash(pub String);
 
 /// Reads the output for one table of `iptables-save -t TABLE` (with or without `-c`) or of `iptables -t TABLE -S`.
 ///
-/// A jump is ours if it has no conditions and the comment is `stagenet`: the one form that the renderer writes and can take away again.
+/// A rule in a built-in chain is ours if its comment is `stagenet` and it is of one of the forms of [`HookRule`]: what the renderer writes and can take away again.
 pub fn parse(text: &str) -> ObservedTable {
     let mut table = ObservedTable::default();
     let mut positions: BTreeMap<&str, u32> = BTreeMap::new();
@@ -51,14 +51,11 @@ pub fn parse(text: &str) -> ObservedTable {
         }
         let position = positions.entry(chain).or_default();
         *position += 1;
-        let (Some(target), hook) = (target(&words).filter(|name| is_ours(name)), builtin(chain)) else {
-            continue;
-        };
-        match (hook, hook_target(&words)) {
-            (Some(hook), Some(to)) => table.hooks.entry(hook).or_default().jumps.push((*position, to)),
-            _ => {
-                table.referenced.insert(target.to_owned());
-            }
+        match (builtin(chain), hook_rule(&words)) {
+            (Some(hook), Some(rule)) => table.hooks.entry(hook).or_default().jumps.push((*position, rule)),
+            _ => table
+                .referenced
+                .extend(target(&words).filter(|name| is_ours(name)).map(str::to_owned)),
         }
     }
     table
@@ -117,9 +114,7 @@ fn is_ours(chain: &str) -> bool {
 }
 
 fn builtin(chain: &str) -> Option<Hook> {
-    [Hook::Prerouting, Hook::Input, Hook::Forward, Hook::Postrouting]
-        .into_iter()
-        .find(|hook| hook.as_str() == chain)
+    Hook::ALL.into_iter().find(|hook| hook.as_str() == chain)
 }
 
 /// What a line of a dump says, as far as it matters here.
@@ -254,14 +249,30 @@ pub fn marked(comment: &str) -> Option<RuleHash> {
     valid.then(|| RuleHash(digits.to_owned()))
 }
 
-fn hook_target(words: &[String]) -> Option<ChainName> {
+fn hook_rule(words: &[String]) -> Option<HookRule> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    match words.as_slice() {
-        ["-m", "comment", "--comment", HOOK_COMMENT, "-j", chain, rest @ ..] if rest.is_empty() || rest.first() == Some(&"-c") => {
-            ChainName::new(chain.strip_prefix(CHAIN_PREFIX)?)
-        }
-        _ => None,
+    let counted = words.iter().position(|word| *word == "-c").unwrap_or(words.len());
+    let (condition, rest) = match words.get(..counted)? {
+        ["-m", "connmark", "!", "--mark", mark, rest @ ..] => (Some((false, bits(mark)?)), rest),
+        ["-m", "connmark", "--mark", mark, rest @ ..] => (Some((true, bits(mark)?)), rest),
+        rest => (None, rest),
+    };
+    let ["-m", "comment", "--comment", HOOK_COMMENT, "-j", target] = rest else {
+        return None;
+    };
+    let chain = || ChainName::new(target.strip_prefix(CHAIN_PREFIX)?);
+    match condition {
+        None => chain().map(HookRule::Jump),
+        Some((false, bits)) => chain().map(|chain| HookRule::JumpUnmarked(bits, chain)),
+        Some((true, bits)) => (*target == "ACCEPT").then_some(HookRule::AcceptMarked(bits)),
     }
+}
+
+/// The bits of a mark that is its own mask.
+fn bits(mark: &str) -> Option<u32> {
+    let hex = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
+    let (value, mask) = mark.split_once('/')?;
+    hex(value).filter(|bits| *bits != 0 && hex(mask) == Some(*bits))
 }
 
 #[cfg(test)]

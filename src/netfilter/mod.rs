@@ -16,6 +16,6 @@ pub mod trace;
 pub mod tree;
 
 pub use rules::{
-    Chain, ChainName, ConnState, Family, Helper, Hook, IfName, IfPrefix, Mark, Match, Owner, PortRange, Rule, Ruleset, Table, TableRules,
-    Target, Transport,
+    Chain, ChainName, ConnState, Family, Helper, Hook, HookRule, IfName, IfPrefix, Mark, Match, Owner, PortRange, Rule, Ruleset, Table,
+    TableRules, Target, Transport,
 };

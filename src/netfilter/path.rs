@@ -343,7 +343,7 @@ mod tests {
         let mut ruleset = Ruleset::default();
         let table = ruleset.tables.entry((Family::V4, Table::Mangle)).or_default();
         table.chains = chains;
-        table.hooks.insert(Hook::Forward, name("A"));
+        table.hooks.insert(Hook::Forward, name("A").into());
         let trace = vm02().trace(&ruleset, packet("eth0", "192.168.100.1", "10.9.9.9", SSH));
         assert_eq!(trace.packet.connection.mark, 1 | 8 | 16);
     }

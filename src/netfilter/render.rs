@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::diff::TableChange;
 pub use super::encode::{HASH_DIGITS, Problem, RULE_COMMENT, hash};
-use super::rules::Hook;
+use super::rules::{Hook, HookRule};
 use super::{Chain, ChainName, Family, Owner, Rule, Table, TableRules, Target, encode};
 
 /// Comment of our jump in a built-in chain, exactly.
@@ -125,10 +125,10 @@ pub fn changes(family: Family, tables: &BTreeMap<Table, TableChange>) -> Result<
             out.push(&format!(":{name} - [0:0]"));
         }
         for (hook, chain) in &change.unhook {
-            out.push(&format!("-D {}", jump(*hook, chain, "")));
+            out.push(&format!("-D {}", hook_line(*hook, chain, "")));
         }
         for (hook, chain) in &change.hook {
-            out.push(&format!("-I {}", jump(*hook, chain, " 1")));
+            out.push(&format!("-I {}", hook_line(*hook, chain, " 1")));
             out.owners.push((out.lines, Owner::Base));
         }
         for (name, chain) in &change.write {
@@ -142,8 +142,14 @@ pub fn changes(family: Family, tables: &BTreeMap<Table, TableChange>) -> Result<
     Ok(out)
 }
 
-fn jump(hook: Hook, chain: &ChainName, position: &str) -> String {
-    format!("{}{position} -m comment --comment {HOOK_COMMENT} -j {chain}", hook.as_str())
+/// The condition stands before the comment, which costs a comparison of its own.
+fn hook_line(hook: Hook, rule: &HookRule, position: &str) -> String {
+    let text = rule.to_string();
+    let (condition, target) = text.split_at(text.find("-j ").unwrap_or_default());
+    format!(
+        "{}{position} {condition}-m comment --comment {HOOK_COMMENT} {target}",
+        hook.as_str()
+    )
 }
 
 fn check_ways(rules: &TableRules) -> Result<(), RenderError> {
@@ -163,7 +169,7 @@ fn check_ways(rules: &TableRules) -> Result<(), RenderError> {
             });
         }
     }
-    match rules.hooks.values().find(|to| missing(to)) {
+    match rules.hooks.values().filter_map(HookRule::chain).find(|to| missing(to)) {
         Some(to) => Err(RenderError {
             chain: to.clone(),
             owner: Owner::Base,
@@ -185,7 +191,7 @@ mod tests {
     fn rules() -> TableRules {
         let network = Owner::Network("segment-b".to_owned());
         TableRules {
-            hooks: BTreeMap::from([(Hook::Forward, name("FWD"))]),
+            hooks: BTreeMap::from([(Hook::Forward, name("FWD").into())]),
             chains: BTreeMap::from([
                 (name("FWD"), vec![Rule::new(Owner::Base, [], Target::Goto(name("Z")))]),
                 (name("Z"), vec![Rule::new(network, [], Target::Drop)]),
@@ -252,8 +258,8 @@ mod tests {
         let change = TableChange {
             write: BTreeMap::from([(name("NEW"), vec![])]),
             delete: BTreeSet::from(["SNET-OLD".to_owned()]),
-            unhook: vec![(Hook::Forward, name("OLD"))],
-            hook: BTreeMap::from([(Hook::Forward, name("NEW"))]),
+            unhook: vec![(Hook::Forward, name("OLD").into())],
+            hook: BTreeMap::from([(Hook::Forward, name("NEW").into())]),
             ..TableChange::default()
         };
         let out = changes(Family::V4, &BTreeMap::from([(Table::Filter, change)])).unwrap();

@@ -86,6 +86,9 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// All, in the order in which a packet meets them.
+    pub const ALL: [Self; 5] = [Self::Prerouting, Self::Input, Self::Forward, Self::Output, Self::Postrouting];
+
     /// The chain's name.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -478,11 +481,49 @@ impl Rule {
 /// The rules of one chain, in order.
 pub type Chain = Vec<Rule>;
 
+/// A rule of ours in a built-in chain. Every packet of the node meets it, so it asks for little.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum HookRule {
+    /// All packets are led to the chain.
+    Jump(ChainName),
+    /// Those are led to the chain whose connection mark has none or not all of these bits.
+    JumpUnmarked(u32, ChainName),
+    /// Those are accepted whose connection mark has all these bits.
+    AcceptMarked(u32),
+}
+
+impl HookRule {
+    /// The chain that packets are led to.
+    pub fn chain(&self) -> Option<&ChainName> {
+        match self {
+            Self::Jump(chain) | Self::JumpUnmarked(_, chain) => Some(chain),
+            Self::AcceptMarked(_) => None,
+        }
+    }
+}
+
+impl From<ChainName> for HookRule {
+    fn from(chain: ChainName) -> Self {
+        Self::Jump(chain)
+    }
+}
+
+/// In the words of `iptables-save`, without the comment that marks it as ours.
+impl fmt::Display for HookRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Jump(chain) => write!(f, "-j {chain}"),
+            Self::JumpUnmarked(bits, chain) => write!(f, "-m connmark ! --mark {bits:#x}/{bits:#x} -j {chain}"),
+            Self::AcceptMarked(bits) => write!(f, "-m connmark --mark {bits:#x}/{bits:#x} -j ACCEPT"),
+        }
+    }
+}
+
 /// Our part of one table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TableRules {
-    /// Which of our chains each built-in chain jumps to, as its first rule.
-    pub hooks: BTreeMap<Hook, ChainName>,
+    /// Our rule in each built-in chain, the first there.
+    pub hooks: BTreeMap<Hook, HookRule>,
     /// Our chains. Every chain that a rule or hook names is in here.
     pub chains: BTreeMap<ChainName, Chain>,
 }

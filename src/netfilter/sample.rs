@@ -40,7 +40,7 @@ fn denied(direction: &str) -> [Rule; 2] {
 
 fn table(hooks: &[(Hook, &str)], chains: Vec<(&str, Vec<Rule>)>) -> TableRules {
     TableRules {
-        hooks: hooks.iter().map(|(hook, name)| (*hook, chain(name))).collect(),
+        hooks: hooks.iter().map(|(hook, name)| (*hook, chain(name).into())).collect(),
         chains: chains.into_iter().map(|(name, rules)| (chain(name), rules)).collect(),
     }
 }

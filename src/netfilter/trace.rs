@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::rules::{ConnState, Hook, icmp};
+use super::rules::{ConnState, Hook, HookRule, icmp};
 use super::{ChainName, Family, Helper, IfName, Match, Rule, Ruleset, Table, Target, Transport};
 
 /// The kernel refuses rule sets with loops when they are loaded; here a walk just ends.
@@ -160,6 +160,11 @@ impl Packet {
         port_of(self.payload)
     }
 
+    /// Whether it belongs to a connection that bears these bits.
+    fn marked(&self, bits: u32) -> bool {
+        self.connection.state != State::Invalid && self.connection.mark & bits == bits
+    }
+
     fn translated(&self) -> Translated {
         Translated {
             source: self.source,
@@ -245,7 +250,12 @@ pub fn walk(
         .get(&(packet.family, table))
         .and_then(|rules| {
             // A frame is the chain and the rule to go on with; a goto replaces the frame, so that its end returns to the caller's.
-            let mut frames = vec![(rules.hooks.get(&hook)?, 0)];
+            let mut frames = match rules.hooks.get(&hook)? {
+                HookRule::Jump(chain) => vec![(chain, 0)],
+                HookRule::JumpUnmarked(bits, chain) if !packet.marked(*bits) => vec![(chain, 0)],
+                HookRule::AcceptMarked(bits) if packet.marked(*bits) => return Some(Verdict::Accept),
+                HookRule::JumpUnmarked(..) | HookRule::AcceptMarked(_) => return None,
+            };
             while let Some((name, at)) = frames.pop() {
                 let Some(rule) = rules.chains.get(name).and_then(|chain| chain.get(at)) else {
                     continue;
@@ -370,7 +380,7 @@ fn holds(m: &Match, packet: &Packet) -> bool {
             let same = matches!(packet.payload, Payload::Transport(t, _) if t == *transport);
             tracked && same && ports.contains(connection.original_port)
         }
-        Match::ConnMark(bits) => tracked && connection.mark & bits == *bits,
+        Match::ConnMark(bits) => packet.marked(*bits),
         Match::Limit { .. } => true,
     }
 }

@@ -73,6 +73,45 @@ pub fn dispatch(chains: &mut BTreeMap<ChainName, Chain>, root: &ChainName, key: 
     chains.entry(root.clone()).or_default().extend(appended);
 }
 
+/// Below this many prefixes side by side a guard costs more than it saves.
+const GUARD_MIN: usize = 3;
+
+/// Rules that lead a packet to the `entries` of its address, for chains that every packet of the node walks: prefixes that begin alike stand behind one rule, in a
+/// tree below a chain `SNET-LABEL` with four digits. Conditions on `entries` as for [`dispatch`].
+pub fn guarded(chains: &mut BTreeMap<ChainName, Chain>, label: &str, key: Key, entries: &Entries) -> Chain {
+    let mut chain = Chain::new();
+    let all: Vec<Entry<'_>> = entries.iter().map(|(prefix, rules)| (*prefix, rules.as_slice())).collect();
+    for group in all.chunk_by(|a, b| beginning(a.0) == beginning(b.0)) {
+        let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else {
+            continue;
+        };
+        let Some(guard) = common(*first, *last, group).filter(|_| group.len() >= GUARD_MIN) else {
+            chain.extend(flat(group));
+            continue;
+        };
+        let name = ChainName::lossy(&format!("{label}{:04X}", beginning(*first)));
+        let own = group.iter().map(|(prefix, rules)| (*prefix, rules.to_vec())).collect();
+        dispatch(chains, &name, key, &own);
+        chain.push(Rule::new(Owner::Base, [key.matching(guard)], Target::Jump(name)));
+    }
+    chain
+}
+
+/// The first eight bits of an IPv4 prefix, the first sixteen of an IPv6 one.
+fn beginning(prefix: IpNet) -> u16 {
+    match prefix {
+        IpNet::V4(net) => u16::from(net.network().octets()[0]),
+        IpNet::V6(net) => net.network().segments()[0],
+    }
+}
+
+/// The longest prefix around all of `group`, which begins with `first` and ends with `last`. None if that is everything.
+fn common(first: IpNet, last: IpNet, group: &[Entry<'_>]) -> Option<IpNet> {
+    let shortest = group.iter().map(|(prefix, _)| prefix.prefix_len()).min()?;
+    let around = (1..=shortest).rev().map(|length| (widened(first, length), widened(last, length)));
+    around.into_iter().find(|(a, b)| a == b).map(|(prefix, _)| prefix)
+}
+
 /// A prefix and its rules.
 type Entry<'a> = (IpNet, &'a [Rule]);
 

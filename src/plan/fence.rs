@@ -3,18 +3,18 @@
 //! Chains are entered by goto, so RETURN in them leaves for the built-in chain, where others' rules go on: it means "may pass". The chains of single networks
 //! ([`super::gates`]) end in DROP: falling off their end would mean the same as RETURN.
 //!
-//! How a packet is judged in `SNET-FWD`:
-//! 1. Connection mark set: passes. Only flows that the fence itself admitted carry it.
+//! How a packet is judged in FORWARD:
+//! 1. Connection mark set: passes, and is not led to `SNET-FWD` at all. Only flows that the fence itself admitted carry it.
 //! 2. To a virtual address by way of lo: a port that no mapping has. Dropped, else it would go round in circles.
 //! 3. From inside: judged by its source's network, before anybody asks where it goes, so that one closed network cannot reach another's virtual
 //!    addresses. That it is part of a known connection says nothing: what stays in the closed network makes connections too (routed back, or bridged with
 //!    bridge-nf-call-iptables), and a VM that has, or takes, a production address there would have its answers carried out to production.
-//! 4. Part of a known connection: passes. Bystanders, for the most part.
-//! 5. To inside: passes if a mapping translated it, and is marked; all else is dropped.
-//! 6. Translated by a mapping, yet not on its way inside (the interface is gone, the route leads elsewhere): dropped, since that way may lead to production.
+//! 4. To inside: passes if a mapping translated it, and is marked; all else is dropped.
+//! 5. Translated by a mapping, yet not on its way inside (the interface is gone, the route leads elsewhere): dropped, since that way may lead to production.
 //!
-//! Bystanders, packets of no network, walk all of `SNET-FWD`: it has few rules however many networks there are. Interfaces are compared by how their names
-//! begin first; a packet whose interface only begins like an inside interface goes on in `SNET-FWD2` (behind 3) or `SNET-FWD3` (behind 5).
+//! Bystanders, packets of no network, walk all of `SNET-FWD`: it has few rules however many networks there are, and none of them asks conntrack anything before an
+//! address or an interface fits. Interfaces are compared by how their names begin first; a packet whose interface only begins like an inside interface goes on in
+//! `SNET-FWD2` (behind 3) or `SNET-FWD3` (behind 4).
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -26,8 +26,8 @@ use super::sites::Site;
 use super::{HostOptions, KernelFacts};
 use crate::netfilter::names::{self, Way};
 use crate::netfilter::rules::icmp;
-use crate::netfilter::tree::{Entries, Key, dispatch};
-use crate::netfilter::{Chain, ChainName, ConnState, Family, Hook, IfName, Match, Owner, Rule, TableRules, Target};
+use crate::netfilter::tree::{Entries, Key, dispatch, guarded};
+use crate::netfilter::{Chain, ChainName, ConnState, Family, Hook, HookRule, IfName, Match, Owner, Rule, TableRules, Target};
 
 /// Table mangle of one family.
 pub(super) fn table(
@@ -39,6 +39,7 @@ pub(super) fn table(
 ) -> TableRules {
     let mut table = TableRules::default();
     forward(&mut table, sites, family, options);
+    clamp(&mut table, sites, family);
     input(&mut table, sites);
     errors(&mut table, sites, family, kernel, options);
     let protected = sites.iter().filter_map(|site| site.network).flat_map(|n| &n.protected);
@@ -54,25 +55,25 @@ pub(super) fn table(
 
 /// Table filter: accepts what the fence admitted, ahead of a foreign DROP, both ways.
 pub(super) fn accepts(options: &HostOptions) -> TableRules {
-    let mut table = TableRules::default();
-    let chain = hook(&mut table, Hook::Forward, "ACC");
-    let accept = Rule::new(Owner::Base, [Match::ConnMark(options.connmark)], Target::Accept);
-    table.chains.insert(chain, vec![accept]);
-    table
+    TableRules {
+        hooks: [(Hook::Forward, HookRule::AcceptMarked(options.connmark))].into(),
+        chains: BTreeMap::new(),
+    }
 }
 
 fn forward(table: &mut TableRules, sites: &[Site<'_>], family: Family, options: &HostOptions) {
     let root = hook(table, Hook::Forward, FORWARD);
+    table
+        .hooks
+        .insert(Hook::Forward, HookRule::JumpUnmarked(options.connmark, root.clone()));
     let (second, third) = (ChainName::lossy("FWD2"), ChainName::lossy("FWD3"));
     let chains = &mut table.chains;
-    let mut chain: Chain = clamp(chains, sites).into_iter().collect();
-    chain.push(Rule::new(Owner::Base, [Match::ConnMark(options.connmark)], Target::Return));
-    chain.extend(unmapped(chains, sites, family));
+    let mut chain: Chain = unmapped(chains, sites, family).into_iter().collect();
     names::dispatch(chains, &mut chain, "FN", Way::In, &by_name(sites, "FO"), &second);
 
-    let mut rest = vec![established()];
+    let mut rest = Chain::new();
     names::dispatch(chains, &mut rest, "FT", Way::Out, &by_name(sites, "FI"), &third);
-    let last: Chain = astray(chains, sites, family).into_iter().collect();
+    let last = astray(chains, sites, family);
     rest.extend(last.iter().cloned());
     chain.extend(rest.iter().cloned());
     chains.insert(root, chain);
@@ -133,21 +134,25 @@ fn by_name(sites: &[Site<'_>], kind: &str) -> BTreeMap<IfName, (Owner, ChainName
         .collect()
 }
 
-/// `SNET-MSS`: tells both ends of a connection how long the segments are that get through.
-fn clamp(chains: &mut BTreeMap<ChainName, Chain>, sites: &[Site<'_>]) -> Option<Rule> {
+/// `SNET-MSS`: tells both ends of a connection how long the segments are that get through. Behind the routing, where both ways' MTUs are known, and before the source is
+/// translated.
+fn clamp(table: &mut TableRules, sites: &[Site<'_>], family: Family) {
     let clamped = sites
         .iter()
-        .filter_map(|site| site.served().filter(|s| s.network.clamp_mss).map(|s| (site, s.inside)));
+        .filter_map(|site| site.served().filter(|s| s.network.clamp_mss).map(|s| (site, s)));
     let rules: Chain = clamped
-        .flat_map(|(site, inside)| [Match::In(inside.clone()), Match::Out(inside.clone())].map(|way| (site, way)))
-        .map(|(site, way)| rule(site, [way, Match::TcpSyn], Target::ClampMss))
+        .flat_map(|(site, served)| {
+            let to_inside = vec![Match::Out(served.inside.clone())];
+            let inside = served.network.inside_of(family);
+            let from_inside = inside.map(|from| vec![Match::Source(from), Match::Out(served.outside.clone())]);
+            std::iter::once(to_inside).chain(from_inside).map(move |way| (site, way))
+        })
+        .map(|(site, way)| rule(site, way.into_iter().chain([Match::TcpSyn]), Target::ClampMss))
         .collect();
-    if rules.is_empty() {
-        return None;
+    if !rules.is_empty() {
+        let name = hook(table, Hook::Postrouting, "MSS");
+        table.chains.insert(name, rules);
     }
-    let name = ChainName::lossy("MSS");
-    chains.insert(name.clone(), rules);
-    Some(Rule::new(Owner::Base, [Match::TcpSyn], Target::Jump(name)))
 }
 
 /// Step 2: whatever leaves by lo towards addresses of ours. Of networks with the same prefix, the oldest counts the drop.
@@ -169,23 +174,17 @@ fn unmapped(chains: &mut BTreeMap<ChainName, Chain>, sites: &[Site<'_>], family:
     Some(Rule::new(Owner::Base, [Match::Out(IfName::new("lo")?)], Target::Jump(name)))
 }
 
-/// Step 6.
-fn astray(chains: &mut BTreeMap<ChainName, Chain>, sites: &[Site<'_>], family: Family) -> Option<Rule> {
+/// Step 5.
+fn astray(chains: &mut BTreeMap<ChainName, Chain>, sites: &[Site<'_>], family: Family) -> Chain {
     let mut entries = Entries::new();
     for (site, served) in sites.iter().filter_map(|site| site.served().map(|s| (site, s))) {
         for inside in served.network.inside_of(family) {
             let to = Target::Goto(network_chain("U", site.hash));
-            entries
-                .entry(inside)
-                .or_insert_with(|| vec![rule(site, [Match::Destination(inside)], to)]);
+            let translated = [Match::Destination(inside), Match::State(ConnState::Dnat)];
+            entries.entry(inside).or_insert_with(|| vec![rule(site, translated, to)]);
         }
     }
-    if entries.is_empty() {
-        return None;
-    }
-    let name = ChainName::lossy("AST");
-    dispatch(chains, &name, Key::Destination, &entries);
-    Some(Rule::new(Owner::Base, [Match::State(ConnState::Dnat)], Target::Jump(name)))
+    guarded(chains, "AST", Key::Destination, &entries)
 }
 
 /// `SNET-V`: drops what goes to virtual addresses that other nodes serve. None if there are none.

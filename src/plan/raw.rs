@@ -18,11 +18,8 @@ use super::{HostOptions, KernelFacts};
 use crate::api::helper::HelperName;
 use crate::api::mapping::Side;
 use crate::netfilter::names::{self, Way};
-use crate::netfilter::tree::{Entries, Key, dispatch};
+use crate::netfilter::tree::{Entries, Key, dispatch, guarded};
 use crate::netfilter::{Chain, ChainName, Family, Helper, Hook, Match, Owner, Rule, TableRules, Target};
-
-/// Below this many prefixes side by side a guard costs more than it saves.
-const GUARD_MIN: usize = 3;
 
 /// None if there is nothing to say.
 pub(super) fn table(sites: &[Site<'_>], family: Family, kernel: &KernelFacts, options: &HostOptions) -> Option<TableRules> {
@@ -41,7 +38,7 @@ pub(super) fn table(sites: &[Site<'_>], family: Family, kernel: &KernelFacts, op
     }
     let root = hook(&mut table, Hook::Prerouting, "RAW");
     let rest = ChainName::lossy("RAWDST");
-    let by_address = by_address(&mut table.chains, &entries);
+    let by_address = guarded(&mut table.chains, "RAWA", Key::Destination, &entries);
     let names: BTreeMap<_, _> = isolated()
         .flat_map(|site| {
             site.fence
@@ -153,38 +150,4 @@ fn destinations(sites: &[Site<'_>], family: Family, kernel: &KernelFacts) -> Ent
         }
     }
     entries
-}
-
-/// The rules that lead by address, neighbouring prefixes behind one guard.
-fn by_address(chains: &mut BTreeMap<ChainName, Chain>, entries: &Entries) -> Chain {
-    let first_octet = |prefix: &IpNet| match prefix {
-        IpNet::V4(net) => u16::from(net.network().octets()[0]),
-        IpNet::V6(net) => net.network().segments()[0],
-    };
-    let mut chain = Chain::new();
-    let all: Vec<(&IpNet, &Vec<Rule>)> = entries.iter().collect();
-    for group in all.chunk_by(|a, b| first_octet(a.0) == first_octet(b.0)) {
-        let own: Entries = group.iter().map(|(prefix, rules)| (**prefix, (*rules).clone())).collect();
-        let guard = common(&own).filter(|_| own.len() >= GUARD_MIN);
-        let Some(guard) = guard else {
-            let mut flat: Vec<_> = own.into_iter().collect();
-            flat.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
-            chain.extend(flat.into_iter().flat_map(|(_, rules)| rules));
-            continue;
-        };
-        let octet = group.first().map(|(prefix, _)| first_octet(prefix)).unwrap_or_default();
-        let name = ChainName::lossy(&format!("RAWA{octet:04X}"));
-        dispatch(chains, &name, Key::Destination, &own);
-        chain.push(Rule::new(Owner::Base, [Match::Destination(guard)], Target::Jump(name)));
-    }
-    chain
-}
-
-/// The longest prefix around all. None if that is everything.
-fn common(entries: &Entries) -> Option<IpNet> {
-    let first = entries.keys().next()?;
-    let around = (1..=first.prefix_len())
-        .rev()
-        .filter_map(|length| Some(IpNet::new(first.addr(), length).ok()?.trunc()));
-    around.into_iter().find(|prefix| entries.keys().all(|entry| prefix.contains(entry)))
 }

@@ -6,7 +6,7 @@
 //! mangle OUTPUT  → SNET-OUT                                     errors of the node itself towards isolated networks
 //! raw PREROUTING → SNET-RAW → SNET-C-H, OUTPUT → SNET-RAWOUT    zones, marks and helpers (module raw)
 //! nat PREROUTING → SNET-DNAT,  POSTROUTING → SNET-SNAT          the translations (module translation)
-//! filter FORWARD → SNET-ACC                                     accepts what the fence admitted
+//! filter FORWARD                                                accepts what the fence admitted
 //! ```
 //! H is a hash of the network's name ([`network_hash`]).
 
@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::sites::Site;
 use super::{HostOptions, KernelFacts, MappingKey, fence, raw, translation};
-use crate::netfilter::{ChainName, Family, Hook, IfName, Match, Owner, Rule, Ruleset, Table, TableRules, Target};
+use crate::netfilter::{ChainName, Family, Hook, HookRule, IfName, Match, Owner, Rule, Ruleset, Table, TableRules, Target};
 
 /// A rule on behalf of the network.
 pub(super) fn rule(site: &Site<'_>, matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
@@ -70,18 +70,24 @@ pub fn close_interfaces(tables: &mut BTreeMap<(Family, Table), TableRules>, inte
     }
     for family in Family::ALL {
         let table = tables.entry((family, Table::Mangle)).or_default();
+        // What was admitted is led there too: it must not go on by an interface that closes.
+        let marked = match table.hooks.get(&Hook::Forward) {
+            Some(HookRule::JumpUnmarked(bits, _)) => Some(*bits),
+            _ => None,
+        };
         let forward = hook(table, Hook::Forward, FORWARD);
         let drops = interfaces.iter().flat_map(|interface| {
             [Match::In(interface.clone()), Match::Out(interface.clone())].map(|m| Rule::new(Owner::Base, [m], Target::Drop))
         });
-        table.chains.entry(forward).or_default().splice(0..0, drops);
+        let admitted = marked.map(|bits| Rule::new(Owner::Base, [Match::ConnMark(bits)], Target::Return));
+        table.chains.entry(forward).or_default().splice(0..0, drops.chain(admitted));
     }
 }
 
 /// Makes `table` jump from `at` to our chain, which exists from then on.
 pub(super) fn hook(table: &mut TableRules, at: Hook, chain: &str) -> ChainName {
     let name = ChainName::lossy(chain);
-    table.hooks.insert(at, name.clone());
+    table.hooks.insert(at, name.clone().into());
     table.chains.entry(name.clone()).or_default();
     name
 }

@@ -133,7 +133,7 @@ async fn every_kind_of_drift_is_repaired_and_told() {
         ("nat", Box::new(|h| h.flush(Family::V4, Table::Nat))),
         (
             "filter",
-            Box::new(|h| h.edit_chain(Family::V4, Table::Filter, "FORWARD", |r| r.retain(|r| !r.contains("SNET")))),
+            Box::new(|h| h.edit_chain(Family::V4, Table::Filter, "FORWARD", |r| r.retain(|r| !r.contains("stagenet")))),
         ),
         (
             "mangle",

@@ -26,7 +26,7 @@ fn rules_are_restored_read_back_counted_and_taken_away() {
                 for chains in [None, Some(BTreeSet::from([chain("FWD"), chain("FO-AABBCCDD")]))] {
                     let seen = host.read_table(Family::V4, Table::Mangle, chains.as_ref()).await.unwrap();
                     if chains.is_none() {
-                        assert_eq!(seen.hooks[&Hook::Forward].jumps, [(1, chain("FWD"))]);
+                        assert_eq!(seen.hooks[&Hook::Forward].jumps, [(1, chain("FWD").into())]);
                     }
                     assert_eq!(seen.chains["SNET-FWD"][0].as_ref().unwrap().0, "ba9876543210");
                     assert_eq!(seen.chains.len(), 2);

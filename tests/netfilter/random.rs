@@ -216,7 +216,7 @@ fn chains(target: BoxedStrategy<DraftTarget>, hook: Hook, prefix: &'static str) 
             (name(&format!("{prefix}{at}")), rules)
         });
         TableRules {
-            hooks: [(hook, name(&format!("{prefix}0")))].into(),
+            hooks: [(hook, name(&format!("{prefix}0")).into())].into(),
             chains: chains.collect(),
         }
     })
@@ -241,7 +241,7 @@ fn fence_v6() -> impl Strategy<Value = TableRules> {
             Rule::new(Owner::Base, input.into_iter().chain([Match::Icmp(kind)]), target)
         });
     vec(rule, 0..5).prop_map(|rules| TableRules {
-        hooks: [(Hook::Input, name("IN"))].into(),
+        hooks: [(Hook::Input, name("IN").into())].into(),
         chains: [(name("IN"), rules)].into(),
     })
 }

@@ -122,7 +122,7 @@ fn nothing_is_left_behind_with_legacy() {
 /// One rule, which accepts everything, so the chain can stand under any hook.
 fn one_chain(chain: &str) -> Ruleset {
     let rules = TableRules {
-        hooks: [(Hook::Forward, name(chain))].into(),
+        hooks: [(Hook::Forward, name(chain).into())].into(),
         chains: [(name(chain), vec![Rule::new(Owner::Base, [], Target::Accept)])].into(),
     };
     Ruleset {

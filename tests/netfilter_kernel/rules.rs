@@ -55,7 +55,7 @@ fn a_refused_rule_is_found_and_nothing_is_half_applied() {
         let fine = Rule::new(Owner::Mapping("default/fine".to_owned()), [], Target::Accept);
         let refused = Rule::new(culprit.clone(), [], Target::Snat { to: [192, 0, 2, 1].into() });
         let rules = TableRules {
-            hooks: [(Hook::Prerouting, name("P"))].into(),
+            hooks: [(Hook::Prerouting, name("P").into())].into(),
             chains: [(name("P"), vec![fine, refused])].into(),
         };
         for backend in [Backend::Nft, Backend::Legacy] {
@@ -93,7 +93,7 @@ fn one_change_among_5000_mappings_rewrites_one_small_chain() {
         };
         let ruleset_of = |entries: &Entries| {
             let mut nat = TableRules::default();
-            nat.hooks.insert(Hook::Prerouting, name("DNAT"));
+            nat.hooks.insert(Hook::Prerouting, name("DNAT").into());
             dispatch(&mut nat.chains, &name("DNAT"), Key::Destination, entries);
             Ruleset {
                 tables: [((Family::V4, Table::Nat), nat)].into(),

@@ -73,7 +73,7 @@ fn particular_cases() -> Ruleset {
     let ports = |first, last| PortRange::new(first, last).unwrap();
     let udp = |first, last| Match::DestinationPorts(Transport::Udp, ports(first, last));
     let nat = TableRules {
-        hooks: [(Hook::Prerouting, name("P")), (Hook::Postrouting, name("S"))].into(),
+        hooks: [(Hook::Prerouting, name("P").into()), (Hook::Postrouting, name("S").into())].into(),
         chains: [
             (
                 name("P"),
@@ -98,7 +98,7 @@ fn particular_cases() -> Ruleset {
         .into(),
     };
     let mangle = TableRules {
-        hooks: [(Hook::Forward, name("F"))].into(),
+        hooks: [(Hook::Forward, name("F").into())].into(),
         chains: [(
             name("F"),
             vec![

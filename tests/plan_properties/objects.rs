@@ -96,7 +96,7 @@ proptest! {
                 Target::Jump(chain) | Target::Goto(chain) => Some(chain.clone()),
                 _ => None,
             };
-            let named: BTreeSet<_> = rules.chains.values().flatten().filter_map(named).chain(rules.hooks.values().cloned()).collect();
+            let named: BTreeSet<_> = rules.chains.values().flatten().filter_map(named).chain(rules.hooks.values().filter_map(|hook| hook.chain().cloned())).collect();
             let present: BTreeSet<_> = rules.chains.keys().cloned().collect();
             let unserved: Vec<_> = present.difference(&named).filter(|c| !c.as_str().starts_with("SNET-U-")).collect();
             prop_assert_eq!(named.difference(&present).count(), 0);

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use super::tables::FakeTable;
 use super::{Call, FakeHost, Refusal, State, Write, overlay};
 use crate::host::{Backend, Finding, HostError, HostEvent};
+use crate::netfilter::render::HOOK_COMMENT;
 use crate::netfilter::rules::CHAIN_PREFIX;
 use crate::netfilter::{Family, IfName, Table};
 use crate::plan::{FlowTuple, GatewayAddress, InterfaceFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Via};
@@ -136,7 +137,7 @@ impl FakeHost {
         let content = state.table(family, table);
         let mut touched = Vec::new();
         for (name, rules) in &mut content.chains {
-            let ours = name.starts_with(CHAIN_PREFIX) || rules.iter().any(|r| r.contains(CHAIN_PREFIX));
+            let ours = name.starts_with(CHAIN_PREFIX) || rules.iter().any(|r| r.contains(HOOK_COMMENT));
             if ours && !rules.is_empty() {
                 touched.push(name.clone());
             }

@@ -159,9 +159,7 @@ pub(super) fn restore<'r>(
             continue;
         }
         if let Some(name) = line.strip_prefix('*') {
-            let table = [Table::Mangle, Table::Raw, Table::Nat, Table::Filter]
-                .into_iter()
-                .find(|t| t.as_str() == name);
+            let table = Table::ALL.into_iter().find(|t| t.as_str() == name);
             let table = table.ok_or_else(|| rejected(None, "unknown table".to_owned()))?;
             if open.is_some() {
                 return Err(rejected(Some(table), "COMMIT expected".to_owned()));

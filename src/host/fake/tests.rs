@@ -39,7 +39,7 @@ async fn restored_rules_are_read_back_by_hash_and_position() {
         seen.chains["SNET-FWD"],
         [Some(crate::netfilter::dump::RuleHash("0123456789ab".to_owned()))]
     );
-    assert_eq!(seen.hooks[&Hook::Forward].jumps, [(1, ChainName::new("FWD").unwrap())]);
+    assert_eq!(seen.hooks[&Hook::Forward].jumps, [(1, ChainName::new("FWD").unwrap().into())]);
     assert_eq!(seen.hooks.len(), 1);
     host.edit_chain(Family::V4, Table::Mangle, "SNET-FWD", |rules| {
         rules.insert(0, "-j ACCEPT".to_owned());

@@ -21,6 +21,7 @@ use super::netlink::{Answer, messages, text, u32_at};
 use super::state::Found;
 use super::{policy, routes, unannounced};
 use crate::host::HostEvent;
+use crate::netfilter::Hook;
 use crate::netfilter::IfName;
 use crate::netfilter::rules::CHAIN_PREFIX;
 
