@@ -3,7 +3,7 @@
 //! The kernel counts a rule from 0 whenever its chain is written anew. So what is shown are totals: a chain is read before it is written, and each reading
 //! adds what came since the one before. What was counted before the agent started is in the first reading, as far as the rules are still the same.
 //!
-//! Rules of table nat are asked once a connection (`nf_nat_inet_fn` in net/netfilter/nf_nat_core.c): a mapping's packets are its new connections, its
+//! Rules of table nat are asked once a connection (`nf_nat_inet_fn` in `net/netfilter/nf_nat_core.c`): a mapping's packets are its new connections, its
 //! bytes the sizes of their first packets. The fence's rules are asked for every packet that they deny.
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -176,7 +176,7 @@ fn line(text: &str, end: usize) -> (Line<'_>, usize) {
 }
 
 /// The longest quoted word that is looked for the end of: longer than any comment or prefix can be with each of its bytes escaped
-/// (`XT_MAX_COMMENT_LEN` in linux/netfilter/xt_comment.h is 256).
+/// (`XT_MAX_COMMENT_LEN` in `linux/netfilter/xt_comment.h` is 256).
 const QUOTED_MAX: usize = 1024;
 
 /// Words as the tools print them, up to the end of the line, and where that is. They are separated by blanks, and quoted with `"` if need be, with `\`

@@ -63,7 +63,7 @@ pub const DRIFT_REPAIRS: Descriptor = Descriptor {
     name: "agent_drift_repairs",
     kind: Kind::Counter,
     labels: &["table"],
-    help: "Changes by others that were repaired; table is mangle, nat, filter, route, proxy, address or link",
+    help: "Changes by others that were repaired; table is mangle, raw, nat, filter, route, rule, proxy, address or link",
 };
 /// Mappings.
 pub const MAPPINGS: Descriptor = Descriptor {

@@ -7,6 +7,7 @@ use stagenet::agent::kept::Kept;
 use stagenet::agent::report::file::{Standing, standing};
 use stagenet::agent::runner::{Report, Reports, Runner, RunnerOptions};
 use stagenet::agent::source::Snapshot;
+use stagenet::api::network::Isolation;
 use stagenet::api::reasons::types;
 use stagenet::api::{conditions, reasons};
 use stagenet::host::HostError;
@@ -15,7 +16,7 @@ use stagenet::netfilter::{Family, Table};
 use stagenet::plan::LinkSettings;
 use stagenet::telemetry::{Desk, Health, Metrics, Program};
 
-use crate::{converged, host, interface, one, pass, settings, state, two};
+use crate::{NETWORK, converged, facts, host, interface, one, pass, settings, snapshot, state, two};
 
 /// A runner at work, with its host and its reports.
 struct Running {
@@ -69,6 +70,41 @@ impl Running {
         self.stop.take().unwrap().send(()).unwrap();
         assert_eq!(self.task.await.unwrap(), Ok(()));
     }
+}
+
+/// Two networks with the same prefix inside, told apart by marks.
+fn clones() -> Arc<Snapshot> {
+    let network = |name: &str, pool: u8, inside: &str| {
+        NETWORK
+            .replace("segment-b", name)
+            .replace("192.168.100.0/24", &format!("172.16.{pool}.0/24"))
+            .replace("eth1", inside)
+    };
+    let text = format!("{}---\n{}", network("one", 1, "eth1"), network("two", 2, "eth2"));
+    let mut clones = (*snapshot(&text)).clone();
+    for (network, (identifier, zone)) in clones.networks.iter_mut().zip([(1, 0), (2, 2)]) {
+        network.status.get_or_insert_default().isolation = Some(Isolation { identifier, zone });
+    }
+    Arc::new(clones)
+}
+
+#[tokio::test]
+async fn a_policy_rule_that_was_removed_comes_back_and_is_named() {
+    let host = host();
+    host.add_interface("eth2", facts(4, "192.168.200.2/24"));
+    let mut running = Running::start(host.clone(), Some(clones()));
+    running.until(|r| r.outcome.complete).await;
+    let rules = host.policy_rules();
+    assert!(!rules.is_empty());
+    for rule in &rules {
+        host.remove_rule(rule);
+        let said = format!("the {} policy routing rule {rule} was removed", rule.family);
+        running
+            .until(|r| r.outcome.complete && matches!(&r.outcome.drift[..], [drift] if drift.place == "rule" && drift.what == said))
+            .await;
+        assert_eq!(host.policy_rules(), rules);
+    }
+    running.end().await;
 }
 
 /// What was counted before a chain was written anew is not lost, and what is asked for twice in a moment is read once.

@@ -79,7 +79,7 @@ async fn what_a_kernel_would_refuse_is_refused() {
         ("*mangle\n:SNET-A - [0:0]\n-A SNET-A -j DROP\n-X SNET-A\nCOMMIT\n", 4),
         ("*mangle\n-Z FORWARD\nCOMMIT\n", 2),
         ("*mangle\n:SNET-A - [0:0]\n", 2),
-        ("*raw\nCOMMIT\n", 1),
+        ("*security\nCOMMIT\n", 1),
     ] {
         let mut host = FakeHost::new();
         match host.restore(Family::V4, text).await {

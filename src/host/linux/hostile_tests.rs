@@ -13,7 +13,7 @@ use super::arp::Arp;
 use super::events::{self, Transaction};
 use super::nd::Nd;
 use super::netlink::{Answer, acknowledgements, attributes, messages, text, u16_at, u32_at};
-use super::{conntrack, generation, observe, policy, routes, wire};
+use super::{conntrack, counters, generation, observe, policy, routes, wire};
 use crate::host::PROTOCOL;
 use crate::netfilter::IfName;
 use crate::plan::FlowPolicy;
@@ -105,6 +105,9 @@ fn read(datagram: &[u8]) -> Result<Read, TestCaseError> {
             read.proxies += 1;
             read.our_proxies += usize::from(ours);
         }
+        if let Some(count) = counters::rule(&answer) {
+            prop_assert!(count.hash.0.len() == 12, "{count:?}");
+        }
         read.delays += usize::from(observe::proxy_delay(&answer).is_some());
         if let Some(flow) = conntrack::flow(&answer) {
             let _ = FlowPolicy::default().agrees(&flow, &crate::plan::Sweep::default());
@@ -131,7 +134,7 @@ fn read(datagram: &[u8]) -> Result<Read, TestCaseError> {
     Ok(read)
 }
 
-/// A deletion without the tuple of its entry would empty the whole connection table (`ctnetlink_del_conntrack` in net/netfilter/nf_conntrack_netlink.c).
+/// A deletion without the tuple of its entry would empty the whole connection table (`ctnetlink_del_conntrack` in `net/netfilter/nf_conntrack_netlink.c`).
 fn deletes_one(answer: &Answer<'_>) -> Result<(), TestCaseError> {
     let request: NetfilterMessage = conntrack::deletion(answer);
     let mut message = NetlinkMessage::from(request);

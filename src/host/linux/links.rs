@@ -253,8 +253,8 @@ fn address(wanted: &GatewayAddress, index: u32) -> AddressMessage {
     message.header.family = number(family);
     message.header.prefix_len = IpNet::from(wanted.address).prefix_len();
     message.header.index = index;
-    message.attributes.push(AddressAttribute::Local(wanted.address.into()));
-    message.attributes.push(AddressAttribute::Address(wanted.address.into()));
+    message.attributes.push(AddressAttribute::Local(wanted.address));
+    message.attributes.push(AddressAttribute::Address(wanted.address));
     message
         .attributes
         .push(AddressAttribute::Protocol(AddressProtocol::Other(PROTOCOL)));

@@ -11,7 +11,7 @@ use socket2::SockFilter;
 use super::wire::{HEADER, Protocol};
 use crate::netfilter::rules::icmp::{NEIGHBOUR_ADVERTISEMENT, NEIGHBOUR_SOLICITATION};
 
-/// ICMPv6's protocol number.
+/// Protocol number of `ICMPv6`.
 const ICMPV6: u8 = 58;
 /// Bytes of an IPv6 header (RFC 8200, section 3).
 const IPV6: usize = 40;
@@ -43,7 +43,7 @@ fn ethernet(group: Ipv6Addr) -> MacAddr {
     MacAddr::new(0x33, 0x33, a, b, c, d)
 }
 
-/// A message of ICMPv6 to a group, with its IPv6 header.
+/// A message of `ICMPv6` to a group, with its IPv6 header.
 fn packet(source: Ipv6Addr, group: Ipv6Addr, mut message: Vec<u8>) -> (MacAddr, Vec<u8>) {
     if let Some(sum) = Icmpv6Packet::new(&message).map(|packet| checksum(&packet, &source, &group)) {
         message[2..4].copy_from_slice(&sum.to_be_bytes());
@@ -86,7 +86,7 @@ impl Protocol for Nd {
     }
 
     /// From the unspecified address, so that nobody's cache learns from it, and the answer goes to all nodes, so that it reaches us. Linux answers
-    /// also for addresses that it only proxies (`ndisc_recv_ns` in net/ipv6/ndisc.c): who asks has to know the other gateways.
+    /// also for addresses that it only proxies (`ndisc_recv_ns` in `net/ipv6/ndisc.c`): who asks has to know the other gateways.
     fn question(_: MacAddr, (address, _): Self::Address) -> (MacAddr, Vec<u8>) {
         let message = message(NEIGHBOUR_SOLICITATION, 0, address);
         packet(Ipv6Addr::UNSPECIFIED, solicited_node(address), message)

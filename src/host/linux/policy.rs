@@ -32,7 +32,7 @@ pub(super) fn parse(answer: &Answer<'_>) -> Option<PolicyRule> {
         return None;
     };
     let (mut ours, mut preference, mut table, mut target) = (false, 0, u32::from(header_table), 0);
-    let (mut input, mut mark, mut mask) = (None, 0, None);
+    let (mut input, mut value_of_mark, mut mask_of_mark) = (None, 0, None);
     for (kind, value) in answer.attributes(FIB_RULE_HDR) {
         match kind {
             FRA_PROTOCOL => ours = value == [PROTOCOL],
@@ -40,9 +40,9 @@ pub(super) fn parse(answer: &Answer<'_>) -> Option<PolicyRule> {
             FRA_TABLE => table = u32_at(value, 0)?,
             FRA_GOTO => target = u32_at(value, 0)?,
             FRA_IIFNAME => input = Some(IfName::new(&text(value))?),
-            FRA_FWMARK => mark = u32_at(value, 0)?,
+            FRA_FWMARK => value_of_mark = u32_at(value, 0)?,
             // The kernel leaves a mark of 0 out, and says the mask.
-            FRA_FWMASK => mask = u32_at(value, 0).filter(|mask| *mask != 0),
+            FRA_FWMASK => mask_of_mark = u32_at(value, 0).filter(|bits| *bits != 0),
             _ => {}
         }
     }
@@ -55,7 +55,10 @@ pub(super) fn parse(answer: &Answer<'_>) -> Option<PolicyRule> {
     ours.then_some(PolicyRule {
         family: family(answer)?,
         preference,
-        mark: mask.map(|mask| Mark { value: mark, mask }),
+        mark: mask_of_mark.map(|mask| Mark {
+            value: value_of_mark,
+            mask,
+        }),
         input,
         action,
     })

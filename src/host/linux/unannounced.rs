@@ -1,8 +1,8 @@
 //! What changes without the kernel telling anybody: proxy neighbours that go, and the settings `send_redirects`, `proxy_delay` and
 //! `fwmark_reflect`.
 //!
-//! `pneigh_delete` and the handlers of those settings send no notification (net/core/neighbour.c, net/ipv4/devinet.c,
-//! net/ipv4/sysctl_net_ipv4.c), so they are looked at, which costs a few dumps a second.
+//! `pneigh_delete` and the handlers of those settings send no notification (`net/core/neighbour.c`, `net/ipv4/devinet.c`,
+//! `net/ipv4/sysctl_net_ipv4.c`), so they are looked at, which costs a few dumps a second.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -26,12 +26,15 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// A look that takes long is repeated after this many times its own duration, so that it never costs more than a hundredth of a processor.
 const LOOK_SHARE: u32 = 100;
 
+/// `send_redirects`, and `proxy_delay` of IPv4 and IPv6.
+type Watched = (Option<bool>, Option<u64>, Option<u64>);
+
 /// What the kernel holds without telling anybody of a change.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Unannounced {
     proxies: BTreeSet<(u32, IpAddr)>,
     /// By interface index: `send_redirects` and `proxy_delay` of both families. Looked at only while settings of ours stand.
-    settings: BTreeMap<u32, (Option<bool>, Option<u64>, Option<u64>)>,
+    settings: BTreeMap<u32, Watched>,
     /// `fwmark_reflect` of both families.
     reflect: [Option<u8>; 2],
 }
