@@ -382,5 +382,7 @@ fn holds(m: &Match, packet: &Packet) -> bool {
         }
         Match::ConnMark(bits) => packet.marked(*bits),
         Match::Limit { .. } => true,
+        // Hop limits are not looked at: no packet here is on its last.
+        Match::LastHop => false,
     }
 }

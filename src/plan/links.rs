@@ -11,7 +11,7 @@ use super::prefixes::meet;
 use super::sites::{Served, Site};
 use super::validate::ValidNetwork;
 use super::verdict::Claim;
-use super::{NodeFacts, Verdicts, View, selector, values};
+use super::{InterfaceFacts, NodeFacts, Verdicts, View, selector, values};
 use crate::api::gatewaynode::Role;
 use crate::api::mapping::{Announcement, Side};
 use crate::netfilter::{Family, IfName};
@@ -47,7 +47,7 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
             forwarding: Some(true),
             send_redirects: Some(false),
             // Loose is asked for also where it is loose already: that may be our own doing.
-            rp_filter: (interface.rp_filter > 0 && (site.separate.is_some() || !unconnected.is_empty())).then_some(2),
+            rp_filter: Some(reverse_path_filter(site, interface)),
             ..LinkSettings::default()
         },
     );
@@ -89,6 +89,17 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
                 address: *address,
             });
         }
+    }
+}
+
+/// Strict (1), so that the node does not answer packets which it cannot pass on (their hops are used up, say) whose source is nobody inside: it would answer before the
+/// fence has seen them, and whoever has that address may be production. Loose (2) for an isolated network: ARP asks without a mark, and main knows no way back to its
+/// machines, or that of another clone. Where no filter is set there, none is needed.
+fn reverse_path_filter(site: &Site<'_>, interface: &InterfaceFacts) -> u8 {
+    match (site.separate, interface.rp_filter) {
+        (None, _) => 1,
+        (Some(_), 0) => 0,
+        (Some(_), _) => 2,
     }
 }
 

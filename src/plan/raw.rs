@@ -43,7 +43,7 @@ pub(super) fn table(sites: &[Site<'_>], family: Family, kernel: &KernelFacts, op
         .flat_map(|site| {
             site.fence
                 .iter()
-                .map(move |name| (name.clone(), (site.owner(), network_chain("C", site.hash))))
+                .map(move |name| (name.clone(), (site.owner(), network_chain("CI", site.hash))))
         })
         .collect();
     let mut chain = Chain::new();
@@ -82,6 +82,18 @@ fn network(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Fam
     let chain = chains.entry(name).or_default();
     chain.extend(tracked(site, None).map(|target| rule(site, [], target)));
     chain.push(rule(site, [], Target::SetMark(separate.mark)));
+    from_inside(chains, site, family);
+}
+
+/// `SNET-CI-H`: what comes from inside. The node itself answers a packet that it cannot pass on, before the fence has seen it, and answers whoever the source says it is: if that
+/// is nobody inside, it may be production.
+fn from_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Family) {
+    let known = || Target::Goto(network_chain("C", site.hash));
+    let inside = site.network.into_iter().flat_map(|network| network.inside_of(family));
+    let mut chain: Chain = inside.map(|from| rule(site, [Match::Source(from)], known())).collect();
+    chain.push(rule(site, [Match::LastHop], Target::Drop));
+    chain.push(rule(site, [], known()));
+    chains.insert(network_chain("CI", site.hash), chain);
 }
 
 /// Helpers that mappings ask for and the kernel has.

@@ -21,7 +21,6 @@ use super::netlink::{Answer, messages, text, u32_at};
 use super::state::Found;
 use super::{policy, routes, unannounced};
 use crate::host::HostEvent;
-use crate::netfilter::Hook;
 use crate::netfilter::IfName;
 use crate::netfilter::rules::CHAIN_PREFIX;
 

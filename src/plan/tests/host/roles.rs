@@ -6,7 +6,9 @@ use ipnet::IpNet;
 use serde_json::json;
 
 use super::{address, cluster, link, plan_of, planned, route};
+use crate::api::StagingNetworkStatus;
 use crate::api::gatewaynode::Role;
+use crate::api::network::Isolation;
 use crate::api::reasons;
 use crate::plan::testing::{key, mapping, network, node, plan, seed};
 use crate::plan::{GatewayAddress, HostOptions, HostPlan, LinkSettings, MappingState, NodeFacts, ProxyNeighbour, Via, host_plan, judge};
@@ -34,6 +36,7 @@ fn the_seed() {
         proxy_delay_ipv6: None,
     };
     let inside = LinkSettings {
+        rp_filter: Some(1),
         proxy_delay: None,
         ..outside.clone()
     };
@@ -87,22 +90,25 @@ fn without_announcement_there_is_no_proxy_but_the_route_that_catches_unmapped_po
 }
 
 #[test]
-fn an_inside_prefix_that_is_not_connected_gets_a_route_and_a_loose_filter() {
+fn an_inside_prefix_that_is_not_connected_gets_a_route() {
     let mut world = seed();
     world.nodes = vec![node("vm02", None, &[("eth0", &["192.168.100.2/24"]), ("eth1", &[])])];
-    for (found, wanted) in [(0, None), (1, Some(2)), (2, Some(2))] {
+    assert!(plan(&world).1.routes.contains(&route("192.168.200.0/24", Via::Link(link("eth1")))));
+}
+
+#[test]
+fn the_reverse_path_filter_is_strict_and_for_isolated_networks_no_stricter_than_loose() {
+    for (found, isolated) in [(0, 0), (1, 2), (2, 2)] {
+        let mut world = seed();
         world.nodes[0].interfaces.get_mut("eth1").unwrap().rp_filter = found;
-        let (_, plan) = plan(&world);
-        assert!(plan.routes.contains(&route("192.168.200.0/24", Via::Link(link("eth1")))));
-        assert_eq!(plan.links[&link("eth1")].rp_filter, wanted, "found {found}");
+        assert_eq!(plan(&world).1.links[&link("eth1")].rp_filter, Some(1), "found {found}");
+        let isolation = Isolation { identifier: 3, zone: 3 };
+        world.networks[0].status = Some(StagingNetworkStatus {
+            isolation: Some(isolation),
+            ..StagingNetworkStatus::default()
+        });
+        assert_eq!(plan(&world).1.links[&link("eth1")].rp_filter, Some(isolated), "found {found}");
     }
-    let mut world = seed();
-    world.nodes[0].interfaces.get_mut("eth1").unwrap().rp_filter = 1;
-    assert_eq!(
-        plan(&world).1.links[&link("eth1")].rp_filter,
-        None,
-        "connected: strict does no harm"
-    );
 }
 
 #[test]
