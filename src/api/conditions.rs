@@ -13,6 +13,8 @@
 //! | cannot be programmed until a person acts | True | False | False | `Stalled` |
 //! | the gateway is silent | True | Unknown | Unknown | nothing |
 //! | in every kernel that should have it | True | True | True | nothing |
+//! | the same, but an interface is down (`LinkDown`) | True | True | False | `Reconciling` |
+//! | the same, but without a helper (`HelperMissing`, which `ResolvedRefs` says too) | True | True | False | `Stalled` |
 //!
 //! kstatus reads `Reconciling=True` as in progress, `Stalled=True` as failed, and without either a Ready of Unknown as in progress. Flux's checker wants
 //! Ready to be False beside `Reconciling` or `Stalled`. So a silent gateway, the one case in which Ready is Unknown, has neither of the two: it is in progress
@@ -70,6 +72,8 @@ pub struct MappingFacts {
     pub conflicted: bool,
     /// Not looked at unless `accepted` is Ok.
     pub programmed: Programmed,
+    /// What keeps it from being Ready although it is programmed: `HelperMissing`, which is the error of `resolved_refs` then, or `LinkDown`.
+    pub impaired: Option<Finding>,
 }
 
 /// What is known of a `StagingNetwork`.
@@ -81,6 +85,8 @@ pub struct NetworkFacts {
     pub accepted: Result<(), Finding>,
     /// Not looked at unless `accepted` is Ok.
     pub programmed: Programmed,
+    /// What keeps it from being Ready although it is programmed: `LinkDown`.
+    pub impaired: Option<Finding>,
 }
 
 /// One preflight finding or summary of a node.
@@ -114,6 +120,13 @@ const FINAL: &[&str] = &[
     reasons::TOOL_MISSING,
     reasons::NOT_PERMITTED,
     reasons::RESTORE_REJECTED,
+    reasons::TARGET_INSIDE,
+    reasons::SOURCE_ADDRESS_MISSING,
+    reasons::SOURCE_ADDRESS_UNUSABLE,
+    reasons::HELPER_NOT_ALLOWED,
+    reasons::HELPER_MISSING,
+    reasons::ISOLATION_EXHAUSTED,
+    reasons::INSIDE_ADDRESS_MISSING,
 ];
 
 /// Whether a reason stays until a person acts.
@@ -129,8 +142,10 @@ pub fn mapping(facts: &MappingFacts, present: &[Condition], now: Timestamp) -> V
     if let (true, Err(why)) = (facts.conflicted, &facts.accepted) {
         set.add(types::CONFLICTED, "True", &why.reason, &why.message);
     }
-    let refused = facts.accepted.as_ref().err().or(facts.resolved_refs.as_ref().err());
-    set.summary(refused, &facts.programmed);
+    // What is programmed without something that it refers to was not refused for that.
+    let unresolved = facts.resolved_refs.as_ref().err().filter(|_| facts.impaired.is_none());
+    let refused = facts.accepted.as_ref().err().or(unresolved);
+    set.summary(refused, &facts.programmed, facts.impaired.as_ref());
     merge(present, set.conditions, now)
 }
 
@@ -138,7 +153,7 @@ pub fn mapping(facts: &MappingFacts, present: &[Condition], now: Timestamp) -> V
 pub fn network(facts: &NetworkFacts, present: &[Condition], now: Timestamp) -> Vec<Condition> {
     let mut set = Builder::new(facts.generation);
     set.verdict(types::ACCEPTED, &facts.accepted, reasons::ACCEPTED, "The network is valid.");
-    set.summary(facts.accepted.as_ref().err(), &facts.programmed);
+    set.summary(facts.accepted.as_ref().err(), &facts.programmed, facts.impaired.as_ref());
     merge(present, set.conditions, now)
 }
 
@@ -233,7 +248,7 @@ impl Builder {
     }
 
     /// Programmed, Ready, and Reconciling or Stalled.
-    fn summary(&mut self, refused: Option<&Finding>, programmed: &Programmed) {
+    fn summary(&mut self, refused: Option<&Finding>, programmed: &Programmed, impaired: Option<&Finding>) {
         let open = match (refused, programmed) {
             (Some(why), _) => {
                 let message = "Nothing is programmed, because the object is not accepted.";
@@ -242,8 +257,11 @@ impl Builder {
             }
             (None, Programmed::Yes(message)) => {
                 self.add(types::PROGRAMMED, "True", reasons::PROGRAMMED, message);
-                self.add(types::READY, "True", reasons::READY, message);
-                return;
+                let Some(why) = impaired else {
+                    self.add(types::READY, "True", reasons::READY, message);
+                    return;
+                };
+                why
             }
             (None, Programmed::Unknown(why)) => {
                 self.add(types::PROGRAMMED, "Unknown", &why.reason, &why.message);

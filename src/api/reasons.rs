@@ -52,7 +52,7 @@ pub mod types {
         ACCEPTED = "Accepted", "StagingNetwork, NatMapping",
             "The object is valid and stands: for a mapping, the claim is its own. Always present.";
         RESOLVED_REFS = "ResolvedRefs", "NatMapping",
-            "What the object refers to exists: the network. Always present.";
+            "What the object refers to exists: the network, and on its gateway the kernel's helpers. Always present.";
         PROGRAMMED = "Programmed", "StagingNetwork, NatMapping",
             "Every gateway that should serve it has read it back from its kernel. Always present. Unknown while a gateway is silent.";
         READY = "Ready", "StagingNetwork, NatMapping, GatewayNode",
@@ -199,6 +199,9 @@ reasons! {
     GATEWAY_MOVED = "GatewayMoved", "Another node attracts the network's traffic now.",
         "Nothing. Connections that hide the client's address break on a move and have to be made anew.";
     GATEWAY_ELECTED = "GatewayElected", "A node attracts the network's traffic.", "Nothing.";
+    ISOLATED = "Isolated", "The network may share a gateway with another one that has the same inside addresses. From now on its packets bear a mark, and its connections are tracked in a zone of their own; see `status.isolation`.",
+        "Nothing. Open connections of the network that was there first go on.";
+    LINK_UP = "LinkUp", "The interface that was down is up again, and everything works as before.", "Nothing.";
     ADDRESS_RELEASED = "AddressReleased", "A virtual address that somebody else answered for is free now and was taken.", "Nothing.";
     CLEANED_UP = "CleanedUp", "Everything of stagenet was removed from the node.", "Nothing.";
 

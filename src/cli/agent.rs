@@ -13,6 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt};
 use tokio::task::JoinSet;
 
+use super::marks::{MarkArgs, mark};
 use super::{BackendArg, CliError, EXIT_FAILED, EXIT_INPUT, EXIT_OK};
 use crate::agent::pass::Settings;
 use crate::agent::report::file::Standing;
@@ -70,6 +71,9 @@ pub struct AgentArgs {
     /// Bits of the connection mark that say "admitted"; nobody else on the node may write them
     #[arg(long, value_name = "BITS", default_value = "0x2000", value_parser = mark, help_heading = "Host")]
     connmark: u32,
+
+    #[command(flatten)]
+    marks: MarkArgs,
 
     /// NFLOG group for denied packets of networks that ask for logging
     #[arg(long, value_name = "GROUP", default_value_t = 5, help_heading = "Host")]
@@ -132,17 +136,6 @@ pub(super) fn node_name(text: &str) -> Result<String, String> {
     Err("must be lower-case letters, digits, '-' and '.', at most 239 characters, beginning and ending with a letter or digit".to_owned())
 }
 
-fn mark(text: &str) -> Result<u32, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16),
-        None => text.parse(),
-    };
-    parsed
-        .ok()
-        .filter(|bits| *bits != 0)
-        .ok_or_else(|| "must be a number from 1 to 0xffffffff, such as 0x2000".to_owned())
-}
-
 /// Runs the agent.
 pub(super) async fn run(args: AgentArgs) -> Result<ExitCode, CliError> {
     logs::init(&args.log);
@@ -156,7 +149,7 @@ pub(super) async fn run(args: AgentArgs) -> Result<ExitCode, CliError> {
         settings: Settings {
             node: args.node.clone(),
             connmark: args.connmark,
-            marks: crate::plan::Marks::default(),
+            marks: args.marks.marks()?,
             nflog_group: args.nflog_group,
         },
         resync: Duration::from_secs(args.resync),
@@ -338,17 +331,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_marks_and_addresses_are_checked() {
+    fn names_and_addresses_are_checked() {
         for good in ["vm02", "node-1.example.org", "a"] {
             assert!(node_name(good).is_ok(), "{good}");
         }
         for bad in ["", "VM02", "a_b", "-a", "a-", "a..b", &"a".repeat(240), "a/b"] {
             assert!(node_name(bad).is_err(), "{bad}");
-        }
-        assert_eq!(mark("0x2000"), Ok(0x2000));
-        assert_eq!(mark("8192"), Ok(8192));
-        for bad in ["0", "0x0", "x", "0x100000000", "-1"] {
-            assert!(mark(bad).is_err(), "{bad}");
         }
         assert_eq!(listen("none"), Ok(Listen(None)));
         assert!(listen("[::]:9469").is_ok());

@@ -8,6 +8,7 @@ pub mod apidoc;
 mod cleanup;
 mod controller;
 pub mod crd;
+mod marks;
 mod objects;
 mod plan;
 mod plan_json;

@@ -8,6 +8,7 @@ use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
 use super::agent::node_name;
+use super::marks::MarkArgs;
 use super::{CliError, EXIT_INPUT, EXIT_OK, objects, plan_json, plan_text};
 use crate::api::decode::Manifests;
 use crate::netfilter::{Family, IfName, Ruleset, render};
@@ -47,6 +48,9 @@ pub struct PlanArgs {
     /// An interface of the node and one of its addresses; may be repeated
     #[arg(long, value_name = "NAME=ADDRESS/LEN", value_parser = interface)]
     interface: Vec<(IfName, IpNet)>,
+
+    #[command(flatten)]
+    marks: MarkArgs,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
