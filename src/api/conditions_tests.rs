@@ -13,6 +13,7 @@ fn facts(programmed: Programmed) -> MappingFacts {
         resolved_refs: Ok(()),
         conflicted: false,
         programmed,
+        impaired: None,
     }
 }
 
@@ -150,6 +151,7 @@ fn networks_follow_the_same_rules_without_refs() {
         generation: 1,
         accepted: Ok(()),
         programmed: Programmed::No(Finding::new(reasons::NO_GATEWAY, "no node")),
+        impaired: None,
     };
     assert_eq!(
         words(&network(&facts, &[], at(0))),
@@ -229,4 +231,32 @@ fn every_final_reason_is_documented() {
     for reason in FINAL {
         assert!(reasons::describe(reason).is_some(), "{reason}");
     }
+}
+
+#[test]
+fn what_is_programmed_but_lacks_something_is_not_ready() {
+    let missing = Finding::new(reasons::HELPER_MISSING, "no ftp");
+    let without = MappingFacts {
+        resolved_refs: Err(missing.clone()),
+        impaired: Some(missing),
+        ..facts(Programmed::Yes("in the kernel".into()))
+    };
+    assert_eq!(
+        words(&mapping(&without, &[], at(0))),
+        [
+            "Accepted=True/Accepted",
+            "ResolvedRefs=False/HelperMissing",
+            "Programmed=True/Programmed",
+            "Ready=False/HelperMissing",
+            "Stalled=True/HelperMissing"
+        ]
+    );
+    let down = MappingFacts {
+        impaired: Some(Finding::new(reasons::LINK_DOWN, "eth1")),
+        ..facts(Programmed::Yes("in the kernel".into()))
+    };
+    assert_eq!(
+        words(&mapping(&down, &[], at(0)))[2..],
+        ["Programmed=True/Programmed", "Ready=False/LinkDown", "Reconciling=True/LinkDown"]
+    );
 }

@@ -70,12 +70,12 @@ pub struct GatewayNodeStatus {
     #[schemars(length(max = 512))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub networks: Vec<NetworkReport>,
-    /// What could not be done, the first 32 by namespace and name; `failureCount` counts all.
+    /// What could not be done, or not wholly (`HelperMissing`), the first 32 by namespace and name; `failureCount` counts all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["namespace".into(), "name".into()]))]
     pub failures: Vec<FailureReport>,
-    /// How many mappings could not be programmed.
+    /// How many mappings could not be programmed, or not wholly.
     #[serde(default)]
     #[schemars(schema_with = "count")]
     pub failure_count: u32,
@@ -143,7 +143,7 @@ pub struct NetworkReport {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 64))]
     pub synced_resource_version: String,
-    /// Why the network is not served, when it is not: a fixed reason.
+    /// Why the network is not served, when it is not, or why no packet of it gets through (`LinkDown`): a fixed reason.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 64))]
     pub reason: String,
@@ -153,7 +153,7 @@ pub struct NetworkReport {
     pub message: String,
 }
 
-/// A mapping that could not be programmed.
+/// A mapping that could not be programmed, or not wholly.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[serde(rename_all = "camelCase")]
 pub struct FailureReport {

@@ -227,7 +227,7 @@ async fn source(
                 file::keep(path, runner.reports(), metrics.clone()),
             );
         }
-        return source::directory::watch(directory, &args.state_dir);
+        return source::directory::watch(directory, &args.state_dir, runner.reports());
     }
     let client = Client::try_default()
         .await
@@ -257,7 +257,8 @@ const TRIES: u32 = 3;
 
 async fn once(args: &AgentArgs, mut runner: Runner<LinuxHost>) -> Result<ExitCode, CliError> {
     let directory = args.manifests.as_deref().unwrap_or_else(|| std::path::Path::new("."));
-    let snapshot = Arc::new(source::directory::read(directory, &args.state_dir)?);
+    let mut directory = source::directory::read(directory, &args.state_dir)?;
+    let snapshot = Arc::new(directory.snapshot());
     let mut report = runner.once(&snapshot).await;
     for _ in 1..TRIES {
         if !report.outcome.failed() {
@@ -266,6 +267,7 @@ async fn once(args: &AgentArgs, mut runner: Runner<LinuxHost>) -> Result<ExitCod
         tokio::time::sleep(schedule::FIRST_BACKOFF).await;
         report = runner.once(&snapshot).await;
     }
+    directory.done(&report);
     let standing = file::standing(&report, &Standing::default(), Timestamp::now());
     if let Some(path) = &args.status_file {
         file::write(path, &file::list(&report, &standing)).map_err(|source| CliError::StatusFile {

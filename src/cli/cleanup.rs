@@ -57,6 +57,14 @@ pub(super) async fn run(args: CleanupArgs) -> Result<ExitCode, CliError> {
             args.state_dir.display()
         )),
     }
+    match directory::clear_identifiers(&args.state_dir) {
+        Ok(0) => {}
+        Ok(count) => all.removed.push(format!("the recorded identifiers of {count} networks")),
+        Err(error) => all.errors.push(format!(
+            "removing the record of identifiers in {}: {error}",
+            args.state_dir.display()
+        )),
+    }
     print!("{all}");
     all.errors.dedup();
     for error in &all.errors {

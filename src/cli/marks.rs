@@ -117,7 +117,10 @@ mod tests {
         let said = args(None, 0x5, true).marks().unwrap_err().to_string();
         assert!(said.contains("one run of bits"), "{said}");
         let said = args(Some(0x100), 0xff, true).marks().unwrap_err().to_string();
-        assert!(said.contains("--fwmark-base 0x100 has bits outside of --fwmark-mask 0xff"), "{said}");
+        assert!(
+            said.contains("--fwmark-base 0x100 has bits outside of --fwmark-mask 0xff"),
+            "{said}"
+        );
     }
 
     #[test]

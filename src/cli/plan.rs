@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
+use kube::ResourceExt;
 
 use super::agent::node_name;
 use super::marks::MarkArgs;
@@ -138,13 +139,24 @@ fn planned(args: &PlanArgs) -> Result<Planned, CliError> {
             }
         }
     }
-    let world = World {
+    let mut world = World {
         networks: manifests.networks.clone(),
         mappings: manifests.mappings.clone(),
         nodes: vec![node],
     };
+    // What a cluster or the agent would have given them.
+    let allocated = plan::isolation::allocate(&world, &plan::judge(&world));
+    for network in &mut world.networks {
+        if let Some(isolation) = allocated.get(&network.name_any()) {
+            network.status.get_or_insert_default().isolation = Some(*isolation);
+        }
+    }
     let verdicts = plan::judge(&world);
-    let plan = plan::host_plan(&world, &verdicts, &args.node, &HostOptions::default());
+    let options = HostOptions {
+        marks: args.marks.marks()?,
+        ..HostOptions::default()
+    };
+    let plan = plan::host_plan(&world, &verdicts, &args.node, &options);
     Ok(Planned {
         node: args.node.clone(),
         manifests,

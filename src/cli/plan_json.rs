@@ -16,6 +16,9 @@ pub(super) fn json(planned: &Planned) -> Value {
         let entry = json!({
             "outside": here.and_then(|n| n.outside.as_ref()).map(ToString::to_string),
             "inside": here.and_then(|n| n.inside.as_ref()).map(ToString::to_string),
+            "isolation": here.and_then(|n| n.isolated).map(|i| {
+                json!({"identifier": i.identifier, "zone": i.zone, "mark": i.mark.to_string(), "table": i.table})
+            }),
             "role": here.map(|n| format!("{:?}", n.role)),
             "refusal": refusal.map(self::refusal),
         });

@@ -36,6 +36,12 @@ fn networks(planned: &Planned, out: &mut String) {
             refusal.map_or("served", |r| r.reason).to_owned(),
         ]);
         why.extend(refusal.map(|r| format!("{name}: {}", r.message)));
+        why.extend(here.and_then(|n| n.isolated).map(|isolated| {
+            format!(
+                "{name}: shares inside addresses with another network, told apart by identifier {} (conntrack zone {}, firewall mark {}, routing table {})",
+                isolated.identifier, isolated.zone, isolated.mark, isolated.table
+            )
+        }));
     }
     section(out, "Networks", &rows, &why);
 }

@@ -41,15 +41,21 @@ pub fn of_mapping(before: Option<&NatMappingStatus>, after: &NatMappingStatus) -
     let mut notices = Vec::from_iter(refusal(old, &after.conditions));
     let (was, is) = (find(old, types::PROGRAMMED), find(&after.conditions, types::PROGRAMMED));
     if let Some(is) = is.filter(|is| changed(was, is)) {
-        let waited_for_gateway = was.is_some_and(|was| of_the_network(&was.reason));
+        // Without a gateway, the reason of what is accepted is the network's.
+        let nowhere = before.is_some_and(|before| before.gateway.is_none());
+        let waited_for_gateway = was.is_some_and(|was| of_the_network(&was.reason) || (nowhere && was.reason != reasons::NOT_ACCEPTED));
         let moved = before
             .and_then(|b| b.gateway.as_ref())
             .is_some_and(|node| Some(node) != after.gateway.as_ref());
         if is.status == "True" && !waited_for_gateway && !moved {
             notices.push(notice(false, "Program", is));
-        } else if is.status == "False" && !under_way(&is.reason) && !of_the_network(&is.reason) {
+        } else if is.status == "False" && after.gateway.is_some() && !under_way(&is.reason) && !of_the_network(&is.reason) {
             notices.push(notice(true, "Program", is));
         }
+    }
+    let resolved = |conditions| find(conditions, types::RESOLVED_REFS);
+    if let Some(is) = resolved(&after.conditions).filter(|is| is.reason == reasons::HELPER_MISSING && changed(resolved(old), is)) {
+        notices.push(notice(true, "Program", is));
     }
     notices
 }
@@ -84,7 +90,37 @@ pub fn of_network(before: Option<&StagingNetworkStatus>, after: &StagingNetworkS
     if let Some(is) = is.filter(|is| changed(was, is) && !under_way(&is.reason)) {
         notices.push(notice(is.status != "True", "Program", is));
     }
+    notices.extend(isolated(before, after));
+    notices.extend(link(old, &after.conditions));
     notices
+}
+
+/// A network that is told apart from others from now on.
+fn isolated(before: Option<&StagingNetworkStatus>, after: &StagingNetworkStatus) -> Option<Notice> {
+    let isolation = after.isolation?;
+    let was = before.and_then(|before| before.isolation);
+    (was != Some(isolation)).then(|| Notice {
+        warning: false,
+        reason: reasons::ISOLATED.to_owned(),
+        action: "Isolate",
+        note: format!(
+            "Another network on its gateways has the same inside addresses: packets bear the mark of identifier {}, connections are tracked in zone {}.",
+            isolation.identifier, isolation.zone
+        ),
+    })
+}
+
+/// An interface of the gateway that went down, or is up again.
+fn link(old: &[Condition], new: &[Condition]) -> Option<Notice> {
+    let (was, is) = (find(old, types::READY), find(new, types::READY)?);
+    let down = |condition: &Condition| condition.reason == reasons::LINK_DOWN;
+    if down(is) {
+        return changed(was, is).then(|| notice(true, "Forward", is));
+    }
+    (was.is_some_and(down) && is.status == "True").then(|| Notice {
+        reason: reasons::LINK_UP.to_owned(),
+        ..notice(false, "Forward", is)
+    })
 }
 
 fn refusal(before: &[Condition], after: &[Condition]) -> Option<Notice> {

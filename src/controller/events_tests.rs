@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::api::network::ActiveGateway;
+use crate::api::network::{ActiveGateway, Isolation};
 use crate::controller::testing::condition;
 
 fn mapping(gateway: Option<&str>, conditions: &[(&str, &str, &str)]) -> NatMappingStatus {
@@ -105,4 +105,32 @@ fn notes_are_cut_between_characters() {
     let long = cut("ä".repeat(600));
     assert_eq!(long.len(), NOTE_MAX);
     assert_eq!(cut(format!("x{}", "ä".repeat(600))).len(), NOTE_MAX - 1);
+}
+
+#[test]
+fn a_network_says_that_it_is_isolated_and_that_a_link_is_down_or_up() {
+    let ready = (types::READY, "True", reasons::READY);
+    let down = (types::READY, "False", reasons::LINK_DOWN);
+    let plain = network(Some("a"), &[ACCEPTED, PROGRAMMED, ready]);
+    let mut isolated = plain.clone();
+    isolated.isolation = Some(Isolation { identifier: 2, zone: 2 });
+    assert_eq!(said(&of_network(Some(&plain), &isolated)), ["Isolated"]);
+    assert_eq!(said(&of_network(Some(&isolated), &isolated)), Vec::<String>::new());
+    let cut = network(Some("a"), &[ACCEPTED, PROGRAMMED, down]);
+    assert_eq!(said(&of_network(Some(&plain), &cut)), ["!LinkDown"]);
+    assert_eq!(said(&of_network(Some(&cut), &cut)), Vec::<String>::new());
+    assert_eq!(said(&of_network(Some(&cut), &plain)), ["LinkUp"]);
+}
+
+#[test]
+fn what_keeps_a_network_from_any_gateway_is_not_said_of_each_mapping() {
+    let unserved = mapping(None, &[ACCEPTED, (types::PROGRAMMED, "False", reasons::INTERFACE_MISSING)]);
+    let served = mapping(Some("a"), &[ACCEPTED, PROGRAMMED]);
+    assert_eq!(said(&of_mapping(None, &unserved)), Vec::<String>::new());
+    assert_eq!(said(&of_mapping(Some(&unserved), &served)), Vec::<String>::new());
+    let helpless = mapping(
+        Some("a"),
+        &[ACCEPTED, (types::RESOLVED_REFS, "False", reasons::HELPER_MISSING), PROGRAMMED],
+    );
+    assert_eq!(said(&of_mapping(Some(&served), &helpless)), ["!HelperMissing"]);
 }

@@ -21,7 +21,7 @@ use super::ledger::{self, Failure, Ledger};
 use super::watch::{Stores, decoded};
 use super::write::{Outcome, Reported, write};
 use crate::api::{NatMapping, StagingNetwork};
-use crate::plan::{World, judge};
+use crate::plan::{World, isolation, judge};
 use crate::telemetry::metrics::ReconcileLabels;
 use crate::telemetry::{Health, Metrics};
 
@@ -83,6 +83,7 @@ impl Reconciler {
             world: &world,
             verdicts: &verdicts,
             reports: &reports,
+            isolation: &isolation::allocate(&world, &verdicts),
             seen: &self.seen,
             now: Timestamp::now(),
         });

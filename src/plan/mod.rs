@@ -40,6 +40,8 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::api::helper::HelperName;
+use crate::api::mapping::Announcement;
 use crate::api::{NatMapping, StagingNetwork};
 use crate::netfilter::{Family, Helper, IfName, Mark};
 
@@ -65,6 +67,15 @@ pub struct KernelFacts {
     pub fwmark_reflect: BTreeSet<Family>,
     /// Conntrack helpers that the kernel has, with their part in NAT. None: it could not be found out.
     pub helpers: Option<BTreeSet<Helper>>,
+}
+
+impl KernelFacts {
+    /// Helpers that the kernel has every part of, sorted. Empty if that could not be found out.
+    pub fn helper_names(&self) -> Vec<HelperName> {
+        let Some(known) = &self.helpers else { return Vec::new() };
+        let whole = |name: &HelperName| values::kernel_helpers(*name).iter().all(|(_, part)| known.contains(part));
+        HelperName::ALL.into_iter().filter(whole).collect()
+    }
 }
 
 /// What is known of one interface.
@@ -200,6 +211,11 @@ impl Default for HostOptions {
 /// Judges every object. The controller, the agents, the command line and the standalone mode call just this.
 pub fn judge<'a>(world: impl Into<View<'a>>) -> Verdicts {
     judge::judge(world.into())
+}
+
+/// How a claim that stands is made known where it is dialled.
+pub fn announcement(claim: &Claim, network: &validate::ValidNetwork) -> Announcement {
+    links::announcement(claim, Some(network))
 }
 
 /// What node `node` must hold in its kernel, given the verdicts. A node that is in no network's selector gets an empty plan.

@@ -20,7 +20,7 @@ fn a_broken_file_keeps_its_last_good_objects_and_harms_no_other() {
     let mut directory = source::directory::Directory::new(dir.path());
     assert!(directory.scan().unwrap());
     assert!(!directory.scan().unwrap(), "nothing has changed");
-    let names = |d: &source::directory::Directory| {
+    let names = |d: &mut source::directory::Directory| {
         d.snapshot()
             .mappings
             .iter()
@@ -28,7 +28,7 @@ fn a_broken_file_keeps_its_last_good_objects_and_harms_no_other() {
             .collect::<Vec<_>>()
     };
     assert_eq!(
-        (names(&directory), directory.snapshot().problems),
+        (names(&mut directory), directory.snapshot().problems),
         (vec!["a".to_owned(), "b".to_owned()], vec![])
     );
 
@@ -45,7 +45,7 @@ fn a_broken_file_keeps_its_last_good_objects_and_harms_no_other() {
         );
         assert!(directory.scan().unwrap());
         let now = directory.snapshot();
-        assert_eq!(names(&directory), ["a", "b"], "after {broken:?}: {:?}", now.problems);
+        assert_eq!(names(&mut directory), ["a", "b"], "after {broken:?}: {:?}", now.problems);
         assert!(
             now.problems.iter().all(|p| p.place.ends_with("a.yaml")) && !now.problems.is_empty(),
             "{:?}",
@@ -58,10 +58,10 @@ fn a_broken_file_keeps_its_last_good_objects_and_harms_no_other() {
     assert_eq!(directory.snapshot().mappings[0].spec.target.text(), "192.168.200.8");
     std::fs::remove_file(dir.path().join("a.yaml")).unwrap();
     assert!(directory.scan().unwrap());
-    assert_eq!(names(&directory), ["b"], "a deleted file takes its objects with it");
+    assert_eq!(names(&mut directory), ["b"], "a deleted file takes its objects with it");
     write("c.yaml", &mapping("b", 5, 5));
     directory.scan().unwrap();
-    assert_eq!(names(&directory), ["b"]);
+    assert_eq!(names(&mut directory), ["b"]);
     assert!(
         directory.snapshot().problems[0].to_string().contains("already"),
         "{:?}",
@@ -69,7 +69,7 @@ fn a_broken_file_keeps_its_last_good_objects_and_harms_no_other() {
     );
     std::fs::remove_dir_all(dir.path()).unwrap();
     assert!(directory.scan().is_err());
-    assert_eq!(names(&directory), ["b"], "a directory that is gone takes nothing");
+    assert_eq!(names(&mut directory), ["b"], "a directory that is gone takes nothing");
 }
 
 /// A folder of manifests and a state directory, as an agent that is started anew finds them.
@@ -98,9 +98,14 @@ impl Started {
 
     /// What an agent that starts now puts in force, as `NAME → TARGET`, and what it says is wrong.
     fn read(&self) -> (Vec<String>, Vec<String>) {
-        let snapshot = source::directory::read(self.dir.path(), self.state.path()).unwrap();
+        let snapshot = source::directory::read(self.dir.path(), self.state.path()).unwrap().snapshot();
         (in_force(&snapshot), snapshot.problems.iter().map(ToString::to_string).collect())
     }
+}
+
+/// No pass has told anything yet.
+fn no_reports() -> stagenet::agent::runner::Reports {
+    tokio::sync::watch::channel(None).1
 }
 
 fn in_force(snapshot: &Snapshot) -> Vec<String> {
@@ -188,7 +193,7 @@ fn without_a_state_directory_files_are_read_all_the_same() {
     started.write("a.yaml", &mapping("a", 3, 3));
     let file = started.state.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let snapshot = source::directory::read(started.dir.path(), &file.join("state")).unwrap();
+    let snapshot = source::directory::read(started.dir.path(), &file.join("state")).unwrap().snapshot();
     assert_eq!(
         (in_force(&snapshot), snapshot.problems),
         (vec!["a → 192.168.200.3".to_owned()], vec![])
@@ -216,7 +221,7 @@ async fn a_directory_that_is_gone_takes_nothing_and_an_empty_one_everything() {
     let expected = ["a → 192.168.200.3"];
 
     std::fs::rename(&path, &away).unwrap();
-    let (mut snapshots, task) = source::directory::watch(&path, started.state.path()).unwrap();
+    let (mut snapshots, task) = source::directory::watch(&path, started.state.path(), no_reports()).unwrap();
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(
         snapshots.borrow().is_none(),
@@ -233,7 +238,7 @@ async fn a_directory_that_is_gone_takes_nothing_and_an_empty_one_everything() {
     drop(snapshots);
     task.abort();
 
-    let (mut snapshots, task) = source::directory::watch(&path, started.state.path()).unwrap();
+    let (mut snapshots, task) = source::directory::watch(&path, started.state.path(), no_reports()).unwrap();
     let found = next(&mut snapshots, |_| true).await;
     assert_eq!(in_force(&found), expected, "an agent that starts now knows it from its predecessor");
     assert!(!found.problems.is_empty());

@@ -13,7 +13,7 @@ use super::status;
 use crate::agent::files;
 use crate::agent::runner::{Report, Reports};
 use crate::api::gatewaynode::GatewayNodeStatus;
-use crate::api::{GatewayNode, GatewayNodeSpec};
+use crate::api::{GatewayNode, GatewayNodeSpec, StagingNetwork};
 use crate::controller::aggregate::{self, Inputs, Life, Seen, Statuses};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ResultLabel;
@@ -32,6 +32,8 @@ pub fn standing(report: &Report, before: &Standing, now: Timestamp) -> Standing 
     let node = status::node(report, Some(&before.node), now);
     let name = report.outcome.facts.name.clone();
     let mut world = report.snapshot.world(report.outcome.facts.clone());
+    let given = |network: &StagingNetwork| Some((network.name_any(), network.status.as_ref()?.isolation?));
+    let isolation = world.networks.iter().filter_map(given).collect();
     for network in &mut world.networks {
         network.status = before.statuses.networks.get(&network.name_any()).cloned();
     }
@@ -49,6 +51,7 @@ pub fn standing(report: &Report, before: &Standing, now: Timestamp) -> Standing 
         world: &world,
         verdicts: &report.outcome.verdicts,
         reports: &reports,
+        isolation: &isolation,
         seen: &Seen::default(),
         now,
     });

@@ -8,10 +8,11 @@ use crate::agent::outcome::Outcome;
 use crate::agent::runner::Report;
 use crate::api::conditions::{self, NodeFinding};
 use crate::api::gatewaynode::{FailureReport, GatewayNodeStatus, InterfaceStatus, NetworkReport};
+use crate::api::helper::HelperName;
 use crate::api::reasons::{self, types};
 use crate::controller::version;
 use crate::netfilter::IfName;
-use crate::plan::{MappingState, NodeFacts};
+use crate::plan::{MappingKey, MappingState, NetworkPlan, NodeFacts, Refusal};
 
 /// `status.failures` holds at most this many.
 const FAILURES_MAX: usize = 32;
@@ -33,6 +34,7 @@ pub fn node(report: &Report, present: Option<&GatewayNodeStatus>, now: Timestamp
         }),
         conditions: conditions::node(&findings(report), 0, &present.conditions, now),
         interfaces: interfaces(&outcome.facts),
+        helpers: outcome.facts.kernel.helper_names().iter().map(ToString::to_string).collect(),
         ..GatewayNodeStatus::default()
     };
     if outcome.complete {
@@ -61,21 +63,37 @@ fn networks(outcome: &Outcome) -> Vec<NetworkReport> {
             *highest = &verdict.resource_version;
         }
     }
-    let report = |(name, network): (&String, &crate::plan::NetworkPlan)| NetworkReport {
-        name: name.clone(),
-        role: network.role,
-        observed_generation: network.generation,
-        fenced: outcome.fenced && network.inside.is_some(),
-        programmed: programmed.get(name.as_str()).copied().unwrap_or_default(),
-        synced_resource_version: synced.get(name.as_str()).copied().unwrap_or_default().to_owned(),
-        reason: network.problem.as_ref().map(|p| p.reason.to_owned()).unwrap_or_default(),
-        message: network
-            .problem
-            .as_ref()
-            .map(|p| conditions::shorten(&p.message))
-            .unwrap_or_default(),
+    let report = |(name, network): (&String, &NetworkPlan)| {
+        let why = network.problem.clone().or_else(|| link_down(network, &outcome.facts));
+        let (reason, message) = why.map(|why| (why.reason, conditions::shorten(&why.message))).unwrap_or_default();
+        NetworkReport {
+            name: name.clone(),
+            role: network.role,
+            observed_generation: network.generation,
+            fenced: outcome.fenced && network.inside.is_some(),
+            programmed: programmed.get(name.as_str()).copied().unwrap_or_default(),
+            synced_resource_version: synced.get(name.as_str()).copied().unwrap_or_default().to_owned(),
+            reason: reason.to_owned(),
+            message,
+        }
     };
     outcome.plan.networks.iter().map(report).collect()
+}
+
+/// Interfaces of a network that let no packet through. What the kernel holds is not changed for it.
+fn link_down(network: &NetworkPlan, facts: &NodeFacts) -> Option<Refusal> {
+    let down = |name: &&IfName| facts.interfaces.get(name.as_str()).is_some_and(|interface| !interface.up);
+    let sides = [("outside", &network.outside), ("inside", &network.inside)];
+    let names = sides.map(|(side, name)| name.as_ref().filter(down).map(|name| format!("the {side} interface {name}")));
+    let names: Vec<String> = names.into_iter().flatten().collect();
+    (!names.is_empty()).then(|| Refusal {
+        reason: reasons::LINK_DOWN,
+        message: format!(
+            "{} is down or has no carrier: the kernel holds everything that is planned, but no packet gets through until it is up (`ip link show`; a bridge has a \
+             carrier once one of its ports has)",
+            names.join(" and ")
+        ),
+    })
 }
 
 /// After an incomplete pass: what was reported before, and for networks that are new why they are not served yet.
@@ -86,7 +104,7 @@ fn kept_networks(outcome: &Outcome, present: &[NetworkReport]) -> Vec<NetworkRep
     if outcome.plan.networks.is_empty() {
         return present.to_vec();
     }
-    let report = |(name, network): (&String, &crate::plan::NetworkPlan)| match present.iter().find(|n| n.name == *name) {
+    let report = |(name, network): (&String, &NetworkPlan)| match present.iter().find(|n| n.name == *name) {
         Some(before) => NetworkReport {
             fenced: before.fenced && outcome.fenced,
             ..before.clone()
@@ -106,16 +124,34 @@ fn kept_networks(outcome: &Outcome, present: &[NetworkReport]) -> Vec<NetworkRep
 }
 
 fn failures(outcome: &Outcome) -> Vec<FailureReport> {
+    let report = |key: &MappingKey, reason: &str, message: &str| FailureReport {
+        namespace: key.namespace.clone(),
+        name: key.name.clone(),
+        reason: reason.to_owned(),
+        message: conditions::shorten(message),
+    };
     let failed = outcome.mappings.iter().filter_map(|(key, state)| match state {
-        MappingState::Failed(why) => Some(FailureReport {
-            namespace: key.namespace.clone(),
-            name: key.name.clone(),
-            reason: why.reason.to_owned(),
-            message: conditions::shorten(&why.message),
-        }),
-        MappingState::Planned { .. } => None,
+        MappingState::Failed(why) => Some(report(key, why.reason, &why.message)),
+        MappingState::Planned { missing_helpers, .. } if missing_helpers.is_empty() => None,
+        MappingState::Planned { missing_helpers, .. } => Some(report(key, reasons::HELPER_MISSING, &without(missing_helpers))),
     });
     failed.collect()
+}
+
+/// What a mapping lacks whose helpers the kernel has not.
+fn without(helpers: &[HelperName]) -> String {
+    let names: Vec<&str> = helpers.iter().map(|name| name.as_str()).collect();
+    let module = |name: &HelperName| match name {
+        HelperName::Snmp => "nf_nat_snmp_basic".to_owned(),
+        other => format!("nf_nat_{other}"),
+    };
+    let modules: Vec<String> = helpers.iter().map(module).collect();
+    format!(
+        "the kernel has no helper for {}: the mapping is programmed, and connections that clients open to it work; those that the protocol negotiates in band \
+         do not (for ftp: transfers). Load the module ({}) on the node, or remove the helper from the mapping",
+        names.join(", "),
+        modules.join(", ")
+    )
 }
 
 fn interfaces(facts: &NodeFacts) -> Vec<InterfaceStatus> {
@@ -185,6 +221,8 @@ fn findings(report: &Report) -> Vec<NodeFinding> {
 
 fn ready(outcome: &Outcome) -> NodeFinding {
     let failed = outcome.mappings.values().filter(|s| matches!(s, MappingState::Failed(_))).count();
+    let lacks = |s: &&MappingState| matches!(s, MappingState::Planned { missing_helpers, .. } if !missing_helpers.is_empty());
+    let helpless = outcome.mappings.values().filter(lacks).count();
     let unserved = outcome.plan.networks.values().filter(|n| n.problem.is_some()).count();
     let (status, reason, message) = match outcome.troubles.first() {
         Some(trouble) => (false, trouble.reason, summary(outcome)),
@@ -200,6 +238,10 @@ fn ready(outcome: &Outcome) -> NodeFinding {
                  cannot be read, or the network that has no inside interface; if the network is to go, delete it.",
                 names.join(", ")
             );
+            (false, reasons::DEGRADED, message)
+        }
+        None if failed + unserved == 0 && helpless > 0 => {
+            let message = format!("{helpless} mappings ask for a helper that the kernel has not; see failures below.");
             (false, reasons::DEGRADED, message)
         }
         None if failed + unserved > 0 => {

@@ -35,7 +35,7 @@ pub(super) fn state<'a>(node: &str, report: Option<&'a Report>, network: &str, g
     }
     let told = report.status.networks.iter().find(|told| told.name == network);
     match told {
-        Some(told) if !told.reason.is_empty() => {
+        Some(told) if !told.reason.is_empty() && told.reason != reasons::LINK_DOWN => {
             GatewayState::Not(Finding::new(told.reason.as_str(), format!("Node {node}: {}", told.message)))
         }
         Some(told) if told.fenced && told.observed_generation >= generation => GatewayState::Stands(report, told),
@@ -53,6 +53,11 @@ pub(super) fn behind(node: &str, report: &Report, what: &str) -> Finding {
         }
         _ => Finding::new(reasons::PENDING, format!("Node {node} {what}.")),
     }
+}
+
+/// What keeps packets of a network that stands on a gateway from getting through.
+pub(super) fn impaired(node: &str, told: &NetworkReport) -> Option<Finding> {
+    (told.reason == reasons::LINK_DOWN).then(|| Finding::new(told.reason.as_str(), format!("Node {node}: {}", told.message)))
 }
 
 fn is_silent(life: Life, before: &[Condition]) -> bool {

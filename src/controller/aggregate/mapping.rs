@@ -7,67 +7,110 @@ use super::{Inputs, Report, Requirement, finding};
 use crate::api::conditions::{self, Finding, MappingFacts, Programmed};
 use crate::api::gatewaynode::{NetworkReport, Role};
 use crate::api::mapping::{NatMapping, NatMappingStatus};
-use crate::api::reasons;
+use crate::api::network::StagingNetworkStatus;
+use crate::api::reasons::{self, types};
 use crate::controller::version;
-use crate::plan::{Claim, MappingKey, MappingVerdict, written};
+use crate::plan::{self, Claim, MappingKey, MappingVerdict, written};
 
 pub(super) fn status(
     inputs: &Inputs<'_>,
     key: &MappingKey,
     object: &NatMapping,
     verdict: &MappingVerdict,
-    active: Option<&str>,
+    network: Option<&StagingNetworkStatus>,
 ) -> NatMappingStatus {
     let before = object.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    let (gateway, programmed) = match &verdict.accepted {
-        Ok(claim) => (active, programmed(inputs, key, claim, active, before)),
-        Err(_) => (None, Programmed::Yes(String::new())),
+    let claim = verdict.accepted.as_ref().ok();
+    let active = network
+        .and_then(|network| network.active_gateway.as_ref())
+        .filter(|_| claim.is_some());
+    let served = match (claim, active) {
+        (Some(claim), Some(active)) => served(inputs, key, claim, &active.node, before),
+        (Some(claim), None) => Served::from(Programmed::No(unserved(&claim.network, network))),
+        (None, _) => Served::from(Programmed::Yes(String::new())),
     };
+    let missing = served.missing.map_or(Ok(()), Err);
     let facts = MappingFacts {
         generation: verdict.generation,
         accepted: verdict.accepted.as_ref().map(|_| ()).map_err(finding),
-        resolved_refs: verdict.resolved_refs.as_ref().copied().map_err(finding),
+        resolved_refs: verdict.resolved_refs.as_ref().copied().map_err(finding).and(missing),
         conflicted: verdict.conflicted,
-        programmed,
+        programmed: served.programmed,
+        impaired: served.impaired,
+    };
+    let announced = || {
+        let valid = inputs.verdicts.networks.get(&verdict.network)?.accepted.as_ref().ok()?;
+        Some(plan::announcement(claim?, valid))
     };
     NatMappingStatus {
         observed_generation: Some(verdict.generation),
-        gateway: gateway.map(str::to_owned),
-        announcement: None,
+        gateway: active.map(|active| active.node.clone()),
+        announcement: active.and_then(|_| announced()),
         conditions: conditions::mapping(&facts, before, inputs.now),
     }
 }
 
-fn programmed(inputs: &Inputs<'_>, key: &MappingKey, claim: &Claim, active: Option<&str>, before: &[Condition]) -> Programmed {
-    let Some(node) = active else {
-        return Programmed::No(Finding::new(
-            reasons::NO_GATEWAY,
-            format!(
-                "No node serves network {0}. See `kubectl describe stagingnetwork {0}`.",
-                claim.network
-            ),
-        ));
-    };
-    let generation = inputs.verdicts.networks.get(&claim.network).map_or(0, |network| network.generation);
-    match gateway::state(node, inputs.reports.get(node), &claim.network, generation, before) {
-        GatewayState::Silent(why) => Programmed::Unknown(why),
-        GatewayState::Not(why) => Programmed::No(why),
-        GatewayState::Stands(report, told) => {
-            let late = |what| Programmed::No(gateway::behind(node, report, what));
-            if told.role != Role::Active {
-                late("has not reported yet that it attracts the traffic")
-            } else if !covers(told, inputs.seen.requirement(key)) {
-                late("has not reported yet that its kernel holds this mapping")
-            } else if let Some(why) = failure(node, report, key) {
-                Programmed::No(why)
-            } else {
-                Programmed::Yes(format!(
-                    "{} leads to {} through {node}.",
-                    written(claim.virtual_prefix),
-                    written(claim.target)
-                ))
-            }
+/// What the gateway does for a mapping.
+struct Served {
+    programmed: Programmed,
+    /// A helper that its kernel lacks.
+    missing: Option<Finding>,
+    /// What keeps the mapping from being Ready although it is programmed.
+    impaired: Option<Finding>,
+}
+
+impl From<Programmed> for Served {
+    fn from(programmed: Programmed) -> Self {
+        Self {
+            programmed,
+            missing: None,
+            impaired: None,
         }
+    }
+}
+
+/// Why no node serves a network: what the network's own status says.
+fn unserved(name: &str, network: Option<&StagingNetworkStatus>) -> Finding {
+    let told = network.and_then(|network| conditions::find(&network.conditions, types::PROGRAMMED));
+    match told.filter(|told| told.status == "False") {
+        Some(told) => Finding::new(told.reason.as_str(), format!("No node serves network {name}: {}", told.message)),
+        None => Finding::new(
+            reasons::NO_GATEWAY,
+            format!("No node serves network {name}. See `kubectl describe stagingnetwork {name}`."),
+        ),
+    }
+}
+
+fn served(inputs: &Inputs<'_>, key: &MappingKey, claim: &Claim, node: &str, before: &[Condition]) -> Served {
+    let generation = inputs.verdicts.networks.get(&claim.network).map_or(0, |network| network.generation);
+    let (report, told) = match gateway::state(node, inputs.reports.get(node), &claim.network, generation, before) {
+        GatewayState::Silent(why) => return Programmed::Unknown(why).into(),
+        GatewayState::Not(why) => return Programmed::No(why).into(),
+        GatewayState::Stands(report, told) => (report, told),
+    };
+    let late = |what| Programmed::No(gateway::behind(node, report, what)).into();
+    if told.role != Role::Active {
+        return late("has not reported yet that it attracts the traffic");
+    }
+    if !covers(told, inputs.seen.requirement(key)) {
+        return late("has not reported yet that its kernel holds this mapping");
+    }
+    let failure = failure(node, report, key);
+    let (missing, failed): (Option<Finding>, Option<Finding>) = match failure {
+        Some(why) if why.reason == reasons::HELPER_MISSING => (Some(why), None),
+        other => (None, other),
+    };
+    if let Some(why) = failed {
+        return Programmed::No(why).into();
+    }
+    Served {
+        programmed: Programmed::Yes(format!(
+            "{} leads to {} through {node}.",
+            written(claim.virtual_prefix),
+            written(claim.target)
+        )),
+        impaired: gateway::impaired(node, told).or_else(|| missing.clone()),
+        missing,
     }
 }
 

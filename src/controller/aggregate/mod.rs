@@ -5,7 +5,7 @@
 //!
 //! ```ignore
 //! let reports = BTreeMap::from([(node.to_owned(), Report { status: own_status, life: Life::Alive })]);
-//! let statuses = aggregate(&Inputs { world: &world, verdicts: &verdicts, reports: &reports, seen: &Seen::default(), now });
+//! let statuses = aggregate(&Inputs { world: &world, verdicts: &verdicts, reports: &reports, isolation: &isolation, seen: &Seen::default(), now });
 //! ```
 //!
 //! A status that says what the stored one says is equal to it, transition times included, so "write if it differs" never loops.
@@ -25,6 +25,7 @@ pub use super::gather::{Report, Reports};
 pub use super::heartbeat::Life;
 pub use super::seen::{Requirement, Seen, key};
 use crate::api::conditions::Finding;
+use crate::api::network::Isolation;
 use crate::api::{NatMappingStatus, StagingNetworkStatus};
 use crate::plan::{MappingKey, Refusal, Verdicts, World};
 
@@ -37,6 +38,8 @@ pub struct Inputs<'a> {
     pub verdicts: &'a Verdicts,
     /// What the gateways say.
     pub reports: &'a Reports,
+    /// What networks with the same inside are told apart by, of every network that has it or needs it.
+    pub isolation: &'a BTreeMap<String, Isolation>,
     /// From which resource version on a report counts.
     pub seen: &'a Seen,
     /// Transition time of conditions that change.
@@ -65,8 +68,8 @@ pub fn aggregate(inputs: &Inputs<'_>) -> Statuses {
     for object in &inputs.world.mappings {
         let key = key(object);
         if let Some(verdict) = inputs.verdicts.mappings.get(&key) {
-            let active = statuses.networks.get(&verdict.network).and_then(|s| s.active_gateway.as_ref());
-            let status = mapping::status(inputs, &key, object, verdict, active.map(|a| a.node.as_str()));
+            let network = statuses.networks.get(&verdict.network);
+            let status = mapping::status(inputs, &key, object, verdict, network);
             statuses.mappings.insert(key, status);
         }
     }

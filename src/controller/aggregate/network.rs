@@ -1,6 +1,7 @@
 //! The status of a network: which gateway attracts its traffic, and whether its fence stands on all of them.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::ResourceExt;
 
 use super::gateway::{self, GatewayState};
 use super::{Inputs, Life, finding};
@@ -24,23 +25,24 @@ const UNFIT: &[&str] = &[
 
 pub(super) fn status(inputs: &Inputs<'_>, object: &StagingNetwork, verdict: &NetworkVerdict) -> StagingNetworkStatus {
     let before = object.status.as_ref().map_or(&[][..], |status| &status.conditions);
-    let (active, programmed) = match &verdict.accepted {
+    let (active, programmed, impaired) = match &verdict.accepted {
         Ok(network) => {
             let active = active_gateway(inputs, network, verdict);
-            let programmed = programmed(inputs, network, verdict, active.as_ref(), before);
-            (active, programmed)
+            let (programmed, impaired) = programmed(inputs, network, verdict, active.as_ref(), before);
+            (active, programmed, impaired)
         }
-        Err(_) => (None, Programmed::Yes(String::new())),
+        Err(_) => (None, Programmed::Yes(String::new()), None),
     };
     let facts = NetworkFacts {
         generation: verdict.generation,
         accepted: verdict.accepted.as_ref().map(|_| ()).map_err(finding),
         programmed,
+        impaired,
     };
     StagingNetworkStatus {
         observed_generation: Some(verdict.generation),
         active_gateway: active,
-        isolation: object.status.as_ref().and_then(|status| status.isolation),
+        isolation: inputs.isolation.get(&object.name_any()).copied(),
         conditions: conditions::network(&facts, before, inputs.now),
     }
 }
@@ -75,21 +77,23 @@ fn fit(inputs: &Inputs<'_>, network: &ValidNetwork, verdict: &NetworkVerdict, no
 }
 
 /// Counts the gateways on which the network stands, and says what the others lack. Trouble that somebody must look at comes before what is
-/// still under way, and that before silence, which cannot be judged.
+/// still under way, and that before silence, which cannot be judged. The second answer is what keeps packets from getting through the one that attracts them.
 fn programmed(
     inputs: &Inputs<'_>,
     network: &ValidNetwork,
     verdict: &NetworkVerdict,
     active: Option<&ActiveGateway>,
     before: &[Condition],
-) -> Programmed {
+) -> (Programmed, Option<Finding>) {
     let total = verdict.gateways.len();
     if total == 0 {
-        return Programmed::No(Finding::new(
+        let why = Finding::new(
             reasons::NO_GATEWAY,
             "No node carries the labels of spec.gateway.nodeSelector. Label a node, or correct the selector.",
-        ));
+        );
+        return (Programmed::No(why), None);
     }
+    let mut impaired = None;
     let (mut up, mut troubles, mut silent) = (0, Vec::new(), Vec::new());
     for node in &verdict.gateways {
         let report = inputs.reports.get(node);
@@ -99,6 +103,9 @@ fn programmed(
             GatewayState::Stands(report, told) => {
                 up += 1;
                 let elected = active.is_some_and(|active| active.node == *node);
+                if elected {
+                    impaired = gateway::impaired(node, told);
+                }
                 if elected && told.role != Role::Active {
                     troubles.push(gateway::behind(node, report, "has not reported yet that it attracts the traffic"));
                 }
@@ -108,7 +115,7 @@ fn programmed(
     // Stable, so nodes stay in order within a rank.
     troubles.sort_by_key(|why| [reasons::PENDING, reasons::WAITING_FOR_AGENT].contains(&why.reason.as_str()));
     let first = troubles.first().or(silent.first()).map(|why| why.reason.clone());
-    match (first, active) {
+    let programmed = match (first, active) {
         (None, Some(active)) => Programmed::Yes(format!(
             "{up}/{total} gateways have the fence up; {} attracts the traffic.",
             active.node
@@ -123,5 +130,6 @@ fn programmed(
             let why = Finding::new(reason, format!("{up}/{total} gateways have the fence up. {}", details.join(" ")));
             if unknown { Programmed::Unknown(why) } else { Programmed::No(why) }
         }
-    }
+    };
+    (programmed, impaired)
 }

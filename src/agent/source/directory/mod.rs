@@ -5,8 +5,10 @@
 //! What is in force is recorded in the state directory, so that all this is so for an agent that was started anew, too.
 
 mod file;
+mod identifiers;
 mod records;
 
+pub use identifiers::clear as clear_identifiers;
 pub use records::clear;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,12 +19,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use kube::ResourceExt;
 use notify::{RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
 
 use super::{Problem, Snapshot, Snapshots};
 use crate::agent::AgentError;
+use crate::agent::runner::{Report, Reports};
 use file::{File, Stamp, mapping_id, network_id};
+use identifiers::Identifiers;
 use records::Records;
 
 /// How long the directory must be quiet before it is read: editors and `cp` write a file in several steps, and half a file may be valid.
@@ -44,6 +49,7 @@ pub struct Directory {
     /// The file system that it was on when there was something in it.
     device: Option<u64>,
     records: Option<Records>,
+    identifiers: Identifiers,
     /// Files of which something else is in force than is recorded.
     unrecorded: BTreeSet<PathBuf>,
 }
@@ -58,6 +64,7 @@ impl Directory {
             gone: None,
             device: None,
             records: None,
+            identifiers: Identifiers::default(),
             unrecorded: BTreeSet::new(),
         }
     }
@@ -73,6 +80,7 @@ impl Directory {
         directory.files = found.into_iter().map(unread).collect();
         directory.device = device;
         directory.records = Some(records);
+        directory.identifiers = Identifiers::load(state_dir);
         directory
     }
 
@@ -140,7 +148,23 @@ impl Directory {
     }
 
     /// All objects in force and all problems. Of two objects of one kind and name, the one in the first file by name counts.
-    pub fn snapshot(&self) -> Snapshot {
+    /// Networks with the same inside are told apart by identifiers that the state directory keeps.
+    pub fn snapshot(&mut self) -> Snapshot {
+        let mut snapshot = self.said();
+        self.identifiers.assign(&mut snapshot);
+        snapshot
+    }
+
+    /// A pass came to its end. What its snapshot did not have is gone from the kernel.
+    pub fn done(&mut self, report: &Report) {
+        if report.outcome.complete && report.outcome.held.is_empty() {
+            let present = self.files.values().flat_map(|file| &file.good.networks);
+            let networks = present.chain(&report.snapshot.networks).map(ResourceExt::name_any);
+            self.identifiers.release(&networks.collect());
+        }
+    }
+
+    fn said(&self) -> Snapshot {
         let mut snapshot = Snapshot::default();
         let mut owners: BTreeMap<String, &Path> = BTreeMap::new();
         if let Some(why) = &self.gone {
@@ -223,22 +247,22 @@ fn is_yaml(path: &Path) -> bool {
 ///
 /// # Errors
 /// The directory cannot be listed. Nothing is recorded then.
-pub fn read(path: &Path, state_dir: &Path) -> Result<Snapshot, AgentError> {
+pub fn read(path: &Path, state_dir: &Path) -> Result<Directory, AgentError> {
     let mut directory = Directory::remembering(path, state_dir);
     directory.scan().map_err(|source| AgentError::Manifests {
         path: path.to_owned(),
         source,
     })?;
     directory.record();
-    Ok(directory.snapshot())
+    Ok(directory)
 }
 
 /// Reads `path` and keeps reading it, in a task of its own that ends with the receiver. A directory that is not there (yet) is waited for: until it is,
-/// what an earlier agent recorded is in force, or nothing is delivered if there is no such record.
+/// what an earlier agent recorded is in force, or nothing is delivered if there is no such record. `reports` tell what is gone from the kernel.
 ///
 /// # Errors
 /// The kernel gives no signs of changes.
-pub fn watch(path: &Path, state_dir: &Path) -> Result<(Snapshots, tokio::task::JoinHandle<()>), AgentError> {
+pub fn watch(path: &Path, state_dir: &Path, reports: Reports) -> Result<(Snapshots, tokio::task::JoinHandle<()>), AgentError> {
     let (signs, mut seen) = mpsc::channel(1);
     // A full channel holds a sign already; more say nothing new.
     let mut watcher = notify::recommended_watcher(move |_| {
@@ -257,9 +281,12 @@ pub fn watch(path: &Path, state_dir: &Path) -> Result<(Snapshots, tokio::task::J
     let task = tokio::spawn(async move {
         let mut readable = true;
         loop {
+            if let Some(report) = reports.borrow().as_deref() {
+                directory.done(report);
+            }
             match listed {
                 Ok(changed) => {
-                    if changed || sender.borrow().is_none() {
+                    if changed || sender.borrow().is_none() || directory.identifiers.unrecorded() {
                         sender.send_replace(Some(Arc::new(directory.snapshot())));
                     }
                     if !readable {

@@ -3,6 +3,7 @@
 use super::{Scene, fail, outcome, refuse, row};
 use crate::api::conditions::find;
 use crate::api::gatewaynode::Role;
+use crate::api::mapping::Announcement;
 use crate::api::reasons::{self, types};
 use crate::controller::aggregate::Life;
 use crate::controller::testing::condition;
@@ -67,6 +68,27 @@ fn mapping_rows() {
             "the agent says why the network is not served",
             |s| s.told().reason = reasons::INTERFACE_MISSING.into(),
             "Programmed=False/InterfaceMissing Ready=False/InterfaceMissing Reconciling=True/InterfaceMissing",
+        ),
+        (
+            "an interface is down",
+            |s| s.told().reason = reasons::LINK_DOWN.into(),
+            "Programmed=True/Programmed Ready=False/LinkDown Reconciling=True/LinkDown",
+        ),
+        (
+            "the kernel has no such helper",
+            |s| {
+                fail(s, "default", "vm03", 1);
+                s.a().status.failures[0].reason = reasons::HELPER_MISSING.into();
+            },
+            "Programmed=True/Programmed Ready=False/HelperMissing Stalled=True/HelperMissing",
+        ),
+        (
+            "no node serves the network, and the network says why",
+            |s| {
+                s.network_verdict.active = None;
+                s.told().reason = reasons::INTERFACE_SHARED.into();
+            },
+            "Programmed=False/InterfaceShared Ready=False/InterfaceShared Stalled=True/InterfaceShared",
         ),
         (
             "the agent is behind because it has no tool",
@@ -181,4 +203,35 @@ fn mapping_rows() {
         change(&mut scene);
         assert_eq!(outcome(&scene.mapping_status().conditions), *expected, "{name}");
     }
+}
+
+#[test]
+fn a_missing_helper_is_an_unresolved_reference() {
+    let mut scene = Scene::well();
+    fail(&mut scene, "default", "vm03", 1);
+    scene.a().status.failures[0].reason = reasons::HELPER_MISSING.into();
+    let status = scene.mapping_status();
+    let refs = find(&status.conditions, types::RESOLVED_REFS).unwrap();
+    assert_eq!((refs.status.as_str(), refs.reason.as_str()), ("False", reasons::HELPER_MISSING));
+    scene.told().reason = reasons::LINK_DOWN.into();
+    let status = scene.mapping_status();
+    let words = |kind| find(&status.conditions, kind).unwrap().reason.clone();
+    assert_eq!(
+        (words(types::RESOLVED_REFS), words(types::READY)),
+        (reasons::HELPER_MISSING.into(), reasons::LINK_DOWN.into()),
+        "what nobody gets through counts more"
+    );
+}
+
+#[test]
+fn how_clients_find_an_address_is_said_while_it_is_served() {
+    let mut scene = Scene::well();
+    assert_eq!(scene.mapping_status().announcement, Some(Announcement::Neighbour));
+    let Ok(network) = &mut scene.network_verdict.accepted else {
+        panic!()
+    };
+    network.announce = false;
+    assert_eq!(scene.mapping_status().announcement, Some(Announcement::Route));
+    scene.mapping_verdict.accepted = Err(refuse(reasons::CONFLICT));
+    assert_eq!(scene.mapping_status().announcement, None);
 }

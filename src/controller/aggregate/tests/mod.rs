@@ -26,6 +26,7 @@ struct Scene {
     network_verdict: NetworkVerdict,
     mapping_verdict: MappingVerdict,
     reports: Reports,
+    isolation: BTreeMap<String, Isolation>,
     seen: Seen,
     second: i64,
 }
@@ -114,6 +115,7 @@ impl Scene {
             },
             reports: BTreeMap::from([("node-a".to_owned(), says(vec![report("segment-b", Role::Active, "5")]))]),
             seen,
+            isolation: BTreeMap::new(),
             mapping,
             second: 1_700_000_000,
         }
@@ -153,6 +155,7 @@ impl Scene {
         aggregate(&Inputs {
             world: &world,
             verdicts: &verdicts,
+            isolation: &self.isolation,
             reports: &self.reports,
             seen: &self.seen,
             now: Timestamp::from_second(self.second).unwrap(),

@@ -5,6 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::{Scene, on, outcome, refuse, says};
 use crate::api::conditions::find;
 use crate::api::gatewaynode::Role;
+use crate::api::network::Isolation;
 use crate::api::reasons::{self, types};
 use crate::controller::aggregate::{Life, Seen};
 use crate::controller::testing::report;
@@ -142,5 +143,36 @@ fn without_resource_versions_one_local_report_is_enough() {
     assert_eq!(
         outcome(&scene.mapping_status().conditions),
         "Programmed=True/Programmed Ready=True/Ready"
+    );
+}
+
+#[test]
+fn a_link_that_is_down_counts_on_the_gateway_that_attracts_the_traffic() {
+    let mut scene = Scene::well();
+    scene.add_node_b(Role::Standby).status.networks[0].reason = reasons::LINK_DOWN.into();
+    assert_eq!(
+        outcome(&scene.network_status().conditions),
+        "Programmed=True/Programmed Ready=True/Ready"
+    );
+    scene.told().reason = reasons::LINK_DOWN.into();
+    let status = scene.network_status();
+    assert_eq!(
+        outcome(&status.conditions),
+        "Programmed=True/Programmed Ready=False/LinkDown Reconciling=True/LinkDown"
+    );
+    assert_eq!(status.active_gateway.unwrap().node, "node-a", "a cable is no reason to move");
+}
+
+#[test]
+fn identifiers_are_written_as_given() {
+    let mut scene = Scene::well();
+    let isolation = Isolation { identifier: 7, zone: 7 };
+    scene.isolation.insert("segment-b".into(), isolation);
+    assert_eq!(scene.network_status().isolation, Some(isolation));
+    scene.network_verdict.accepted = Err(refuse(reasons::INVALID));
+    assert_eq!(
+        scene.network_status().isolation,
+        Some(isolation),
+        "kept while the network is refused"
     );
 }

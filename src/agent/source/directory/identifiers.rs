@@ -1,0 +1,185 @@
+//! Which network has which identifier, kept in the state directory: what a cluster keeps in the networks' status.
+//!
+//! An identifier is in force only once it is on disk: an agent that is started anew must not give it to another network, whose packets would then be led
+//! where the first one's are. The identifier of a deleted network is free again when a pass was completed without the network. A record that is damaged is
+//! said to be, and all identifiers are given anew: never one to two networks, but open connections of isolated networks may end.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use kube::ResourceExt;
+use serde::{Deserialize, Serialize};
+
+use crate::agent::files;
+use crate::agent::source::{Problem, Snapshot};
+use crate::api::network::Isolation;
+use crate::plan::{self, NodeFacts, View, isolation};
+
+/// In the state directory.
+const FILE: &str = "identifiers.json";
+/// Largest record, in bytes: every identifier given, to networks with the longest names.
+const RECORD_MAX: u64 = 4 << 20;
+
+#[derive(Debug, Default, Serialize, Deserialize)]
+struct Record {
+    networks: BTreeMap<String, Isolation>,
+}
+
+/// The identifiers of one state directory.
+#[derive(Debug, Default)]
+pub(super) struct Identifiers {
+    /// None: there is no state directory, and they are kept in memory only.
+    path: Option<PathBuf>,
+    given: BTreeMap<String, Isolation>,
+    /// Why the record could not be read, or not be written.
+    problem: Option<String>,
+}
+
+impl Identifiers {
+    /// Reads what an earlier agent recorded.
+    pub(super) fn load(state_dir: &Path) -> Self {
+        let path = state_dir.join(FILE);
+        let (given, problem) = match read(&path) {
+            Ok(given) => (given, None),
+            Err(error) => {
+                let problem = format!(
+                    "the record of the networks' identifiers is damaged ({error}); they are given anew, and open connections of networks that share their inside \
+                     addresses with others may end"
+                );
+                (BTreeMap::new(), Some(problem))
+            }
+        };
+        if let Some(problem) = &problem {
+            tracing::warn!(path = %path.display(), "{problem}");
+        }
+        Self {
+            path: Some(path),
+            given,
+            problem,
+        }
+    }
+
+    /// Gives the networks of `snapshot` what they have or need. One whose identifier cannot be recorded gets none: it is fenced, and not served.
+    pub(super) fn assign(&mut self, snapshot: &mut Snapshot) {
+        isolate(snapshot, &self.given);
+        let wanted = self.wanted(snapshot);
+        let mut said = self.problem.take();
+        if wanted != self.given || said.is_some() {
+            match self.record(&wanted) {
+                Ok(()) => self.given = wanted,
+                Err(error) => {
+                    self.problem = Some(format!(
+                        "recording the networks' identifiers: {error}; networks that share their inside addresses with others and have none yet are not served"
+                    ));
+                    said.clone_from(&self.problem);
+                }
+            }
+            isolate(snapshot, &self.given);
+        }
+        if let (Some(path), Some(message)) = (&self.path, said) {
+            let place = path.display().to_string();
+            snapshot.problems.push(Problem { place, message });
+        }
+    }
+
+    /// Whether the last try to record them failed.
+    pub(super) fn unrecorded(&self) -> bool {
+        self.problem.is_some()
+    }
+
+    /// What is given already, and to networks without what they need. Identifiers of networks that are gone stay taken.
+    fn wanted(&self, snapshot: &Snapshot) -> BTreeMap<String, Isolation> {
+        let view = View {
+            networks: &snapshot.networks,
+            mappings: &[],
+            // Standalone, the one node is the gateway of every network, whatever its name and interfaces.
+            nodes: &[NodeFacts::default()],
+        };
+        let mut wanted = self.given.clone();
+        let mut taken: BTreeSet<u32> = wanted.values().map(|isolation| isolation.identifier).collect();
+        for (name, mut isolation) in isolation::allocate(view, &plan::judge(view)) {
+            if wanted.contains_key(&name) {
+                continue;
+            }
+            if !taken.insert(isolation.identifier) {
+                let Some(free) = (1..=isolation::IDENTIFIER_MAX).find(|n| taken.insert(*n)) else {
+                    continue;
+                };
+                isolation.identifier = free;
+                if isolation.zone != 0 {
+                    isolation.zone = u16::try_from(free).unwrap_or(u16::MAX);
+                }
+            }
+            wanted.insert(name, isolation);
+        }
+        wanted
+    }
+
+    /// Nothing of other networks than these is in the kernel or declared: what others had is free again.
+    pub(super) fn release(&mut self, networks: &BTreeSet<String>) {
+        let mut left = self.given.clone();
+        left.retain(|name, _| networks.contains(name));
+        if left == self.given {
+            return;
+        }
+        match self.record(&left) {
+            Ok(()) => self.given = left,
+            Err(error) => tracing::warn!(%error, "recording that identifiers of deleted networks are free; it is tried again"),
+        }
+    }
+
+    fn record(&self, given: &BTreeMap<String, Isolation>) -> io::Result<()> {
+        let Some(path) = &self.path else { return Ok(()) };
+        let record = Record { networks: given.clone() };
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        files::replace(path, &serde_json::to_vec(&record).map_err(io::Error::other)?)
+    }
+}
+
+/// Puts identifiers where a cluster has them. What a manifest says itself counts for nothing.
+fn isolate(snapshot: &mut Snapshot, given: &BTreeMap<String, Isolation>) {
+    for network in &mut snapshot.networks {
+        let isolation = given.get(&network.name_any()).copied();
+        if isolation.is_some() || network.status.is_some() {
+            network.status.get_or_insert_default().isolation = isolation;
+        }
+    }
+}
+
+fn read(path: &Path) -> io::Result<BTreeMap<String, Isolation>> {
+    match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        Ok(meta) if meta.len() > RECORD_MAX => return Err(io::Error::other("it is larger than any record")),
+        other => drop(other?),
+    }
+    let record: Record = serde_json::from_slice(&fs::read(path)?)?;
+    let mut taken = BTreeSet::new();
+    for (name, isolation) in &record.networks {
+        let own_zone = isolation.zone == 0 || u32::from(isolation.zone) == isolation.identifier;
+        let usable = (1..=isolation::IDENTIFIER_MAX).contains(&isolation.identifier) && own_zone;
+        if !usable || !taken.insert(isolation.identifier) {
+            return Err(io::Error::other(format!(
+                "identifier {} of network {name} cannot be, or is another network's too",
+                isolation.identifier
+            )));
+        }
+    }
+    Ok(record.networks)
+}
+
+/// Removes the record of a state directory. The answer is how many networks were in it.
+///
+/// # Errors
+/// It could not be removed.
+pub fn clear(state_dir: &Path) -> io::Result<usize> {
+    let path = state_dir.join(FILE);
+    let count = read(&path).map_or(1, |given| given.len());
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
+        other => other.map(|()| count),
+    }
+}
