@@ -68,7 +68,7 @@ impl Protocol for Nd {
     type Address = (Ipv6Addr, Role);
     const TYPE: EtherType = EtherTypes::Ipv6;
 
-    /// Advertisements and solicitations (linux/filter.h, linux/bpf_common.h); without it, all IPv6 traffic of the interface would come our way.
+    /// Advertisements and solicitations (`linux/filter.h`, `linux/bpf_common.h`); without it, all IPv6 traffic of the interface would come our way.
     fn filter() -> Vec<SockFilter> {
         const LOAD_BYTE: u16 = 0x30; // BPF_LD | BPF_B | BPF_ABS
         const JUMP_EQUAL: u16 = 0x15; // BPF_JMP | BPF_JEQ | BPF_K
