@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use stagenet::host::linux::LinuxHost;
-use stagenet::host::{Backend, Finding, Host, HostError, HostEvent, LinkChange, ObservedLinks};
-use stagenet::netfilter::dump::ObservedTable;
+use stagenet::host::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
+use stagenet::netfilter::dump::{ObservedTable, RuleCount};
 use stagenet::netfilter::{ChainName, Family, IfName, Table};
 use stagenet::plan::{FlowPolicy, InterfaceFacts, KernelFacts, Sweep};
 
@@ -26,8 +26,8 @@ impl Host for Timed {
     async fn interfaces(&mut self) -> Result<BTreeMap<String, InterfaceFacts>, HostError> {
         self.host.interfaces().await
     }
-    async fn preflight(&mut self, outside: &BTreeSet<IfName>, inside: &BTreeSet<IfName>) -> Result<Vec<Finding>, HostError> {
-        self.host.preflight(outside, inside).await
+    async fn preflight(&mut self, needs: &Needs) -> Result<Vec<Finding>, HostError> {
+        self.host.preflight(needs).await
     }
     async fn read_table(&mut self, family: Family, table: Table, chains: Option<&BTreeSet<ChainName>>) -> Result<ObservedTable, HostError> {
         self.host.read_table(family, table, chains).await
@@ -60,8 +60,13 @@ impl Host for Timed {
         self.waits += start.elapsed();
         announced
     }
-    async fn denied(&mut self) -> Result<BTreeMap<(String, String), u64>, HostError> {
-        self.host.denied().await
+    async fn counters(
+        &mut self,
+        family: Family,
+        table: Table,
+        chains: &BTreeSet<ChainName>,
+    ) -> Result<BTreeMap<ChainName, Vec<RuleCount>>, HostError> {
+        self.host.counters(family, table, chains).await
     }
     fn events(&mut self) -> tokio::sync::mpsc::Receiver<HostEvent> {
         self.host.events()
