@@ -12,7 +12,8 @@ cargo_deny=0.20.2
 # command:package; a path stands for a file that has to be there.
 build=(gcc:gcc /usr/include/string.h:libc6-dev)
 lab=(iptables-nft:iptables iptables-legacy:iptables ip:iproute2 conntrack:conntrack ping:iputils-ping unshare:util-linux mount:mount)
-test=("${lab[@]}" shellcheck:shellcheck git:git ps:procps openssl:openssl tcpdump:tcpdump)
+test=("${lab[@]}" shellcheck:shellcheck git:git ps:procps openssl:openssl tcpdump:tcpdump
+  vsftpd:vsftpd curl:curl lftp:lftp in.tftpd:tftpd-hpa tftp:tftp-hpa sipp:sip-tester)
 demo=("${lab[@]}" curl:curl tcpdump:tcpdump sshd:openssh-server ssh:openssh-client nginx:nginx openssl:openssl dnsmasq:dnsmasq-base dig:bind9-dnsutils
   mariadbd:mariadb-server-core mariadb:mariadb-client-core)
 
