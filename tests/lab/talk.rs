@@ -196,7 +196,7 @@ impl Conversation {
     }
 }
 
-fn repeat_lines(name: &str, stream: TcpStream) {
+pub(super) fn repeat_lines(name: &str, stream: TcpStream) {
     let Ok(peer) = stream.peer_addr().map(canonical) else { return };
     let mut reader = BufReader::new(stream);
     if writeln!(reader.get_mut(), "{name} {peer}").is_err() {

@@ -3,31 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect)]
 
-/// Tests `NAME::nft` (a bridge inside that passes iptables) and `NAME::legacy` (a cable inside) out of a function that is given the hosts.
-macro_rules! ways {
-    ($($(#[$about:meta])* fn $name:ident($dual:ident) $body:block)*) => {$(
-        $crate::lab_variants!($name, nft: Nft, Filtered; legacy: Legacy, Cable);
-        $(#[$about])*
-        fn $name($dual: &crate::lab::Dual) $body
-    )*};
-}
-
-/// The same with a bridge inside, in both tools, whether or not what is bridged passes iptables.
-macro_rules! bridges {
-    ($($(#[$about:meta])* fn $name:ident($dual:ident) $body:block)*) => {$(
-        $crate::lab_variants!(
-            $name,
-            nft_filtered: Nft, Filtered;
-            nft_unfiltered: Nft, Unfiltered;
-            legacy_filtered: Legacy, Filtered;
-            legacy_unfiltered: Legacy, Unfiltered
-        );
-        $(#[$about])*
-        fn $name($dual: &crate::lab::Dual) $body
-    )*};
-}
-
-#[macro_export]
+/// A test a variant of a lab.
 macro_rules! lab_variants {
     ($name:ident, $($variant:ident: $backend:ident, $wiring:ident);+) => {
         mod $name {
@@ -42,6 +18,30 @@ macro_rules! lab_variants {
             )+
         }
     };
+}
+
+/// Tests `NAME::nft` (a bridge inside that passes iptables) and `NAME::legacy` (a cable inside) out of a function that is given the hosts.
+macro_rules! ways {
+    ($($(#[$about:meta])* fn $name:ident($dual:ident) $body:block)*) => {$(
+        lab_variants!($name, nft: Nft, Filtered; legacy: Legacy, Cable);
+        $(#[$about])*
+        fn $name($dual: &crate::lab::Dual) $body
+    )*};
+}
+
+/// The same with a bridge inside, in both tools, whether or not what is bridged passes iptables.
+macro_rules! bridges {
+    ($($(#[$about:meta])* fn $name:ident($dual:ident) $body:block)*) => {$(
+        lab_variants!(
+            $name,
+            nft_filtered: Nft, Filtered;
+            nft_unfiltered: Nft, Unfiltered;
+            legacy_filtered: Legacy, Filtered;
+            legacy_unfiltered: Legacy, Unfiltered
+        );
+        $(#[$about])*
+        fn $name($dual: &crate::lab::Dual) $body
+    )*};
 }
 
 #[allow(unused_macros)]
