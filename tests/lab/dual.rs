@@ -58,9 +58,10 @@ pub const DB: [&str; 2] = ["192.168.200.34", "fd00:200::22"];
 pub const MAIL: [&str; 2] = ["192.168.200.35", "fd00:200::23"];
 pub const GATEWAY: [&str; 2] = ["192.168.100.2", "fd00:100::2"];
 pub const GATEWAY_INSIDE: [&str; 2] = ["192.168.200.2", "fd00:200::2"];
-/// Virtual addresses of the first two machines wherever a test has no reason for others.
+/// Virtual addresses of the machines wherever a test has no reason for others.
 pub const VIRTUAL_WEB: [&str; 2] = ["192.168.100.65", "fd00:100::41"];
 pub const VIRTUAL_DB: [&str; 2] = ["192.168.100.66", "fd00:100::42"];
+pub const VIRTUAL_MAIL: [&str; 2] = ["192.168.100.67", "fd00:100::43"];
 /// An address of the pool to leave under, where a test sets one.
 pub const SOURCE: [&str; 2] = ["192.168.100.250", "fd00:100::fa"];
 
@@ -102,6 +103,10 @@ impl Dual {
         address(&self.router, "eth1", ["203.0.113.1", "2001:db8:113::1"]);
         for at in [DNS, OTHER, PRODUCTION] {
             address(&self.internet, "eth0", at);
+        }
+        // Calls of its own come from the first one.
+        for at in [OTHER, PRODUCTION] {
+            self.internet.sh(&format!("ip addr change {}/64 dev eth0 preferred_lft 0", at[1]));
         }
         address(&self.gateway, "eth0", GATEWAY);
         address(&self.gateway, "eth1", GATEWAY_INSIDE);
@@ -164,8 +169,10 @@ impl Dual {
 
     /// Writes the mapping `default/NAME` of addresses or prefixes, with further lines below `spec`.
     pub fn mapping(&self, name: &str, virtual_at: &str, target: &str, more: &str) {
-        self.manifests
-            .write(&format!("{name}.yaml"), &mapping("default", name, "closed", virtual_at, target, more));
+        self.manifests.write(
+            &format!("{name}.yaml"),
+            &mapping("default", name, "closed", virtual_at, target, more),
+        );
     }
 
     /// Writes the mappings `NAME4` and `NAME6`, the same for both families.
@@ -335,7 +342,10 @@ impl Status {
     pub fn assert_not_ready(&self, name: &str, words: &[&str]) {
         let [ready, accepted] = ["Ready", "Accepted"].map(|kind| self.condition(name, kind));
         let told = [ready, accepted].iter().any(|c| words.iter().all(|w| c[2].contains(w)));
-        assert!(ready[0] != "True" && told, "{name}: Ready {ready:?}, Accepted {accepted:?}, expected {words:?}");
+        assert!(
+            ready[0] != "True" && told,
+            "{name}: Ready {ready:?}, Accepted {accepted:?}, expected {words:?}"
+        );
     }
 
     /// Fails unless the object is not ready for `reason`, with a message that holds all of `words`.

@@ -164,7 +164,12 @@ impl Ns {
     /// tftpd-hpa at port 69 of both families.
     pub fn tftp_server(&self) -> Daemon {
         let folder = self.offer();
-        Daemon::start(self, "in.tftpd", &["--foreground", "--secure", "--user", "nobody", "--listen", &folder]).listens(self, "udp", 69)
+        Daemon::start(
+            self,
+            "in.tftpd",
+            &["--foreground", "--secure", "--user", "nobody", "--listen", &folder],
+        )
+        .listens(self, "udp", 69)
     }
 
     /// Fetches the file by tftp-hpa.
@@ -239,7 +244,7 @@ impl Ns {
         let text = BufReader::new(File::open(&seen).unwrap());
         // A packet's further lines are indented.
         let mut packets: Vec<String> = Vec::new();
-        for line in text.lines().map(Result::unwrap) {
+        for line in text.lines().map(Result::unwrap).filter(|l| !l.trim().is_empty()) {
             match packets.last_mut() {
                 Some(packet) if line.starts_with(char::is_whitespace) => *packet += &line,
                 _ => packets.push(line),
@@ -255,12 +260,36 @@ impl Ns {
         self.exec("timeout", &all)
     }
 
+    /// sipp's own scenario of that name (`uac` calls, `uas` is called), with the origin line of its media description as RFC 4566 has it: sipp puts
+    /// an IPv6 address in brackets there, and the kernel does not let such a message pass where it has to be rewritten.
+    pub fn sip_scenario(&self, name: &str) -> String {
+        let file = format!("/run/lab/{name}.xml");
+        let text = self.sipp(&["-sd", name]).stdout;
+        let right = text.replace("IN IP[local_ip_type] [local_ip]", "IN IP[media_ip_type] [media_ip]");
+        assert_ne!(text, right, "sipp's scenario has no origin line");
+        fs::write(&file, right).unwrap();
+        file
+    }
+
     /// sipp as the called party at `address`, port 5060 of UDP, with media at `media`; it sends media back to whom it came from.
     pub fn sip_server(&self, address: &str, media: u16) -> Daemon {
-        let port = media.to_string();
+        let (port, scenario) = (media.to_string(), self.sip_scenario("uas"));
         let log = format!("/run/lab/sip-{}.messages", self.name());
         let args = [
-            "-sn", "uas", "-i", address, "-p", "5060", "-mi", address, "-mp", &port, "-rtp_echo", "-nostdin", "-trace_msg", "-message_file",
+            "-sf",
+            &scenario,
+            "-i",
+            address,
+            "-p",
+            "5060",
+            "-mi",
+            address,
+            "-mp",
+            &port,
+            "-rtp_echo",
+            "-nostdin",
+            "-trace_msg",
+            "-message_file",
             &log,
         ];
         Daemon::start(self, "sipp", &args).listens(self, "udp", 5060)
@@ -268,5 +297,9 @@ impl Ns {
 }
 
 fn bracketed(host: &str) -> String {
-    if host.parse::<std::net::Ipv6Addr>().is_ok() { format!("[{host}]") } else { host.to_owned() }
+    if host.parse::<std::net::Ipv6Addr>().is_ok() {
+        format!("[{host}]")
+    } else {
+        host.to_owned()
+    }
 }

@@ -22,8 +22,13 @@ fn rules(dual: &Dual, helpers: bool) {
              *mangle\n-A FORWARD -i eth1 -m conntrack --ctstate NEW -j DROP\n-A FORWARD -o eth1 -m conntrack --ctstate NEW ! --ctstate DNAT -j DROP\nCOMMIT\n",
             helpers.collect::<String>()
         );
-        fs::write("/run/lab/by-hand", text.replace("--ctstate NEW ! --ctstate DNAT", "--ctstate NEW -m conntrack ! --ctstate DNAT")).unwrap();
-        dual.gateway.sh(&format!("{tool}-{}-restore </run/lab/by-hand", dual.backend.name()));
+        fs::write(
+            "/run/lab/by-hand",
+            text.replace("--ctstate NEW ! --ctstate DNAT", "--ctstate NEW -m conntrack ! --ctstate DNAT"),
+        )
+        .unwrap();
+        dual.gateway
+            .sh(&format!("{tool}-{}-restore </run/lab/by-hand", dual.backend.name()));
     }
 }
 

@@ -20,7 +20,9 @@ fn is(server: &str, seen_as: &str) -> Option<(String, String)> {
 }
 
 fn denied(dual: &Dual, ns: &Ns, to: &str, port: u16) {
-    dual.is_denied(1, &format!("{} to {to} port {port}", ns.name()), || ns.tcp_is_dropped(&at(to, port)));
+    dual.is_denied(1, &format!("{} to {to} port {port}", ns.name()), || {
+        ns.tcp_is_dropped(&at(to, port))
+    });
 }
 
 ways! {

@@ -63,7 +63,12 @@ fn contents(source: Ipv6Addr, destination: Ipv6Addr) -> Vec<Vec<u8>> {
         summed(source, destination, UDP, 6, &content)
     };
     let tcp = |from: u16, to: u16, flags: u8| {
-        let content = [&from.to_be_bytes()[..], &to.to_be_bytes(), &[0, 0, 0, 7, 0, 0, 0, 0, 0x50, flags, 4, 0, 0, 0, 0, 0]].concat();
+        let content = [
+            &from.to_be_bytes()[..],
+            &to.to_be_bytes(),
+            &[0, 0, 0, 7, 0, 0, 0, 0, 0x50, flags, 4, 0, 0, 0, 0, 0],
+        ]
+        .concat();
         summed(source, destination, TCP, 16, &content)
     };
     let icmp = |kind: u8, rest: &[u8]| message(source, destination, kind, rest);
@@ -90,8 +95,20 @@ fn contents(source: Ipv6Addr, destination: Ipv6Addr) -> Vec<Vec<u8>> {
         near(&icmp(136, &wanted)),
         near(&icmp(137, &[&wanted[..], &address(NOBODY).octets()].concat())),
         advertisement(source, destination),
-        packet(source, destination, 1, HOP_BY_HOP, &[[ICMP, 0, 5, 2, 0, 0, 1, 0].as_slice(), &icmp(131, &group)].concat()),
-        packet(source, destination, 1, HOP_BY_HOP, &[[ICMP, 0, 5, 2, 0, 0, 1, 0].as_slice(), &icmp(143, &[0, 0, 0, 0])].concat()),
+        packet(
+            source,
+            destination,
+            1,
+            HOP_BY_HOP,
+            &[[ICMP, 0, 5, 2, 0, 0, 1, 0].as_slice(), &icmp(131, &group)].concat(),
+        ),
+        packet(
+            source,
+            destination,
+            1,
+            HOP_BY_HOP,
+            &[[ICMP, 0, 5, 2, 0, 0, 1, 0].as_slice(), &icmp(143, &[0, 0, 0, 0])].concat(),
+        ),
     ]
 }
 

@@ -19,7 +19,13 @@ fn fetched(client: &Ns, host: &str) -> Vec<(String, Option<String>)> {
 
 fn all_are(client: &Ns, host: &str, expected: Option<&str>, dual: &Dual) {
     for (how, got) in fetched(client, host) {
-        assert_eq!(got.as_deref(), expected, "{how}\n{}\n{}", dual.rules(), dual.gateway.sh("conntrack -L; cat /proc/net/nf_conntrack_expect"));
+        assert_eq!(
+            got.as_deref(),
+            expected,
+            "{how}\n{}\n{}",
+            dual.rules(),
+            dual.gateway.sh("conntrack -L; cat /proc/net/nf_conntrack_expect")
+        );
     }
 }
 

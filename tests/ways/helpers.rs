@@ -25,22 +25,40 @@ struct Call {
 fn call(dual: &Dual, n: usize, virtual_at: &str) -> Call {
     let messages = format!("/run/lab/sip-call-{n}.messages");
     let _ = fs::remove_file(&messages);
-    let (to, local) = (at(virtual_at, 5060), CLIENT[n]);
+    let (to, local, scenario) = (at(virtual_at, 5060), CLIENT[n], dual.client.sip_scenario("uac"));
     let args = [
-        "-sn", "uac", &to, "-i", local, "-p", "5061", "-mi", local, "-mp", "40000", "-m", "1", "-d", "1500", "-nostdin", "-timeout", "8",
-        "-trace_msg", "-message_file", &messages,
+        "-sf",
+        &scenario,
+        &to,
+        "-i",
+        local,
+        "-p",
+        "5061",
+        "-mi",
+        local,
+        "-mp",
+        "40000",
+        "-m",
+        "1",
+        "-d",
+        "1500",
+        "-nostdin",
+        "-timeout",
+        "8",
+        "-trace_msg",
+        "-message_file",
+        &messages,
     ];
     std::thread::scope(|scope| {
         let caller = scope.spawn(|| dual.client.sipp(&args));
-        // The first description is the caller's own, the second is what came back.
-        let described = |kind: &str| {
-            let text = fs::read_to_string(&messages).unwrap_or_default();
-            text.lines().filter_map(|l| l.strip_prefix(kind)).nth(1).map(|l| l.trim().to_owned())
-        };
         let told = wait_for(seconds(15), "the answer to the call", || {
-            let (address, media) = (described("c=IN IP")?, described("m=audio ")?);
-            let (address, port) = (address.split_once(' ')?.1, media.split(' ').next()?);
-            Some(at(address.trim_matches(['[', ']']), port.parse().ok()?))
+            let text = fs::read_to_string(&messages).ok()?;
+            // It is logged whole, headers first.
+            let answer = text.split_once("SIP/2.0 200 OK")?.1;
+            let line = |kind: &str| answer.lines().find_map(|l| l.strip_prefix(kind)).map(str::trim);
+            let (address, media) = (line("c=IN IP")?.split_once(' ')?.1, line("m=audio ")?);
+            let port = media.split_once(' ')?.0.parse().ok()?;
+            Some(at(address.trim_matches(['[', ']']), port))
         });
         let socket = dual.client.enter(|| UdpSocket::bind(at(local, 40_010))).unwrap();
         socket.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
@@ -53,7 +71,10 @@ fn call(dual: &Dual, n: usize, virtual_at: &str) -> Call {
 /// The address that the called party was told to send media to.
 fn media_to(server: &str) -> String {
     let text = fs::read_to_string(format!("/run/lab/sip-{server}.messages")).unwrap();
-    let line = text.lines().find_map(|l| l.strip_prefix("c=IN IP")).unwrap_or_else(|| panic!("{text}"));
+    let line = text
+        .lines()
+        .find_map(|l| l.strip_prefix("c=IN IP"))
+        .unwrap_or_else(|| panic!("{text}"));
     line.split_once(' ').unwrap().1.trim().trim_matches(['[', ']']).to_owned()
 }
 

@@ -1,12 +1,11 @@
 //! Whole prefixes: each address leads to the one at the same place, both ways.
 
-use crate::lab::dual::{CLIENT, MAIL, VIRTUAL_DB, VIRTUAL_WEB, WEB, at, mapping};
+use crate::lab::dual::{CLIENT, MAIL, VIRTUAL_DB, VIRTUAL_MAIL, VIRTUAL_WEB, WEB, at, mapping};
 use crate::lab::{Dual, Snapshot};
 
-/// The virtual prefixes and those of the machines. 192.168.100.67 and fd00:100::43 are the third machine's.
+/// The virtual prefixes and those of the machines.
 const BLOCK: [&str; 2] = ["192.168.100.64/27", "fd00:100::40/123"];
 const MACHINES: [&str; 2] = ["192.168.200.32/27", "fd00:200::20/123"];
-const VIRTUAL_MAIL: [&str; 2] = ["192.168.100.67", "fd00:100::43"];
 
 /// Who answers at `virtual_at` when the client dials port 80.
 fn answers(dual: &Dual, virtual_at: &str) -> Option<String> {
