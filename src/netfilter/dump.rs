@@ -253,18 +253,15 @@ fn hook_rule(words: &[String]) -> Option<HookRule> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let counted = words.iter().position(|word| *word == "-c").unwrap_or(words.len());
     let (condition, rest) = match words.get(..counted)? {
-        ["-m", "connmark", "!", "--mark", mark, rest @ ..] => (Some((false, bits(mark)?)), rest),
-        ["-m", "connmark", "--mark", mark, rest @ ..] => (Some((true, bits(mark)?)), rest),
+        ["-m", "connmark", "--mark", mark, rest @ ..] => (Some(bits(mark)?), rest),
         rest => (None, rest),
     };
     let ["-m", "comment", "--comment", HOOK_COMMENT, "-j", target] = rest else {
         return None;
     };
-    let chain = || ChainName::new(target.strip_prefix(CHAIN_PREFIX)?);
     match condition {
-        None => chain().map(HookRule::Jump),
-        Some((false, bits)) => chain().map(|chain| HookRule::JumpUnmarked(bits, chain)),
-        Some((true, bits)) => (*target == "ACCEPT").then_some(HookRule::AcceptMarked(bits)),
+        None => ChainName::new(target.strip_prefix(CHAIN_PREFIX)?).map(HookRule::Jump),
+        Some(bits) => (*target == "ACCEPT").then_some(HookRule::AcceptMarked(bits)),
     }
 }
 

@@ -488,9 +488,8 @@ pub type Chain = Vec<Rule>;
 pub enum HookRule {
     /// All packets are led to the chain.
     Jump(ChainName),
-    /// Those are led to the chain whose connection mark has none or not all of these bits.
-    JumpUnmarked(u32, ChainName),
-    /// Those are accepted whose connection mark has all these bits.
+    /// Those are accepted whose connection mark has all these bits. (The opposite, leading the unmarked ones to a chain, would pass over what conntrack has made nothing of:
+    /// `connmark_mt` in net/netfilter/xt_connmark.c matches no such packet, negated or not.)
     AcceptMarked(u32),
 }
 
@@ -498,7 +497,7 @@ impl HookRule {
     /// The chain that packets are led to.
     pub fn chain(&self) -> Option<&ChainName> {
         match self {
-            Self::Jump(chain) | Self::JumpUnmarked(_, chain) => Some(chain),
+            Self::Jump(chain) => Some(chain),
             Self::AcceptMarked(_) => None,
         }
     }
@@ -515,7 +514,6 @@ impl fmt::Display for HookRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Jump(chain) => write!(f, "-j {chain}"),
-            Self::JumpUnmarked(bits, chain) => write!(f, "-m connmark ! --mark {bits:#x}/{bits:#x} -j {chain}"),
             Self::AcceptMarked(bits) => write!(f, "-m connmark --mark {bits:#x}/{bits:#x} -j ACCEPT"),
         }
     }

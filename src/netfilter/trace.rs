@@ -252,9 +252,8 @@ pub fn walk(
             // A frame is the chain and the rule to go on with; a goto replaces the frame, so that its end returns to the caller's.
             let mut frames = match rules.hooks.get(&hook)? {
                 HookRule::Jump(chain) => vec![(chain, 0)],
-                HookRule::JumpUnmarked(bits, chain) if !packet.marked(*bits) => vec![(chain, 0)],
                 HookRule::AcceptMarked(bits) if packet.marked(*bits) => return Some(Verdict::Accept),
-                HookRule::JumpUnmarked(..) | HookRule::AcceptMarked(_) => return None,
+                HookRule::AcceptMarked(_) => return None,
             };
             while let Some((name, at)) = frames.pop() {
                 let Some(rule) = rules.chains.get(name).and_then(|chain| chain.get(at)) else {

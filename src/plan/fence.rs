@@ -3,8 +3,8 @@
 //! Chains are entered by goto, so RETURN in them leaves for the built-in chain, where others' rules go on: it means "may pass". The chains of single networks
 //! ([`super::gates`]) end in DROP: falling off their end would mean the same as RETURN.
 //!
-//! How a packet is judged in FORWARD:
-//! 1. Connection mark set: passes, and is not led to `SNET-FWD` at all. Only flows that the fence itself admitted carry it.
+//! How a packet is judged in `SNET-FWD`:
+//! 1. Connection mark set: passes. Only flows that the fence itself admitted carry it.
 //! 2. To a virtual address by way of lo: a port that no mapping has. Dropped, else it would go round in circles.
 //! 3. From inside: judged by its source's network, before anybody asks where it goes, so that one closed network cannot reach another's virtual
 //!    addresses. That it is part of a known connection says nothing: what stays in the closed network makes connections too (routed back, or bridged with
@@ -12,7 +12,7 @@
 //! 4. To inside: passes if a mapping translated it, and is marked; all else is dropped.
 //! 5. Translated by a mapping, yet not on its way inside (the interface is gone, the route leads elsewhere): dropped, since that way may lead to production.
 //!
-//! Bystanders, packets of no network, walk all of `SNET-FWD`: it has few rules however many networks there are, and none of them asks conntrack anything before an
+//! Bystanders, packets of no network, walk all of `SNET-FWD`: it has few rules however many networks there are, and none but the first asks conntrack anything before an
 //! address or an interface fits. Interfaces are compared by how their names begin first; a packet whose interface only begins like an inside interface goes on in
 //! `SNET-FWD2` (behind 3) or `SNET-FWD3` (behind 4).
 
@@ -63,12 +63,10 @@ pub(super) fn accepts(options: &HostOptions) -> TableRules {
 
 fn forward(table: &mut TableRules, sites: &[Site<'_>], family: Family, options: &HostOptions) {
     let root = hook(table, Hook::Forward, FORWARD);
-    table
-        .hooks
-        .insert(Hook::Forward, HookRule::JumpUnmarked(options.connmark, root.clone()));
     let (second, third) = (ChainName::lossy("FWD2"), ChainName::lossy("FWD3"));
     let chains = &mut table.chains;
-    let mut chain: Chain = unmapped(chains, sites, family).into_iter().collect();
+    let mut chain = vec![Rule::new(Owner::Base, [Match::ConnMark(options.connmark)], Target::Return)];
+    chain.extend(unmapped(chains, sites, family));
     names::dispatch(chains, &mut chain, "FN", Way::In, &by_name(sites, "FO"), &second);
 
     let mut rest = Chain::new();

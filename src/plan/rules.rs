@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::sites::Site;
 use super::{HostOptions, KernelFacts, MappingKey, fence, raw, translation};
-use crate::netfilter::{ChainName, Family, Hook, HookRule, IfName, Match, Owner, Rule, Ruleset, Table, TableRules, Target};
+use crate::netfilter::{ChainName, Family, Hook, IfName, Match, Owner, Rule, Ruleset, Table, TableRules, Target};
 
 /// A rule on behalf of the network.
 pub(super) fn rule(site: &Site<'_>, matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
@@ -70,17 +70,11 @@ pub fn close_interfaces(tables: &mut BTreeMap<(Family, Table), TableRules>, inte
     }
     for family in Family::ALL {
         let table = tables.entry((family, Table::Mangle)).or_default();
-        // What was admitted is led there too: it must not go on by an interface that closes.
-        let marked = match table.hooks.get(&Hook::Forward) {
-            Some(HookRule::JumpUnmarked(bits, _)) => Some(*bits),
-            _ => None,
-        };
         let forward = hook(table, Hook::Forward, FORWARD);
         let drops = interfaces.iter().flat_map(|interface| {
             [Match::In(interface.clone()), Match::Out(interface.clone())].map(|m| Rule::new(Owner::Base, [m], Target::Drop))
         });
-        let admitted = marked.map(|bits| Rule::new(Owner::Base, [Match::ConnMark(bits)], Target::Return));
-        table.chains.entry(forward).or_default().splice(0..0, drops.chain(admitted));
+        table.chains.entry(forward).or_default().splice(0..0, drops);
     }
 }
 

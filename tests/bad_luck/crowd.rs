@@ -39,7 +39,7 @@ labs! {
             manifests.write("network.yaml", &crate::lab::network("segment-b", pool, "192.168.200.0/24", log));
             manifests.mapping("turns", "192.168.100.9", ["192.168.200.3", "192.168.200.4"][turn % 2], "");
             // Rules of ours that a vandal adds are taken away by writing the chain anew.
-            let chain = [("nat", "SNET-DNAT"), ("mangle", "SNET-FWD"), ("nat", "SNET-SNAT"), ("filter", "SNET-ACC")][turn];
+            let chain = [("nat", "SNET-DNAT"), ("mangle", "SNET-FWD"), ("nat", "SNET-SNAT"), ("mangle", "SNET-IN")][turn];
             seed.iptables(&format!("-t {} -A {} -s 203.0.113.{turn} -j RETURN", chain.0, chain.1));
             rewritten += 1;
             std::thread::sleep(Duration::from_millis(150));
