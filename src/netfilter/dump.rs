@@ -266,9 +266,9 @@ fn hook_rule(words: &[String]) -> Option<HookRule> {
 }
 
 /// The bits of a mark that is its own mask.
-fn bits(mark: &str) -> Option<u32> {
+fn bits(words: &str) -> Option<u32> {
     let hex = |text: &str| u32::from_str_radix(text.strip_prefix("0x")?, 16).ok();
-    let (value, mask) = mark.split_once('/')?;
+    let (value, mask) = words.split_once('/')?;
     hex(value).filter(|bits| *bits != 0 && hex(mask) == Some(*bits))
 }
 

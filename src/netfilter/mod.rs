@@ -14,6 +14,7 @@ pub mod rules;
 mod sample;
 pub mod trace;
 pub mod tree;
+mod words;
 
 pub use rules::{
     Chain, ChainName, ConnState, Family, Helper, Hook, HookRule, IfName, IfPrefix, Mark, Match, Owner, PortRange, Rule, Ruleset, Table,

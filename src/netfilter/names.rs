@@ -97,8 +97,8 @@ impl Names<'_> {
 
     fn guard(&mut self, group: &[Entry<'_>], prefix: IfPrefix, shared: usize) -> Rule {
         let digest = Sha256::digest(prefix.to_string());
-        let digits: String = digest.iter().take(4).map(|byte| format!("{byte:02X}")).collect();
-        let name = ChainName::lossy(&format!("{}-{digits}", self.label));
+        let number = digest.iter().take(4).fold(0_u32, |number, byte| number << 8 | u32::from(*byte));
+        let name = ChainName::lossy(&format!("{}-{number:08X}", self.label));
         let mut chain = if group.len() <= LEAF_MAX {
             group.iter().map(|entry| self.lead(*entry)).collect()
         } else {

@@ -330,7 +330,7 @@ fn decide(target: &Target, hook: Hook, packet: &mut Packet, own_address: &dyn Fn
     Verdict::Accept
 }
 
-/// `address` with the network part of `to` (`netmap_tg4` in net/netfilter/xt_NETMAP.c).
+/// `address` with the network part of `to` (`netmap_tg4` in `net/netfilter/xt_NETMAP.c`).
 fn moved(address: IpAddr, to: IpNet) -> IpAddr {
     match (address, to) {
         (IpAddr::V4(address), IpNet::V4(to)) => IpAddr::V4(to.network() | (address & to.hostmask())),

@@ -62,14 +62,14 @@ pub fn dispatch(chains: &mut BTreeMap<ChainName, Chain>, root: &ChainName, key: 
         entries.values().flatten().all(|rule| rule.target != Target::Return),
         "RETURN in an entry of {root}"
     );
-    let entries: Vec<Entry<'_>> = entries
+    let all: Vec<Entry<'_>> = entries
         .iter()
         .filter(|(_, rules)| !rules.is_empty())
         .map(|(prefix, rules)| (*prefix, rules.as_slice()))
         .collect();
-    let room = entries.first().is_none_or(|(prefix, _)| sub_chain(root, host(*prefix)).is_some());
-    let mut tree = Tree { chains, root, key };
-    let appended = if room { tree.branch(&entries, None) } else { flat(&entries) };
+    let fits = all.first().is_none_or(|(prefix, _)| sub_chain(root, host(*prefix)).is_some());
+    let mut branches = Tree { chains, root, key };
+    let appended = if fits { branches.branch(&all, None) } else { flat(&all) };
     chains.entry(root.clone()).or_default().extend(appended);
 }
 
@@ -193,7 +193,8 @@ fn sub_chain(root: &ChainName, prefix: IpNet) -> Option<ChainName> {
         }
         IpNet::V6(prefix) => {
             let digest = Sha256::digest(prefix.trunc().to_string());
-            digest.iter().take(6).map(|byte| format!("{byte:02X}")).collect()
+            let number = digest.iter().take(6).fold(0_u64, |number, byte| number << 8 | u64::from(*byte));
+            format!("{number:012X}")
         }
     };
     ChainName::new(&format!("{}-{digits}", root.as_str().strip_prefix(CHAIN_PREFIX)?))

@@ -51,11 +51,11 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
             ..LinkSettings::default()
         },
     );
-    let plain = site.separate.is_none();
+    let in_main = site.separate.is_none();
     plan.routes.extend(
         unconnected
             .into_iter()
-            .filter(|_| plain)
+            .filter(|_| in_main)
             .map(|destination| Route::main(destination, Via::Link(inside.clone()))),
     );
     if !active {
@@ -138,10 +138,9 @@ fn attract(plan: &mut HostPlan, site: &Site<'_>, claim: &Claim) {
             .is_some_and(|n| n.inside.iter().any(|inside| meet(*inside, destination)))
     };
     let table = match (claim.side, site.separate) {
-        (Side::Outside, _) => TABLE_MAIN,
         // Beyond the closed prefix the node itself must go on reaching the real one.
         (Side::Inside, _) if !inside() => return,
-        (Side::Inside, None) => TABLE_MAIN,
+        (Side::Outside, _) | (Side::Inside, None) => TABLE_MAIN,
         (Side::Inside, Some(separate)) => separate.table,
     };
     let via = Via::Loopback;

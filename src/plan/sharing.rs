@@ -108,12 +108,11 @@ pub(super) fn sources<'a>(
                 )
             })
         };
-        match problem {
-            Some((reason, message)) => drop(problems.insert(*family, refusal(reason, named(message)))),
-            None => {
-                usable.insert(*family, *address);
-                held.sources.entry(*address).or_insert(&network.name);
-            }
+        if let Some((reason, message)) = problem {
+            problems.insert(*family, refusal(reason, named(message)));
+        } else {
+            usable.insert(*family, *address);
+            held.sources.entry(*address).or_insert(&network.name);
         }
     }
     (usable, problems)

@@ -36,7 +36,7 @@ pub(super) fn table(sites: &[Site<'_>], family: Family) -> TableRules {
     for site in sites {
         for (key, claim) in of(site, family, Side::Outside) {
             let rules = entries.entry(claim.virtual_prefix).or_default();
-            rules.extend(to_target(key, claim, site.own()));
+            rules.extend(to_target(key, claim, site.own().as_ref()));
         }
     }
     table.chains.entry(destinations.clone()).or_default().append(&mut chain);
@@ -51,8 +51,8 @@ pub(super) fn table(sites: &[Site<'_>], family: Family) -> TableRules {
     table
 }
 
-fn of<'a, 's>(site: &'s Site<'a>, family: Family, side: Side) -> impl Iterator<Item = (&'a MappingKey, &'a Claim)> + use<'a, 's> {
-    let wanted = move |(_, claim): &&(&MappingKey, &Claim)| claim.family() == family && claim.side == side;
+fn of<'a, 's>(site: &'s Site<'a>, family: Family, dialled: Side) -> impl Iterator<Item = (&'a MappingKey, &'a Claim)> + use<'a, 's> {
+    let wanted = move |entry: &&(&MappingKey, &Claim)| entry.1.family() == family && entry.1.side == dialled;
     site.claims.iter().filter(wanted).copied()
 }
 
@@ -81,9 +81,9 @@ fn translated(from: IpNet, to: IpNet, one: impl FnOnce() -> Target) -> Target {
     }
 }
 
-fn to_target(key: &MappingKey, claim: &Claim, own: Option<Match>) -> Vec<Rule> {
+fn to_target(key: &MappingKey, claim: &Claim, own: Option<&Match>) -> Vec<Rule> {
     let (from, to) = (claim.virtual_prefix, claim.target);
-    let dialled = || std::iter::once(Match::Destination(from)).chain(own.clone());
+    let dialled = || std::iter::once(Match::Destination(from)).chain(own.cloned());
     let target = |ports| translated(from, to, || Target::Dnat { to: to.addr(), ports });
     if claim.ports.is_empty() {
         return vec![rule_of(key, dialled(), target(None))];

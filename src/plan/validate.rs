@@ -35,6 +35,7 @@ fn widest(net: IpNet) -> u8 {
 
 /// A network that passed validation.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools)] // each is a switch that people set
 pub struct ValidNetwork {
     /// Its name.
     pub name: String,
@@ -346,10 +347,10 @@ impl Problems {
             let Some(address) = self.address(&format!("{FIELD}[{n}]"), text) else {
                 continue;
             };
-            if !inside.iter().any(|net| net.contains(&address)) {
-                self.add(format!("{FIELD}[{n}] must lie in spec.inside.addresses: got {address}"));
-            } else {
+            if inside.iter().any(|net| net.contains(&address)) {
                 self.inside_edge(&format!("{FIELD}[{n}]"), inside, address);
+            } else {
+                self.add(format!("{FIELD}[{n}] must lie in spec.inside.addresses: got {address}"));
             }
             if !found.insert(address) {
                 self.add(format!("{FIELD}[{n}] must be listed once: {address} is there already"));

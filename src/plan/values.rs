@@ -33,8 +33,13 @@ const fn v4(octets: [u8; 4], length: u8) -> IpNet {
 }
 
 const fn v6(segments: [u16; 8], length: u8) -> IpNet {
-    let [a, b, c, d, e, f, g, h] = segments;
-    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::new(a, b, c, d, e, f, g, h), length))
+    let mut bits = 0_u128;
+    let mut at = 0;
+    while at < segments.len() {
+        bits = bits << 16 | segments[at] as u128;
+        at += 1;
+    }
+    IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from_bits(bits), length))
 }
 
 /// An interface that a network can have.

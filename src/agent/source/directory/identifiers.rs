@@ -154,7 +154,8 @@ fn read(path: &Path) -> io::Result<BTreeMap<String, Isolation>> {
     match fs::metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
         Ok(meta) if meta.len() > RECORD_MAX => return Err(io::Error::other("it is larger than any record")),
-        other => drop(other?),
+        Err(error) => return Err(error),
+        Ok(_) => {}
     }
     let record: Record = serde_json::from_slice(&fs::read(path)?)?;
     let mut taken = BTreeSet::new();

@@ -227,9 +227,7 @@ fn a_missing_helper_is_an_unresolved_reference() {
 fn how_clients_find_an_address_is_said_while_it_is_served() {
     let mut scene = Scene::well();
     assert_eq!(scene.mapping_status().announcement, Some(Announcement::Neighbour));
-    let Ok(network) = &mut scene.network_verdict.accepted else {
-        panic!()
-    };
+    let network = scene.network_verdict.accepted.as_mut().unwrap();
     network.announce = false;
     assert_eq!(scene.mapping_status().announcement, Some(Announcement::Route));
     scene.mapping_verdict.accepted = Err(refuse(reasons::CONFLICT));

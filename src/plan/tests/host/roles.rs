@@ -168,7 +168,7 @@ fn mappings_that_this_node_cannot_program() {
 fn facts_of_a_node_are_found_by_name_only() {
     let mut world = seed();
     world.nodes.push(NodeFacts {
-        kernel: Default::default(),
+        kernel: crate::plan::KernelFacts::default(),
         name: "elsewhere".into(),
         labels: Some(BTreeMap::new()),
         interfaces: BTreeMap::new(),
