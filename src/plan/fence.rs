@@ -21,7 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::gates::{self, Beyond};
-use super::rules::{FORWARD, INPUT, hook, network_chain, rule};
+use super::rules::{FORWARD, INPUT, hook, local_sources, network_chain, rule};
 use super::sites::Site;
 use super::{HostOptions, KernelFacts};
 use crate::netfilter::names::{self, Way};
@@ -39,8 +39,9 @@ pub(super) fn table(
 ) -> TableRules {
     let mut table = TableRules::default();
     forward(&mut table, sites, family, options);
+    last_hop(&mut table, sites, family);
     clamp(&mut table, sites, family);
-    input(&mut table, sites);
+    input(&mut table, sites, family);
     errors(&mut table, sites, family, kernel, options);
     let protected = sites.iter().filter_map(|site| site.network).flat_map(|n| &n.protected);
     let beyond = Beyond {
@@ -83,20 +84,52 @@ fn forward(table: &mut TableRules, sites: &[Site<'_>], family: Family, options: 
     }
 }
 
-fn input(table: &mut TableRules, sites: &[Site<'_>]) {
-    let root = hook(table, Hook::Input, INPUT);
-    let rest = ChainName::lossy("IN2");
-    let mut chain = vec![established()];
-    names::dispatch(&mut table.chains, &mut chain, "IN", Way::In, &by_name(sites, "N"), &rest);
-    let led = table
-        .chains
+/// `SNET-PRE`: the node answers a packet that it cannot pass on before FORWARD, and answers whoever the source says it is. In IPv4 the strict reverse path filter has dropped
+/// what comes from nobody inside by then; IPv6 has none. Isolated networks see to it in table raw.
+fn last_hop(table: &mut TableRules, sites: &[Site<'_>], family: Family) {
+    let plain: Vec<&Site<'_>> = sites.iter().filter(|s| s.separate.is_none() && !s.fence.is_empty()).collect();
+    if family == Family::V4 || plain.is_empty() {
+        return;
+    }
+    let root = hook(table, Hook::Prerouting, "PRE");
+    let rest = ChainName::lossy("PRE2");
+    let chains = &mut table.chains;
+    let mut names = BTreeMap::new();
+    for site in plain {
+        let own = network_chain("P", site.hash);
+        names.extend(site.fence.iter().map(|name| (name.clone(), (site.owner(), own.clone()))));
+        let mut chain: Chain = local_sources(site, family)
+            .map(|from| rule(site, [Match::Source(from)], Target::Return))
+            .collect();
+        chain.push(rule(site, [Match::LastHop], Target::Drop));
+        chains.insert(own, chain);
+    }
+    let mut chain = Chain::new();
+    names::dispatch(chains, &mut chain, "PN", Way::In, &names, &rest);
+    if chains
         .values()
         .flatten()
-        .any(|rule| rule.target == Target::Goto(rest.clone()));
-    if led {
-        table.chains.insert(rest, Chain::new());
+        .chain(&chain)
+        .any(|rule| rule.target == Target::Goto(rest.clone()))
+    {
+        chains.insert(rest, Chain::new());
     }
-    table.chains.insert(root, chain);
+    chains.insert(root, chain);
+}
+
+/// To the node itself. What a mapping of a prefix translated to one of the node's own addresses is for no client either.
+fn input(table: &mut TableRules, sites: &[Site<'_>], family: Family) {
+    let root = hook(table, Hook::Input, INPUT);
+    let rest = ChainName::lossy("IN2");
+    let chains = &mut table.chains;
+    let last = astray(chains, sites, family);
+    let mut chain = vec![established()];
+    names::dispatch(chains, &mut chain, "IN", Way::In, &by_name(sites, "N"), &rest);
+    chain.extend(last.iter().cloned());
+    if chains.values().flatten().any(|rule| rule.target == Target::Goto(rest.clone())) {
+        chains.insert(rest, last);
+    }
+    chains.insert(root, chain);
 }
 
 /// `SNET-OUT`: what the node itself says about packets of isolated networks goes by the node's own routes, and those may lead to production, unless the kernel marks it

@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use ipnet::IpNet;
 
 use super::prefixes::meet;
-use super::rules::{hook, network_chain, rule, rule_of};
+use super::rules::{hook, local_sources, network_chain, rule, rule_of};
 use super::sites::Site;
 use super::values::kernel_helpers;
 use super::{HostOptions, KernelFacts};
@@ -89,8 +89,9 @@ fn network(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Fam
 /// is nobody inside, it may be production.
 fn from_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Family) {
     let known = || Target::Goto(network_chain("C", site.hash));
-    let inside = site.network.into_iter().flat_map(|network| network.inside_of(family));
-    let mut chain: Chain = inside.map(|from| rule(site, [Match::Source(from)], known())).collect();
+    let mut chain: Chain = local_sources(site, family)
+        .map(|from| rule(site, [Match::Source(from)], known()))
+        .collect();
     chain.push(rule(site, [Match::LastHop], Target::Drop));
     chain.push(rule(site, [], known()));
     chains.insert(network_chain("CI", site.hash), chain);

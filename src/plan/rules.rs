@@ -29,6 +29,18 @@ pub(super) fn rule_of(key: &MappingKey, matches: impl IntoIterator<Item = Match>
     Rule::new(Owner::Mapping(key.to_string()), matches, target)
 }
 
+/// Sources that lead nobody out of the closed network when they are answered: its own, and in IPv6 those of the link and none, which multicast listeners have at one hop.
+pub(super) fn local_sources<'s>(site: &'s Site<'_>, family: Family) -> impl Iterator<Item = IpNet> + 's {
+    let link = ["fe80::/10", "::/128"]
+        .into_iter()
+        .filter(move |_| family == Family::V6)
+        .filter_map(|p| p.parse().ok());
+    site.network
+        .into_iter()
+        .flat_map(move |network| network.inside_of(family))
+        .chain(link)
+}
+
 pub(super) const FORWARD: &str = "FWD";
 pub(super) const INPUT: &str = "IN";
 

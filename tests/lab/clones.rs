@@ -1,5 +1,7 @@
 //! Closed networks that are copies of each other: the same prefixes, machines and gateway address, once on every bridge of one gateway.
 
+#![allow(clippy::doc_markdown, clippy::unused_self, clippy::zombie_processes)] // names of programs; steps that read as sentences; victims that are killed and reaped by their namespace
+
 use std::fmt::Write as _;
 use std::fs;
 

@@ -5,6 +5,8 @@
 //!              2001:db8:113::/64           fd00:100::/64                            fd00:200::/64
 //! ```
 
+#![allow(clippy::doc_markdown, clippy::unused_self, clippy::zombie_processes)] // names of programs; steps that read as sentences; victims that are killed and reaped by their namespace
+
 use serde_json::Value;
 
 use super::net::plug;

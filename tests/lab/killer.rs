@@ -4,6 +4,8 @@
 //! that change something, what it writes to a tool's input, and changes of its state directory. It is killed before the chosen one is executed. After input to a
 //! tool there is one more point, right after the write: the tool then goes on by itself. The tools are not traced.
 
+#![allow(clippy::doc_markdown, clippy::unused_self, clippy::zombie_processes)] // names of programs; steps that read as sentences; victims that are killed and reaped by their namespace
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
