@@ -10,6 +10,7 @@
     clippy::semicolon_if_nothing_returned
 )]
 
+mod clones;
 mod convergence;
 mod directory;
 mod links;

@@ -152,7 +152,8 @@ fn isolate(snapshot: &mut Snapshot, given: &BTreeMap<String, Isolation>) {
 
 fn read(path: &Path) -> io::Result<BTreeMap<String, Isolation>> {
     match fs::metadata(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+        // No state directory, no record. Whether there can be one shows when there is something to record.
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(BTreeMap::new()),
         Ok(meta) if meta.len() > RECORD_MAX => return Err(io::Error::other("it is larger than any record")),
         Err(error) => return Err(error),
         Ok(_) => {}
