@@ -78,7 +78,7 @@ fn subject(table: Table, chain: &ChainName, rule: &Rule) -> Option<Subject> {
 /// What a chain of the fence stands in the way of. Its name says so (the layout is that of [`crate::plan::rules`]).
 fn direction(chain: &ChainName) -> Option<&'static str> {
     match chain.as_str().strip_prefix(CHAIN_PREFIX)?.split('-').next()? {
-        "FO" | "E" | "ES" => Some("out"),
+        "FO" | "E" | "ES" | "P" => Some("out"),
         "FI" => Some("in"),
         "N" => Some("node"),
         "U" => Some("unmapped"),
