@@ -159,7 +159,7 @@ async fn a_clone_comes_and_goes_and_the_first_keeps_its_zone() {
     assert_eq!(state(&host).replace("V4 raw :OUTPUT\nV4 raw :PREROUTING\n", ""), alone);
 
     pass(&host, &mut kept, &both).await;
-    let cleaned = cleanup::run(&mut host.clone(), false).await;
+    let cleaned = cleanup::run(&mut [&mut host.clone()], false).await;
     assert_eq!(cleaned.errors, Vec::<String>::new());
     assert_eq!(
         state(&host)
