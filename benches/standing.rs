@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use lab::{Agent, Backend, Ns, seconds, wait_until};
 use packet::flow::openers;
-use packet::world::{Rules, World, manifests, mapping, virtual_address};
+use packet::world::{Rules, Served, World, manifests, mapping, virtual_address};
 
 /// Set in the inner run: what to measure, and with which tools.
 const INNER: &str = "STAGENET_BENCH_STANDING";
@@ -87,7 +87,7 @@ fn agent(gateway: &Ns, backend: Backend) -> Agent {
 
 fn idle(backend: Backend) {
     let world = World::new("idle", backend, Rules::Plain);
-    manifests(DIR, 1, MAPPINGS);
+    manifests(DIR, Served::plain(1, MAPPINGS));
     let agent = agent(&world.gateway, backend);
     // Reports, records and the answers to its own changes are behind it by then.
     std::thread::sleep(Duration::from_secs(10));
@@ -122,7 +122,7 @@ fn ticks(pid: u32) -> f64 {
 fn removal(backend: Backend) {
     let world = World::new("removal", backend, Rules::Plain);
     world.gateway.exec("ping", &["-c", "1", "-W", "1", "10.128.255.2"]);
-    manifests(DIR, 1, SPREAD);
+    manifests(DIR, Served::plain(1, SPREAD));
     let mut agent = agent(&world.gateway, backend);
     let listening = world.server.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7)).unwrap());
     listening.set_nonblocking(true).unwrap();
@@ -130,7 +130,7 @@ fn removal(backend: Backend) {
     for round in 0..REMOVALS {
         let doomed = SPREAD + round;
         let file = format!("{DIR}/doomed.yaml");
-        fs::write(&file, mapping(0, doomed)).unwrap();
+        fs::write(&file, mapping(0, 128, doomed)).unwrap();
         fill(&world);
         let client = world.client.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap());
         let to = SocketAddrV4::new(virtual_address(0, doomed), 7);

@@ -98,7 +98,7 @@ impl Objects {
             "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
             "metadata": {"name": name(i), "labels": {"kubernetes.io/service-name": name(i)}},
             "ports": [{"name": "", "port": PORT, "protocol": "UDP"}],
-            "endpoints": [{"addresses": [target(0, i)], "conditions": {"ready": true}}],
+            "endpoints": [{"addresses": [target(128, i)], "conditions": {"ready": true}}],
         });
         self.slices
             .create(&PostParams::default(), &serde_json::from_value(object).unwrap())
@@ -109,7 +109,7 @@ impl Objects {
     async fn mapping(&self, i: usize) {
         let object = json!({
             "apiVersion": "stagenet.dev/v1alpha1", "kind": "NatMapping", "metadata": {"name": name(i)},
-            "spec": {"networkRef": {"name": "bench"}, "virtual": {"address": virtual_address(0, i)}, "target": {"address": target(0, i)}},
+            "spec": {"networkRef": {"name": "bench"}, "virtual": {"address": virtual_address(0, i)}, "target": {"address": target(128, i)}},
         });
         self.mappings
             .create(&PostParams::default(), &serde_json::from_value(object).unwrap())

@@ -53,7 +53,7 @@ impl Probe {
             assert!(
                 since.elapsed() < PATIENCE,
                 "no packet for {to} came to {} within {PATIENCE:?}",
-                target(0, i)
+                target(128, i)
             );
             tokio::time::sleep(PACE).await;
         }

@@ -9,7 +9,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sets
 
 use super::flow::{Sender, openers};
 use super::rounds::{Lane, race, steady, timed};
-use super::world::{Rules, World, virtual_address};
+use super::world::{Rules, Served, World, virtual_address};
 use crate::lab::Backend;
 
 /// Flows opened in one measurement.
@@ -25,7 +25,7 @@ const STRIDE: usize = 7919;
 
 /// Prints the rows for one variant of the tools.
 pub fn table(backend: Backend) {
-    let worlds = SIZES.map(|mappings| World::new(&format!("m{mappings}"), backend, Rules::Served { networks: 1, mappings }));
+    let worlds = SIZES.map(|mappings| World::new(&format!("m{mappings}"), backend, Rules::Served(Served::plain(1, mappings))));
     let listeners: Vec<TcpListener> = worlds
         .iter()
         .map(|world| world.server.enter(|| TcpListener::bind((Ipv4Addr::UNSPECIFIED, 80)).unwrap()))

@@ -2,7 +2,7 @@
 
 use super::flow::{Sender, conversation, unanswered};
 use super::rounds::{Lane, race, steady, timed};
-use super::world::{Rules, World};
+use super::world::{Rules, Served, World};
 use crate::lab::Backend;
 
 /// Packets of one measurement, and before it to warm up.
@@ -20,15 +20,22 @@ struct Entry {
 
 /// Prints the rows for one variant of the tools.
 pub fn table(backend: Backend) {
-    let served = |networks| Rules::Served {
-        networks,
-        mappings: MAPPINGS,
+    let plain = |networks| Served::plain(networks, MAPPINGS);
+    let preserve = |served| Served { preserve: true, ..served };
+    let clones = |networks| Served {
+        clones: true,
+        ..plain(networks)
     };
     let worlds = [
         ("routing alone", Rules::Plain),
         ("connection table only", Rules::Tracked),
-        ("1 network", served(1)),
-        ("50 networks", served(50)),
+        ("1 network, Preserve", Rules::Served(preserve(plain(1)))),
+        ("50 networks, Preserve", Rules::Served(preserve(plain(50)))),
+        ("1 network, Masquerade", Rules::Served(plain(1))),
+        ("50 networks, Masquerade", Rules::Served(plain(50))),
+        ("10 clones, Preserve", Rules::Served(preserve(clones(10)))),
+        ("10 clones, Masquerade", Rules::Served(clones(10))),
+        ("50 clones, Masquerade", Rules::Served(clones(50))),
     ];
     let built: Vec<World> = worlds
         .iter()

@@ -25,15 +25,44 @@ pub enum Rules {
     Plain,
     /// Routing with the connection table: one rule that asks for a packet's state, where the fence would be.
     Tracked,
-    /// Served by stagenet: networks, and mappings of each.
-    Served { networks: u8, mappings: usize },
+    /// Served by stagenet.
+    Served(Served),
+}
+
+/// What stagenet serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    pub networks: u8,
+    /// Mappings of each.
+    pub mappings: usize,
+    /// Whether all networks have the same inside prefix.
+    pub clones: bool,
+    /// Whether clients keep their own address.
+    pub preserve: bool,
+}
+
+impl Served {
+    /// Networks with inside prefixes of their own, clients hidden.
+    pub const fn plain(networks: u8, mappings: usize) -> Self {
+        Self {
+            networks,
+            mappings,
+            clones: false,
+            preserve: false,
+        }
+    }
+
+    /// The second byte of the inside addresses of network `n`.
+    fn inside(self, n: u8) -> u8 {
+        if self.clones { 128 } else { 128 + n }
+    }
 }
 
 impl Rules {
-    fn networks(self) -> u8 {
+    fn served(self) -> Served {
         match self {
-            Self::Plain | Self::Tracked => 1,
-            Self::Served { networks, .. } => networks,
+            Self::Plain | Self::Tracked => Served::plain(1, 0),
+            Self::Served(served) => served,
         }
     }
 }
@@ -65,7 +94,7 @@ impl World {
                     "{tool} -w -t mangle -A FORWARD -m conntrack --ctstate ESTABLISHED,RELATED -j RETURN"
                 ));
             }
-            Rules::Served { networks, mappings } => world.serve(name, backend, networks, mappings),
+            Rules::Served(served) => world.serve(name, backend, served),
         }
         if rules != Rules::Plain {
             // Checksums of packets made by hand are not there; a network card would have verified them.
@@ -76,7 +105,12 @@ impl World {
 
     /// The number of the network that is used.
     fn used(&self) -> u8 {
-        self.rules.networks() - 1
+        self.rules.served().networks - 1
+    }
+
+    /// The second byte of the inside addresses of the network that is used.
+    fn inside(&self) -> u8 {
+        self.rules.served().inside(self.used())
     }
 
     fn connect(&self) {
@@ -86,8 +120,8 @@ impl World {
             host.set("ipv6/conf/default/disable_ipv6", "1");
         }
         gateway.set("ipv4/ip_forward", "1");
-        let used = self.used();
-        let inside = 128 + used;
+        let (used, inside) = (self.used(), self.inside());
+        let clones = self.rules.served().clones;
         veth(client, "c0", gateway, "out0");
         veth(client, "c1", gateway, "by0");
         veth(gateway, "by1", server, "s1");
@@ -95,14 +129,18 @@ impl World {
             gateway.sh(&format!(
                 "ip link add in{n} type veth peer name peer{n} && ip link set in{n} up && ip link set peer{n} up"
             ));
-            gateway.sh(&format!("ip addr add 10.{}.255.1/16 dev in{n}", 128 + n));
+            if !clones {
+                gateway.sh(&format!("ip addr add 10.{}.255.1/16 dev in{n}", 128 + n));
+            }
         }
         veth(gateway, &format!("in{used}"), server, "s0");
-        gateway.sh(&format!(
-            "ip addr add 10.64.255.1/16 dev out0 && ip addr add 10.{inside}.255.1/16 dev in{used} && \
-             ip addr add 172.20.0.1/24 dev by0 && ip addr add 172.21.0.1/24 dev by1 && \
-             ip route add 10.{inside}.0.0/17 via 10.{inside}.255.2"
-        ));
+        gateway.sh("ip addr add 10.64.255.1/16 dev out0 && ip addr add 172.20.0.1/24 dev by0 && ip addr add 172.21.0.1/24 dev by1");
+        // Clones get their addresses, and routes by them, from the agent.
+        if !clones {
+            gateway.sh(&format!(
+                "ip addr add 10.{inside}.255.1/16 dev in{used} && ip route add 10.{inside}.0.0/17 via 10.{inside}.255.2"
+            ));
+        }
         client.sh(&format!(
             "ip addr add {CLIENT}/16 dev c0 && ip addr add 172.20.0.2/24 dev c1 && \
              ip route add 10.64.0.0/17 via 10.64.255.1 && ip route add 10.128.0.0/9 via 10.64.255.1 && ip route add 172.21.0.0/24 via 172.20.0.1"
@@ -118,7 +156,8 @@ impl World {
         let inside = format!("in{}", self.used());
         for (address, interface) in [
             (CLIENT, "out0"),
-            (Ipv4Addr::new(10, 128 + self.used(), 255, 2), inside.as_str()),
+            (Ipv4Addr::new(10, self.inside(), 255, 2), inside.as_str()),
+            (*self.flow(1).server.ip(), &inside),
             (Ipv4Addr::new(172, 20, 0, 2), "by0"),
             (Ipv4Addr::new(172, 21, 0, 2), "by1"),
         ] {
@@ -128,7 +167,7 @@ impl World {
         for (host, own, interface, address) in [
             (&self.client, "c0", "out0", "10.64.255.1".to_owned()),
             (&self.client, "c1", "by0", "172.20.0.1".to_owned()),
-            (&self.server, "s0", &inside, format!("10.{}.255.1", 128 + self.used())),
+            (&self.server, "s0", &inside, format!("10.{}.255.1", self.inside())),
             (&self.server, "s1", "by1", "172.21.0.1".to_owned()),
         ] {
             let line = self.gateway.sh(&format!("ip -o link show {interface}"));
@@ -143,9 +182,9 @@ impl World {
     }
 
     /// Runs the real agent once.
-    fn serve(&self, name: &str, backend: Backend, networks: u8, mappings: usize) {
+    fn serve(&self, name: &str, backend: Backend, served: Served) {
         let dir = format!("/run/lab/{name}");
-        manifests(&dir, networks, mappings);
+        manifests(&dir, served);
         let state = format!("{dir}.state");
         let args = [
             "agent",
@@ -161,18 +200,22 @@ impl World {
         ];
         let ran = self.gateway.exec(BINARY, &args);
         let ready = ran.stdout.lines().filter(|l| l.split_whitespace().nth(4) == Some("True")).count();
-        let all = usize::from(networks) * mappings;
+        let all = usize::from(served.networks) * served.mappings;
         assert!(ready == all, "{name}: {ready} of {all} mappings are ready:\n{}", ran.stderr);
     }
 
     /// A flow between the client and mapping `i` of the network that is used; without rules, between the client and that VM itself.
     pub fn flow(&self, i: usize) -> Ends {
-        let server = SocketAddrV4::new(target(self.used(), i), SERVER_PORT);
+        let server = SocketAddrV4::new(target(self.inside(), i), SERVER_PORT);
         let client = SocketAddrV4::new(CLIENT, CLIENT_PORT);
         let (dialled, seen) = match self.rules {
-            Rules::Served { .. } => (
+            Rules::Served(served) => (
                 SocketAddrV4::new(virtual_address(self.used(), i), SERVER_PORT),
-                SocketAddrV4::new(Ipv4Addr::new(10, 128 + self.used(), 255, 1), CLIENT_PORT),
+                if served.preserve {
+                    client
+                } else {
+                    SocketAddrV4::new(Ipv4Addr::new(10, self.inside(), 255, 1), CLIENT_PORT)
+                },
             ),
             _ => (server, client),
         };
@@ -210,15 +253,17 @@ impl World {
     }
 }
 
-/// Writes the manifests of some networks, with a number of mappings each, 500 to a file.
-pub fn manifests(dir: &str, networks: u8, mappings: usize) {
+/// Writes the manifests of some networks and their mappings, 500 to a file.
+pub fn manifests(dir: &str, served: Served) {
     fs::create_dir_all(dir).unwrap();
-    for n in 0..networks {
-        fs::write(format!("{dir}/network{n}.yaml"), network(n, networks)).unwrap();
+    for n in 0..served.networks {
+        fs::write(format!("{dir}/network{n}.yaml"), network(n, served)).unwrap();
     }
-    let all: Vec<(u8, usize)> = (0..networks).flat_map(|n| (0..mappings).map(move |i| (n, i))).collect();
+    let all: Vec<(u8, usize)> = (0..served.networks)
+        .flat_map(|n| (0..served.mappings).map(move |i| (n, i)))
+        .collect();
     for (part, some) in all.chunks(500).enumerate() {
-        let text: String = some.iter().map(|(n, i)| mapping(*n, *i)).collect();
+        let text: String = some.iter().map(|(n, i)| mapping(*n, served.inside(*n), *i)).collect();
         fs::write(format!("{dir}/mappings{part}.yaml"), text).unwrap();
     }
 }
@@ -229,34 +274,41 @@ pub fn virtual_address(n: u8, i: usize) -> Ipv4Addr {
     Ipv4Addr::new(10, 64, n + high, low)
 }
 
-/// The VM that it leads to.
-pub fn target(n: u8, i: usize) -> Ipv4Addr {
+/// The VM of mapping `i` of a network with this second byte in its inside addresses.
+pub fn target(inside: u8, i: usize) -> Ipv4Addr {
     let (high, low) = (u8::try_from(i / 250).unwrap(), u8::try_from(i % 250 + 1).unwrap());
-    Ipv4Addr::new(10, 128 + n, high, low)
+    Ipv4Addr::new(10, inside, high, low)
 }
 
-fn network(n: u8, networks: u8) -> String {
-    let pool = if networks == 1 {
+fn network(n: u8, served: Served) -> String {
+    let pool = if served.networks == 1 {
         "10.64.0.0/16".to_owned()
     } else {
         format!("10.64.{n}.0/24")
     };
+    let inside = served.inside(n);
+    let gateway = if served.clones {
+        format!(", gatewayAddresses: [10.{inside}.255.1]")
+    } else {
+        String::new()
+    };
+    let source = if served.preserve { "Preserve" } else { "Masquerade" };
     format!(
         "apiVersion: stagenet.dev/v1alpha1\nkind: StagingNetwork\nmetadata: {{name: net{n:02}}}\nspec:\n  gateway: {{nodeSelector: {{}}}}\n  \
-         outside: {{interface: out0, addresses: [{pool}]}}\n  inside: {{interface: in{n}, addresses: [10.{}.0.0/16]}}\n",
-        128 + n
+         sourceTranslation: {source}\n  outside: {{interface: out0, addresses: [{pool}]}}\n  \
+         inside: {{interface: in{n}, addresses: [10.{inside}.0.0/16]{gateway}}}\n"
     )
 }
 
-/// The manifest of mapping `i` of network `n`.
-pub fn mapping(n: u8, i: usize) -> String {
+/// The manifest of mapping `i` of network `n`, to a VM with this second byte in its address.
+pub fn mapping(n: u8, inside: u8, i: usize) -> String {
     let mut text = String::new();
     let _ = write!(
         text,
         "---\napiVersion: stagenet.dev/v1alpha1\nkind: NatMapping\nmetadata: {{name: vm{n:02}-{i:05}, namespace: default}}\nspec:\n  \
          networkRef: {{name: net{n:02}}}\n  virtual: {{address: {}}}\n  target: {{address: {}}}\n",
         virtual_address(n, i),
-        target(n, i)
+        target(inside, i)
     );
     text
 }
