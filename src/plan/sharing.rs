@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::host::Isolated;
 use super::isolation;
 use super::prefixes::meet;
@@ -14,7 +16,13 @@ use crate::api::reasons;
 use crate::netfilter::{Family, IfName};
 
 /// How the network is told apart here. None: it need not be.
-pub(super) fn separate(verdict: &NetworkVerdict, network: &ValidNetwork, at: At<'_>, held: &Held<'_>) -> Result<Option<Isolated>, Refusal> {
+pub(super) fn separate(
+    verdict: &NetworkVerdict,
+    network: &ValidNetwork,
+    inside: Option<&IfName>,
+    at: At<'_>,
+    held: &Held<'_>,
+) -> Result<Option<Isolated>, Refusal> {
     let mut met = held
         .present
         .iter()
@@ -32,7 +40,9 @@ pub(super) fn separate(verdict: &NetworkVerdict, network: &ValidNetwork, at: At<
             ),
         ));
     };
-    if isolation.zone == 0 && met.next().is_none() {
+    // A clone's bridge may outlive the clone.
+    let alone = met.next().is_none() && inside.is_none_or(|inside| elsewhere(network, inside, at.node, held).is_none());
+    if isolation.zone == 0 && alone {
         return Ok(None);
     }
     let mark = at
@@ -155,7 +165,8 @@ pub(super) fn shared(
     })
 }
 
-/// Whether packets for this network's VMs could be delivered elsewhere: to an older network with the same addresses, or, worst of all, to production.
+/// Whether packets for this network's VMs could be delivered elsewhere: to an older network with the same addresses, or, worst of all, to production. A separate network's own
+/// routing table leads nowhere else.
 pub(super) fn overlap(
     network: &ValidNetwork,
     inside: &IfName,
@@ -163,33 +174,43 @@ pub(super) fn overlap(
     node: &NodeFacts,
     held: &Held<'_>,
 ) -> Option<Refusal> {
+    if separate.is_some() {
+        return None;
+    }
     let name = &network.name;
+    let older = network
+        .inside
+        .iter()
+        .find_map(|prefix| Some((prefix, held.prefixes.overlapping(*prefix)?)));
+    if let Some((prefix, (other, older))) = older {
+        return Some(refusal(
+            reasons::PREFIX_OVERLAP,
+            format!(
+                "the inside prefix {prefix} of network {name} shares addresses with {other} of network {older}, which node {} serves already: use other gateway nodes for one of the two",
+                node.name
+            ),
+        ));
+    }
+    elsewhere(network, inside, node, held).map(|(prefix, interface, subnet)| {
+        refusal(
+            reasons::PREFIX_OVERLAP,
+            format!(
+                "the inside prefix {prefix} of network {name} shares addresses with {subnet}, which is connected to {interface} on node {}: packets for VMs could be delivered there; use a gateway node that is not in that subnet",
+                node.name
+            ),
+        )
+    })
+}
+
+/// A subnet that shares addresses with an inside prefix and is connected to an interface that is no network's inside.
+fn elsewhere<'n>(network: &ValidNetwork, inside: &IfName, node: &'n NodeFacts, held: &Held<'_>) -> Option<(IpNet, &'n str, IpNet)> {
     let fenced = |interface: &str| held.present.iter().any(|(_, other)| other.as_str() == interface);
-    for prefix in &network.inside {
-        if let Some((other, older)) = held.prefixes.overlapping(*prefix).filter(|_| separate.is_none()) {
-            return Some(refusal(
-                reasons::PREFIX_OVERLAP,
-                format!(
-                    "the inside prefix {prefix} of network {name} shares addresses with {other} of network {older}, which node {} serves already: use other gateway nodes for one of the two",
-                    node.name
-                ),
-            ));
-        }
-        let elsewhere = node
-            .interfaces
+    network.inside.iter().find_map(|prefix| {
+        node.interfaces
             .iter()
             .filter(|(interface, _)| interface.as_str() != inside.as_str() && !fenced(interface))
-            .flat_map(|(interface, facts)| facts.addresses.iter().map(move |address| (interface, address.trunc())))
-            .find(|(_, subnet)| subnet.prefix_len() < subnet.max_prefix_len() && meet(*subnet, *prefix));
-        if let Some((interface, subnet)) = elsewhere {
-            return Some(refusal(
-                reasons::PREFIX_OVERLAP,
-                format!(
-                    "the inside prefix {prefix} of network {name} shares addresses with {subnet}, which is connected to {interface} on node {}: packets for VMs could be delivered there; use a gateway node that is not in that subnet",
-                    node.name
-                ),
-            ));
-        }
-    }
-    None
+            .flat_map(|(interface, facts)| facts.addresses.iter().map(move |address| (interface.as_str(), address.trunc())))
+            .find(|(_, subnet)| subnet.prefix_len() < subnet.max_prefix_len() && meet(*subnet, *prefix))
+            .map(|(interface, subnet)| (*prefix, interface, subnet))
+    })
 }

@@ -269,7 +269,7 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         ))
     });
     let structural = structural.or_else(|| enslaved(Foot::Outside, &outside));
-    let (separate, unseparated) = match separate(verdict, network, at, held) {
+    let (separate, unseparated) = match separate(verdict, network, inside.as_ref().ok(), at, held) {
         Ok(separate) => (separate, None),
         Err(refusal) => (None, Some(refusal)),
     };

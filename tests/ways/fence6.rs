@@ -170,4 +170,34 @@ bridges! {
         witness.end();
         assert!(witness.seen().is_empty());
     }
+
+    /// Somebody inside says that he is the router: the gateway, which would listen, does not hear it once the fence stands, and neighbours are found as ever.
+    fn advertisements_from_inside_do_not_change_the_gateway(dual) {
+        dual.gateway.sh(&format!("ip link set eth1 address {INSIDE_MAC}"));
+        for interface in ["all", "eth1"] {
+            dual.gateway.set(&format!("ipv6/conf/{interface}/accept_ra"), "2");
+        }
+        let state = || dual.gateway.sh("ip -6 route; ip -6 -o addr").lines().map(|l| l.split(" expires ").next().unwrap().to_owned()).collect::<Vec<_>>();
+        let before = state();
+        let source = address("fe80::66");
+        let prober = rogue(dual, "rogue", &[advertisement(source, address(ALL_HOSTS)), advertisement(source, address("fd00:200::2"))]);
+        wait_until(seconds(20), "an unguarded gateway to believe it", || {
+            let now = state().join("\n");
+            now.contains("default via fe80::66 dev eth1") && now.contains("2001:db8:dead:")
+        });
+        dual.network("", "", "");
+        dual.mappings("web", VIRTUAL_WEB, WEB, "");
+        dual.converge();
+        dual.gateway.sh("ip -6 route flush proto ra; ip -6 addr flush dev eth1 dynamic; ip -6 neigh flush dev eth1");
+        dual.gateway.sh("ip -6 route flush 2001:db8:dead::/64");
+        std::thread::sleep(seconds(3));
+        assert!(!state().join("\n").contains("dead"));
+        for _ in 0..5 {
+            prober.full_round();
+        }
+        let now = state().join("\n");
+        assert!(!now.contains("fe80::66") && !now.contains("2001:db8:dead"), "{now}\nbefore:\n{before:#?}\n{}", dual.rules());
+        assert_eq!(dual.client.tcp(&at(VIRTUAL_WEB[1], 80)).expect("neighbours inside are found").server, "web");
+        assert!(dual.db.ping("fd00:200::2"), "and find the gateway");
+    }
 }
