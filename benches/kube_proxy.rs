@@ -4,6 +4,7 @@
 //! Both are asked for the same: N addresses outside that lead to one address inside each. For kube-proxy these are Services with an external address and
 //! one endpoint, for the agent mappings of a network whose pool is routed to the gateway (`announce: false`), because kube-proxy answers no ARP either.
 //! What counts is a packet: a stream of datagrams is sent to the new address, and the clock stops when one arrives.
+#![allow(clippy::all, clippy::pedantic)] // figures, not a product
 #![allow(missing_docs, unreachable_pub, dead_code)]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a bench that cannot run has to end there, saying so
 #![allow(clippy::cast_precision_loss)] // milliseconds as f64

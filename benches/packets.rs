@@ -1,6 +1,7 @@
 //! What a packet, and a connection, pays on its way through a gateway. `make bench` runs it; docs/performance.md says how to read it.
 //!
 //! The gateways that are compared exist side by side, with the rules that the real agent put there; they are measured by turns.
+#![allow(clippy::all, clippy::pedantic)] // figures, not a product
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a bench that cannot run has to end there, saying so
 #![allow(clippy::cast_precision_loss)] // nanoseconds as f64

@@ -3,6 +3,7 @@
 //! Every figure is a ratio of two medians taken in one run: the real agent pass on the real kernel, and `iptables-restore` fed with just the
 //! text that this pass needs (and `ip -batch` with just its routes and neighbours). Each round has namespaces of its own, the two sides by turns.
 //! Probing and announcing addresses on the segment are waits by design: they are shown by themselves and left out of the ratios.
+#![allow(clippy::all, clippy::pedantic)] // figures, not a product
 #![allow(missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a bench that cannot run has to end there, saying so
 #![allow(clippy::similar_names)] // a side and its size

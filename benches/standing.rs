@@ -1,4 +1,5 @@
 //! What an agent with 10 000 mappings costs while nothing happens, and how fast flows end when their mapping goes. `make bench` runs it.
+#![allow(clippy::all, clippy::pedantic)] // figures, not a product
 #![allow(missing_docs, unreachable_pub, dead_code)]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a bench that cannot run has to end there, saying so
 #![allow(clippy::cast_precision_loss)] // milliseconds as f64

@@ -60,7 +60,7 @@ fn flows_that_the_plan_does_not_agree_with_are_deleted_and_no_others() {
     });
 }
 
-/// 192.168.100.3, TCP port 80, and 2001:db8::3, UDP port 53, lead inside; clients keep their address.
+/// 192.168.100.3, TCP port 80, and `2001:db8::3`, UDP port 53, lead inside; clients keep their address.
 fn two_mappings() -> Arc<FlowPolicy> {
     let network = json!({
         "apiVersion": "stagenet.dev/v1alpha1", "kind": "StagingNetwork", "metadata": {"name": "net"},

@@ -72,14 +72,14 @@ fn foreign_edits_are_undone(backend: Backend) {
 #[test]
 fn foreign_edits_are_undone_with_nft() {
     isolated("foreign::foreign_edits_are_undone_with_nft", || {
-        foreign_edits_are_undone(Backend::Nft)
+        foreign_edits_are_undone(Backend::Nft);
     });
 }
 
 #[test]
 fn foreign_edits_are_undone_with_legacy() {
     isolated("foreign::foreign_edits_are_undone_with_legacy", || {
-        foreign_edits_are_undone(Backend::Legacy)
+        foreign_edits_are_undone(Backend::Legacy);
     });
 }
 
@@ -115,7 +115,7 @@ fn nothing_is_left_behind_with_nft() {
 #[test]
 fn nothing_is_left_behind_with_legacy() {
     isolated("foreign::nothing_is_left_behind_with_legacy", || {
-        nothing_is_left_behind(Backend::Legacy)
+        nothing_is_left_behind(Backend::Legacy);
     });
 }
 

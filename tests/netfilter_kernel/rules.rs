@@ -36,7 +36,7 @@ fn accepted_and_read_back(backend: Backend) {
 #[test]
 fn rules_are_accepted_and_read_back_by_nft() {
     isolated("rules::rules_are_accepted_and_read_back_by_nft", || {
-        accepted_and_read_back(Backend::Nft)
+        accepted_and_read_back(Backend::Nft);
     });
 }
 

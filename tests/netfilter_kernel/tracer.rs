@@ -51,7 +51,7 @@ fn tracer_agrees(backend: Backend) {
 #[test]
 fn the_tracer_says_what_the_kernel_does_with_nft() {
     isolated("tracer::the_tracer_says_what_the_kernel_does_with_nft", || {
-        tracer_agrees(Backend::Nft)
+        tracer_agrees(Backend::Nft);
     });
 }
 

@@ -1,7 +1,13 @@
 //! Every way through a gateway, standalone, with real servers and clients over both families: prefixes, from inside to chosen servers, hairpin, IPv6,
 //! protocols that need a helper, and paths of different MTU. Each also shows what must not pass.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::format_collect,
+    clippy::unnecessary_wraps,
+    clippy::duplicated_attributes
+)]
 
 /// A test a variant of a lab.
 macro_rules! lab_variants {
