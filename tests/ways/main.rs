@@ -63,4 +63,3 @@ mod helpers;
 mod inside;
 mod ipv6;
 mod mtu;
-mod prefixes;
