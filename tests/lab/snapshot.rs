@@ -31,7 +31,7 @@ impl Snapshot {
                 // The kernel's own link-local addresses come when they will, and addresses are tentative for a while.
                 let text: String = text
                     .lines()
-                    .filter(|l| !l.contains("fe80::"))
+                    .filter(|l| !l.contains("fe80::") && !l.starts_with("multicast ff00::"))
                     .map(|l| l.replace(" tentative", "") + "\n")
                     .collect();
                 all += &section(&format!("ip {family} {what}"), &text);
