@@ -225,7 +225,7 @@ fn two(shape: crate::lab::Shape) -> Clones {
 clones! {
     /// Whoever tries whatever inside, borrowed addresses included: nothing is seen outside or in the other clone, from before the second clone came until after it
     /// went.
-    fn nothing_passes_between_clones_or_leaves_them(shape) in [nft_shared] {
+    fn nothing_passes_between_clones_or_leaves_them(shape) in [nft_router, legacy_cables, nft_shared] {
         let clones = two(shape);
         let mut watch = Watch::start(&clones);
         clones.write(1, false, "Deny");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::lab::{Agent, Clones, Dialler, Ns, Snapshot, Steady, seconds, veth, wait_for, wait_until};
+use crate::lab::{Agent, Clones, Dialler, Ns, Shape, Snapshot, Steady, seconds, veth, wait_for, wait_until};
 
 /// What a lost packet costs at most: the first retransmissions of TCP, on a busy machine.
 const FALTER: Duration = Duration::from_secs(3);
@@ -127,6 +127,36 @@ clones! {
         assert_eq!(agent.stop("TERM"), Some(0));
         clones.cleanup();
         neighbours("after cleanup");
+        before.assert_same(&Snapshot::of(&clones.gateway));
+    }
+
+    /// What was given to a network is found again by the next agent, which finds nothing to do.
+    fn the_allocation_outlives_the_agent(shape) in [nft_shared, legacy_node] {
+        let clones = Clones::new(Shape { connected: false, ..shape }, 2);
+        let before = Snapshot::of(&clones.gateway);
+        // The second by name comes first.
+        for k in [2, 1] {
+            clones.write(k, false, "Allow");
+            clones.converge();
+        }
+        let mut agent = clones.agent(&[]);
+        let given = [wait_isolation(&agent, 1), wait_isolation(&agent, 2)];
+        assert_eq!(given[1].1, 0, "the one that was there first: {given:?}");
+        clones.wait_serves(1);
+        clones.wait_serves(2);
+        let flows = [Flows::start(&clones, 1), Flows::start(&clones, 2)];
+        for signal in ["KILL", "TERM"] {
+            let standing = Snapshot::of(&clones.gateway);
+            agent.stop(signal);
+            flows.iter().for_each(|f| f.go_on("without an agent"));
+            agent = clones.agent(&[]);
+            assert_eq!([wait_isolation(&agent, 1), wait_isolation(&agent, 2)], given);
+            std::thread::sleep(Duration::from_millis(300));
+            standing.assert_same(&Snapshot::of(&clones.gateway));
+            flows.iter().for_each(|f| f.go_on("with another agent"));
+        }
+        drop((flows, agent));
+        clones.cleanup();
         before.assert_same(&Snapshot::of(&clones.gateway));
     }
 

@@ -9,11 +9,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use serde::{Deserialize, Serialize};
 
 use crate::agent::files;
 use crate::agent::source::{Problem, Snapshot};
+use crate::api::StagingNetwork;
 use crate::api::network::Isolation;
 use crate::plan::{self, NodeFacts, View, isolation};
 
@@ -22,9 +25,12 @@ const FILE: &str = "identifiers.json";
 /// Largest record, in bytes: every identifier given, to networks with the longest names.
 const RECORD_MAX: u64 = 4 << 20;
 
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     networks: BTreeMap<String, Isolation>,
+    /// Networks that were there before: of those that come to share addresses, they have connections already. Manifests have no creation time that could tell.
+    #[serde(default)]
+    known: BTreeSet<String>,
 }
 
 /// The identifiers of one state directory.
@@ -32,7 +38,7 @@ struct Record {
 pub(super) struct Identifiers {
     /// None: there is no state directory, and they are kept in memory only.
     path: Option<PathBuf>,
-    given: BTreeMap<String, Isolation>,
+    given: Record,
     /// Why the record could not be read, or not be written.
     problem: Option<String>,
 }
@@ -48,7 +54,7 @@ impl Identifiers {
                     "the record of the networks' identifiers is damaged ({error}); they are given anew, and open connections of networks that share their inside \
                      addresses with others may end"
                 );
-                (BTreeMap::new(), Some(problem))
+                (Record::default(), Some(problem))
             }
         };
         if let Some(problem) = &problem {
@@ -63,12 +69,17 @@ impl Identifiers {
 
     /// Gives the networks of `snapshot` what they have or need. One whose identifier cannot be recorded gets none: it is fenced, and not served.
     pub(super) fn assign(&mut self, snapshot: &mut Snapshot) {
-        isolate(snapshot, &self.given);
+        isolate(snapshot, &self.given.networks);
         let wanted = self.wanted(snapshot);
         let mut said = self.problem.take();
         if wanted != self.given || said.is_some() {
             match self.record(&wanted) {
                 Ok(()) => self.given = wanted,
+                // Nothing is lost but who came first, should this agent end before the next network comes.
+                Err(error) if wanted.networks == self.given.networks && said.is_none() => {
+                    tracing::debug!(%error, "recording which networks there are");
+                    self.given = wanted;
+                }
                 Err(error) => {
                     self.problem = Some(format!(
                         "recording the networks' identifiers: {error}; networks that share their inside addresses with others and have none yet are not served"
@@ -76,7 +87,7 @@ impl Identifiers {
                     said.clone_from(&self.problem);
                 }
             }
-            isolate(snapshot, &self.given);
+            isolate(snapshot, &self.given.networks);
         }
         if let (Some(path), Some(message)) = (&self.path, said) {
             let place = path.display().to_string();
@@ -90,14 +101,15 @@ impl Identifiers {
     }
 
     /// What is given already, and to networks without what they need. Identifiers of networks that are gone stay taken.
-    fn wanted(&self, snapshot: &Snapshot) -> BTreeMap<String, Isolation> {
+    fn wanted(&self, snapshot: &Snapshot) -> Record {
+        let networks: Vec<_> = snapshot.networks.iter().map(|network| self.aged(network)).collect();
         let view = View {
-            networks: &snapshot.networks,
+            networks: &networks,
             mappings: &[],
             // Standalone, the one node is the gateway of every network, whatever its name and interfaces.
             nodes: &[NodeFacts::default()],
         };
-        let mut wanted = self.given.clone();
+        let mut wanted = self.given.networks.clone();
         let mut taken: BTreeSet<u32> = wanted.values().map(|isolation| isolation.identifier).collect();
         for (name, mut isolation) in isolation::allocate(view, &plan::judge(view)) {
             if wanted.contains_key(&name) {
@@ -114,13 +126,26 @@ impl Identifiers {
             }
             wanted.insert(name, isolation);
         }
-        wanted
+        let here = networks.iter().map(ResourceExt::name_any);
+        Record {
+            networks: wanted,
+            known: self.given.known.iter().cloned().chain(here).collect(),
+        }
+    }
+
+    /// The network, older than all that were not there before if it was.
+    fn aged(&self, network: &StagingNetwork) -> StagingNetwork {
+        let mut network = network.clone();
+        let known = self.given.known.contains(&network.name_any());
+        network.metadata.creation_timestamp = Some(Time(if known { Timestamp::MIN } else { Timestamp::UNIX_EPOCH }));
+        network
     }
 
     /// Nothing of other networks than these is in the kernel or declared: what others had is free again.
     pub(super) fn release(&mut self, networks: &BTreeSet<String>) {
         let mut left = self.given.clone();
-        left.retain(|name, _| networks.contains(name));
+        left.networks.retain(|name, _| networks.contains(name));
+        left.known.retain(|name| networks.contains(name));
         if left == self.given {
             return;
         }
@@ -130,13 +155,12 @@ impl Identifiers {
         }
     }
 
-    fn record(&self, given: &BTreeMap<String, Isolation>) -> io::Result<()> {
+    fn record(&self, record: &Record) -> io::Result<()> {
         let Some(path) = &self.path else { return Ok(()) };
-        let record = Record { networks: given.clone() };
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        files::replace(path, &serde_json::to_vec(&record).map_err(io::Error::other)?)
+        files::replace(path, &serde_json::to_vec(record).map_err(io::Error::other)?)
     }
 }
 
@@ -150,10 +174,10 @@ fn isolate(snapshot: &mut Snapshot, given: &BTreeMap<String, Isolation>) {
     }
 }
 
-fn read(path: &Path) -> io::Result<BTreeMap<String, Isolation>> {
+fn read(path: &Path) -> io::Result<Record> {
     match fs::metadata(path) {
         // No state directory, no record. Whether there can be one shows when there is something to record.
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(BTreeMap::new()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(Record::default()),
         Ok(meta) if meta.len() > RECORD_MAX => return Err(io::Error::other("it is larger than any record")),
         Err(error) => return Err(error),
         Ok(_) => {}
@@ -170,7 +194,7 @@ fn read(path: &Path) -> io::Result<BTreeMap<String, Isolation>> {
             )));
         }
     }
-    Ok(record.networks)
+    Ok(record)
 }
 
 /// Removes the record of a state directory. The answer is how many networks were in it.
@@ -179,7 +203,7 @@ fn read(path: &Path) -> io::Result<BTreeMap<String, Isolation>> {
 /// It could not be removed.
 pub fn clear(state_dir: &Path) -> io::Result<usize> {
     let path = state_dir.join(FILE);
-    let count = read(&path).map_or(1, |given| given.len());
+    let count = read(&path).map_or(1, |record| record.networks.len());
     match fs::remove_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(0),
         other => other.map(|()| count),
