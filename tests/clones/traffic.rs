@@ -38,7 +38,7 @@ pub(crate) fn in_at_once(clones: &Clones) {
                 "{to}: {server} sees {seen}"
             );
         }
-        assert!(clones.client.ping(&clones.vip(1, "a")), "echo");
+        assert!(clones.client.echoes(&clones.vip(1, "a")), "echo");
     }
     assert!(open.iter_mut().all(Conversation::works), "all of them go on side by side");
 }
@@ -108,7 +108,7 @@ pub(crate) fn direct(clones: &Clones) {
             (neighbour, "10.0.0.3:6000".to_owned()),
             "{what} over UDP"
         );
-        assert!(vm.ping("10.0.0.4") && vm.ping("fd00:10::4"), "{what} by echo");
+        assert!(vm.echoes("10.0.0.4") && vm.echoes("fd00:10::4"), "{what} by echo");
     }
     assert!(open.iter_mut().all(Conversation::works));
 }

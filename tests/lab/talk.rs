@@ -143,6 +143,11 @@ impl Ns {
         });
     }
 
+    /// Whether one of several ICMP echoes is answered: on a busy machine one may be late.
+    pub fn echoes(&self, to: &str) -> bool {
+        (0..5).any(|_| self.ping(to))
+    }
+
     /// Whether an ICMP echo is answered within a second.
     pub fn ping(&self, to: &str) -> bool {
         self.exec("ping", &["-n", "-c", "1", "-W", "1", to]).code == 0
