@@ -1,6 +1,7 @@
 //! Closed networks with identical prefixes, machines and gateway addresses, on one gateway at the same time: each is reached, each leaves, under addresses
 //! of its own, and none hears of another.
 
+#![allow(clippy::needless_for_each, clippy::duplicated_attributes)]
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)] // a lab that cannot go on has to end there, saying so
 
 #[path = "../lab/mod.rs"]
