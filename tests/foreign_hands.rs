@@ -108,7 +108,7 @@ labs! {
             "-t nat -A SNET-DNAT -d 192.168.100.9/32 -j DNAT --to-destination 192.168.200.9",
             "-t nat -I SNET-DNAT 1 -d 192.168.100.3/32 -j DNAT --to-destination 192.168.200.9",
             "-t mangle -I SNET-FWD 1 -j RETURN",
-            "-t filter -I SNET-ACC 1 -j ACCEPT",
+            "-t mangle -I SNET-IN 1 -j RETURN",
         ] {
             let table = junk.split(' ').nth(1).unwrap();
             is_repaired(seed, &mut agent, &before, &format!("{tool} -w {junk}"), &[table, by]);
