@@ -150,6 +150,27 @@ fn host_and_telemetry_know_no_cluster_and_nobody_above() {
     );
 }
 
+/// Names of objects are arguments and lines of input for tools. No shell is ever there to read them otherwise.
+#[test]
+fn nothing_is_given_to_a_shell() {
+    let library = [
+        "api",
+        "plan",
+        "netfilter",
+        "host",
+        "agent",
+        "controller",
+        "cli",
+        "telemetry",
+        "lib",
+        "main",
+    ];
+    assert_eq!(
+        uses(&library, &["\"sh\"", "\"bash\"", "/bin/sh", "/bin/bash"]),
+        Vec::<String>::new()
+    );
+}
+
 #[test]
 fn anyhow_is_for_main_only() {
     let library = ["api", "plan", "netfilter", "host", "agent", "controller", "cli", "telemetry", "lib"];

@@ -10,12 +10,9 @@ use stagenet::netfilter::{Family, Ruleset, Table};
 
 use crate::lab::{Backend, Ns};
 
-const TABLES: [(Family, Table); 4] = [
-    (Family::V4, Table::Mangle),
-    (Family::V4, Table::Nat),
-    (Family::V4, Table::Filter),
-    (Family::V6, Table::Mangle),
-];
+fn tables() -> impl Iterator<Item = (Family, Table)> {
+    Family::ALL.into_iter().flat_map(|family| Table::ALL.map(|table| (family, table)))
+}
 
 /// One tool on one host.
 pub struct Tool<'a> {
@@ -55,7 +52,7 @@ impl Tool<'_> {
     /// All tables without times and counters: what has to be equal.
     pub fn state(&self) -> String {
         let mut state = String::new();
-        for (family, table) in TABLES {
+        for (family, table) in tables() {
             for line in self.save(family, table).lines().filter(|line| !line.starts_with('#')) {
                 let line = match line.split_once(" [") {
                     Some((chain, _)) if line.starts_with(':') => chain,
@@ -71,7 +68,7 @@ impl Tool<'_> {
     /// What has to be written for `desired`, by family.
     pub fn changes(&self, desired: &Ruleset) -> Vec<(Family, RestoreText)> {
         let mut families: BTreeMap<Family, BTreeMap<Table, TableChange>> = BTreeMap::new();
-        for (family, table) in TABLES {
+        for (family, table) in tables() {
             let rules = desired.tables.get(&(family, table)).cloned().unwrap_or_default();
             let change = diff(&rules, &self.observe(family, table));
             families.entry(family).or_default().insert(table, change);

@@ -1,9 +1,17 @@
 //! What must hold of every world, however odd: judged, planned, and tried with packets.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
+mod kernel;
+#[path = "../lab/mod.rs"]
+mod lab;
+mod lines;
+#[allow(dead_code, reason = "the tools of the netfilter labs alone are needed")]
+#[path = "../netfilter/mod.rs"]
+mod netfilter;
 mod objects;
 mod packets;
+mod wide;
 
 use proptest::prelude::*;
 use proptest::sample::select;

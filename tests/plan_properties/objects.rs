@@ -12,6 +12,7 @@ use serde_json::json;
 use stagenet::netfilter::{Owner, Target, render};
 use stagenet::plan::{MappingState, World, judge};
 
+use crate::wide::wide_worlds;
 use crate::{POOLS, decide, facts, object, planned, worlds};
 
 proptest! {
@@ -27,6 +28,20 @@ proptest! {
         other.networks.rotate_left(n);
         if seed % 2 == 0 {
             other.mappings.reverse();
+            other.networks.reverse();
+        }
+        prop_assert_eq!(decide(&world), decide(&other));
+    }
+
+    /// The same with everything in the objects, clones among them.
+    #[test]
+    fn order_means_nothing_with_everything(world in wide_worlds(), mappings in any::<prop::sample::Index>(), reverse in any::<bool>()) {
+        let mut other = world.clone();
+        if !other.mappings.is_empty() {
+            let by = mappings.index(other.mappings.len());
+            other.mappings.rotate_left(by);
+        }
+        if reverse {
             other.networks.reverse();
         }
         prop_assert_eq!(decide(&world), decide(&other));
