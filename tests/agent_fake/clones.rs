@@ -160,7 +160,7 @@ async fn a_clone_comes_and_goes_and_the_first_keeps_its_zone() {
     // Its bridge is still there, with the same subnet: the first is kept apart from it.
     assert!(host.routes().iter().all(|route| route.table != 211_002), "{:?}", host.routes());
     pass(&host, &mut kept, &both).await;
-    let cleaned = cleanup::run(&mut [&mut host.clone()], false).await;
+    let cleaned = cleanup::run(&mut host.clone(), false).await;
     assert_eq!(cleaned.errors, Vec::<String>::new());
     assert_eq!(
         state(&host)
