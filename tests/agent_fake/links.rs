@@ -3,10 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use k8s_openapi::jiff::Timestamp;
 use stagenet::agent::kept::Kept;
-use stagenet::api::reasons;
+use stagenet::agent::report::file::{self, Standing};
+use stagenet::agent::runner::Report;
+use stagenet::api::conditions;
+use stagenet::api::reasons::{self, types};
 use stagenet::host::fake::{Call, Write};
-use stagenet::plan::{InterfaceFacts, MappingState, NodeFacts};
+use stagenet::plan::{InterfaceFacts, KernelFacts, MappingState, NodeFacts};
 
 use crate::{NETWORK, assert_never_open, boom, converged, facts, host, interface, one, pass, snapshot, state, two};
 
@@ -129,4 +133,78 @@ async fn what_cannot_be_asked_for_is_not_attracted() {
     assert_eq!(why.reason, reasons::PROBE_FAILED);
     assert!(!pass(&host, &mut kept, &one()).await.failed());
     assert_eq!(host.proxies().len(), 1);
+}
+
+/// What the kernel holds stays as it is; only what is said of it changes, there and back.
+#[tokio::test]
+async fn a_link_that_is_down_is_not_ready_and_takes_nothing_away() {
+    let (host, mut kept) = (host(), Kept::default());
+    let ready = async |kept: &mut Kept| {
+        kept.doubt_interfaces();
+        let report = Report {
+            outcome: pass(&host, kept, &one()).await,
+            snapshot: one(),
+            by: None,
+            contended: false,
+        };
+        let standing = file::standing(&report, &Standing::default(), Timestamp::UNIX_EPOCH);
+        let status = standing.statuses.mappings.into_values().next().unwrap();
+        let find = |kind| {
+            let found = conditions::find(&status.conditions, kind).unwrap();
+            (found.status.clone(), found.reason.clone(), found.message.clone())
+        };
+        (find(types::PROGRAMMED), find(types::READY))
+    };
+    let (_, is) = ready(&mut kept).await;
+    assert_eq!(is.0, "True");
+    let writes = host.writes();
+
+    let mut down = facts(3, "192.168.200.2/24");
+    down.up = false;
+    host.add_interface("eth1", down);
+    let (programmed, is) = ready(&mut kept).await;
+    assert_eq!(
+        (programmed.0.as_str(), is.0.as_str(), is.1.as_str()),
+        ("True", "False", reasons::LINK_DOWN)
+    );
+    assert!(is.2.contains("the inside interface eth1 is down"), "{}", is.2);
+
+    host.add_interface("eth1", facts(3, "192.168.200.2/24"));
+    assert_eq!(ready(&mut kept).await.1.0, "True");
+    assert_eq!(host.writes(), writes, "rules and routes stay as they are");
+}
+
+#[tokio::test]
+async fn a_helper_that_the_kernel_lacks_is_said_and_the_mapping_works_without() {
+    let (host, mut kept) = (host(), Kept::default());
+    host.set_kernel(KernelFacts {
+        helpers: Some(BTreeSet::new()),
+        ..KernelFacts::default()
+    });
+    let text = format!(
+        "{NETWORK}  allowedHelpers: [ftp]\n{}  helpers: [{{name: ftp, port: 21}}]\n",
+        crate::mapping("vm03", 3, 3)
+    );
+    let report = Report {
+        outcome: pass(&host, &mut kept, &snapshot(&text)).await,
+        snapshot: snapshot(&text),
+        by: None,
+        contended: false,
+    };
+    let standing = file::standing(&report, &Standing::default(), Timestamp::UNIX_EPOCH);
+    assert_eq!(host.proxies().len(), 1, "{:?}", report.outcome.mappings);
+    assert_eq!(standing.node.networks[0].programmed, 1);
+    assert_eq!(standing.node.failures[0].reason, reasons::HELPER_MISSING);
+    let status = standing.statuses.mappings.into_values().next().unwrap();
+    let words: Vec<String> = status.conditions.iter().map(|c| format!("{}={}", c.type_, c.status)).collect();
+    assert_eq!(
+        words,
+        [
+            "Accepted=True",
+            "ResolvedRefs=False",
+            "Programmed=True",
+            "Ready=False",
+            "Stalled=True"
+        ]
+    );
 }

@@ -11,7 +11,7 @@ use crate::host::{Backend, Finding, HostError, HostEvent};
 use crate::netfilter::render::HOOK_COMMENT;
 use crate::netfilter::rules::CHAIN_PREFIX;
 use crate::netfilter::{Family, IfName, Table};
-use crate::plan::{FlowTuple, GatewayAddress, InterfaceFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Via};
+use crate::plan::{FlowTuple, GatewayAddress, InterfaceFacts, KernelFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Via};
 
 /// Who is said to have changed a table.
 const MEDDLER: &str = "iptables (pid 4711)";
@@ -169,6 +169,13 @@ impl FakeHost {
                 proxy_delay_ipv6: Some(800),
             });
         }
+        state.emit(HostEvent::Links);
+    }
+
+    /// What the kernel has and is set to.
+    pub fn set_kernel(&self, kernel: KernelFacts) {
+        let mut state = self.lock();
+        state.kernel = kernel;
         state.emit(HostEvent::Links);
     }
 
