@@ -147,6 +147,27 @@ fn a_plan_is_made_of_standard_input() {
     assert!(err.contains("standard input") && err.contains("prots"), "{err}");
 }
 
+/// What an example says it does is planned in full, in every family that it is of.
+#[test]
+fn every_example_is_planned_whole() {
+    let mut names: Vec<_> = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    names.sort();
+    assert!(names.len() >= 6, "{names:?}");
+    for name in names {
+        let (code, out, err) = stagenet(&["plan", "-f", &format!("examples/{name}"), "--node", "vm02", "-o", "json"]);
+        assert_eq!((code, err.as_str()), (0, ""), "{name}");
+        let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
+        let mappings = plan["mappings"].as_object().unwrap();
+        assert!(!mappings.is_empty(), "{name}");
+        for (mapping, state) in mappings {
+            assert_eq!(state["programmed"], true, "{name}: {mapping}: {state}");
+        }
+    }
+}
+
 /// Bad input gets a clear answer, and the good claim beside it is programmed all the same.
 #[test]
 fn bad_input_is_named_and_harms_nobody_else() {

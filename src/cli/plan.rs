@@ -13,14 +13,15 @@ use super::marks::MarkArgs;
 use super::{CliError, EXIT_INPUT, EXIT_OK, objects, plan_json, plan_text};
 use crate::api::decode::Manifests;
 use crate::netfilter::{Family, IfName, Ruleset, render};
-use crate::plan::{self, HostOptions, HostPlan, InterfaceFacts, MappingState, NodeFacts, Verdicts, World};
+use crate::plan::{self, HostOptions, HostPlan, InterfaceFacts, KernelFacts, MappingState, NodeFacts, Verdicts, World};
 
 /// Print what a node would be programmed with; reads and touches no kernel
 #[derive(Debug, Args)]
 #[command(
     long_about = "Print what a node would be programmed with, if it were the gateway of every network in the manifests. Reads no kernel and touches nothing, so it \
         runs anywhere, without privileges.\n\n\
-        Interfaces that are not given with --interface are taken on trust by the names in the manifests; networks that name none need --interface.",
+        Interfaces that are not given with --interface are taken on trust by the names in the manifests; networks that name none need --interface. \
+        What only an administrator can set on a node is taken as set: IPv6 forwarding, proxy_ndp, kernel modules of helpers.",
     after_help = "Examples:\n  \
         stagenet plan -f examples/seed --node vm02                     for people\n  \
         stagenet plan -f examples/seed --node vm02 -o restore          exact input of iptables-restore --noflush\n  \
@@ -122,6 +123,10 @@ fn planned(args: &PlanArgs) -> Result<Planned, CliError> {
     let manifests = objects::read(&args.files)?;
     let mut node = NodeFacts {
         name: args.node.clone(),
+        kernel: KernelFacts {
+            ipv6_forwarding: true,
+            ..KernelFacts::default()
+        },
         ..NodeFacts::default()
     };
     for (name, address) in &args.interface {
@@ -172,6 +177,7 @@ fn interface_of<'n>(node: &'n mut NodeFacts, name: &str) -> &'n mut InterfaceFac
         index,
         mtu: 1500,
         up: true,
+        proxy_ndp: true,
         ..InterfaceFacts::default()
     })
 }
