@@ -1,7 +1,7 @@
 //! Clones do not hear of each other, and nothing of theirs is heard outside.
 
 use crate::lab::clones::{GATEWAY_MAC, mac};
-use crate::lab::{Clones, Prober, Witness, packets, seconds, wait_until};
+use crate::lab::{Clones, Prober, Witness, fall_silent, packets, seconds, wait_until};
 
 /// Types of service, which tell whose packets are seen.
 const FIRST: u8 = 0xb4;
@@ -51,24 +51,17 @@ impl Watch {
             "192.168.100.2",
             "198.51.100.7",
             "10.0.0.1",
-            "10.0.0.5",
         ];
         let vips = [1, 2].map(|k| [clones.vip(k, "a"), clones.vip(k, "b"), clones.address(k, 1), clones.address(k, 9)]);
-        let sources = [
-            "10.0.0.66",
-            "10.0.0.3",
-            "10.0.0.4",
-            "192.168.100.1",
-            "192.168.100.88",
-            "203.0.113.7",
-        ];
+        let own = ["10.0.0.66", "10.0.0.3", "10.0.0.4"];
+        let sources = [&own[..], &["192.168.100.1", "192.168.100.88", "203.0.113.7"]].concat();
         for (k, mark) in [(1, FIRST), (2, SECOND)] {
             let other = &vips[2 - k];
             let destinations: Vec<_> = everywhere.into_iter().chain(other.iter().map(String::as_str)).collect();
             let ns = clones.join(k, &format!("probe{k}"));
-            watch
-                .probers
-                .push(Prober::on(&ns, &mac(k), &packets(mark, &sources, &destinations)));
+            // What stays in the clone reaches nobody there: whoever the source says it is would be told so, the true owner of a borrowed address too.
+            let all = [packets(mark, &sources, &destinations), packets(mark, &own, &["10.0.0.5"])].concat();
+            watch.probers.push(Prober::on(&ns, &mac(k), &all));
         }
         let unmapped = [clones.address(1, 9), clones.address(2, 1)];
         let destinations: Vec<_> = ["10.0.0.3", "10.0.0.4", "10.0.0.5"]
@@ -149,11 +142,7 @@ impl Watch {
     fn begin(&mut self, clones: &Clones) {
         clones.gateway.set("ipv4/icmp_echo_ignore_all", "0");
         self.round();
-        wait_until(seconds(20), "the gateway to ask for nobody", || {
-            clones.gateway.sh("ip neigh flush all nud incomplete; ip neigh flush all");
-            clones.gateway.sh("ip -4 neigh show nud incomplete").is_empty()
-        });
-        std::thread::sleep(std::time::Duration::from_millis(200));
+        fall_silent(&clones.gateway, &[&self.outside, &self.first, &self.second]);
         for witness in [&mut self.outside, &mut self.first, &mut self.second] {
             witness.forget();
         }

@@ -6,17 +6,16 @@
 //! nothing. [`Probers::start`] first proves on the gateway as it is without a fence, forwarding, that the witnesses see.
 
 use std::fs::{self, File};
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pnet_datalink::{Channel, Config, NetworkInterface, channel};
-use pnet_packet::util::{checksum, ipv4_checksum};
 
+use super::frames::packets;
 use super::net::{command, plug};
 use super::{Ns, Seed, seconds, wait_until};
 
@@ -29,13 +28,8 @@ pub const OUTSIDE_MAC: &str = "02:00:00:00:00:02";
 pub const INSIDE_MAC: &str = "02:00:00:00:01:02";
 /// Between two rounds. A round of some hundred packets takes a few milliseconds.
 const PAUSE: Duration = Duration::from_millis(50);
-
-const ICMP: u8 = 1;
-const TCP: u8 = 6;
-const UDP: u8 = 17;
-const GRE: u8 = 47;
-const SYN: u8 = 2;
-const ACK: u8 = 16;
+/// How long a gateway that forwards no more has said nothing when it has nothing more to say: many times its patience with neighbours.
+const SILENCE: Duration = Duration::from_millis(1500);
 
 /// One who sends the same frames over and over.
 #[derive(Debug)]
@@ -132,7 +126,20 @@ impl Witness {
     pub fn on(ns: &Ns, interface: &str, filter: &str) -> Self {
         let file = |kind| PathBuf::from(format!("/run/lab/witness-{}-{interface}-{kind}", ns.name()));
         let (seen, said) = (file("seen"), file("said"));
-        let args = ["-l", "-n", "-e", "-B", "16384", "-i", interface, filter];
+        // Each packet at once, not when a block of them is full or a second old. Short ones, or few fit into the buffer.
+        let args = [
+            "--immediate-mode",
+            "-s",
+            "256",
+            "-l",
+            "-n",
+            "-e",
+            "-B",
+            "16384",
+            "-i",
+            interface,
+            filter,
+        ];
         let child = ns.enter(|| {
             let (out, err) = (File::create(&seen).unwrap(), File::create(&said).unwrap());
             command("tcpdump").args(args).stdout(out).stderr(Stdio::from(err)).spawn().unwrap()
@@ -153,7 +160,12 @@ impl Witness {
 
     /// Forgets what was seen up to now.
     pub fn forget(&mut self) {
-        self.from = fs::metadata(&self.seen).unwrap().len();
+        self.from = self.length();
+    }
+
+    /// Length of what was seen in all.
+    fn length(&self) -> u64 {
+        fs::metadata(&self.seen).unwrap().len()
     }
 
     /// What was seen, a line a packet.
@@ -179,6 +191,20 @@ impl Drop for Witness {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Waits until a gateway that forwards nothing of this any more has said the last of what it had to say about what it forwarded: whom it still asks for in vain
+/// it gives up, and tells every source so.
+pub fn fall_silent(gateway: &Ns, witnesses: &[&Witness]) {
+    let mut heard = (Instant::now(), u64::MAX);
+    wait_until(seconds(60), "the gateway to fall silent", || {
+        gateway.sh("ip neigh flush all");
+        let length = witnesses.iter().map(|witness| witness.length()).sum();
+        if length != heard.1 {
+            heard = (Instant::now(), length);
+        }
+        heard.0.elapsed() > SILENCE
+    });
 }
 
 /// The seed's closed network probed from inside, and from outside for what nobody mapped.
@@ -261,6 +287,10 @@ impl Probers {
     /// Proves on the gateway as it is without a fence, forwarding, that everything gets through and is seen. What is seen from then on counts.
     pub fn prove(&mut self, seed: &Seed) {
         let gateway = &seed.vm02;
+        // Who answers nobody's question is given up after three tries; then the kernel tells every source, and asks for routers to do so.
+        let patience = "ipv4/neigh/eth0/retrans_time_ms";
+        let found = gateway.get(patience);
+        gateway.set(patience, "50");
         gateway.set("ipv4/ip_forward", "1");
         wait_until(seconds(20), "the witnesses to see what gets through an open router", || {
             let ways: Vec<_> = self.witnesses.iter().map(|(_, witness)| witness.seen().join("\n")).collect();
@@ -273,12 +303,8 @@ impl Probers {
         gateway.set("ipv4/ip_forward", "0");
         gateway.forget_flows();
         self.round();
-        // What it still asks for is from then.
-        wait_until(seconds(20), "the gateway to ask for nobody", || {
-            gateway.sh("ip neigh flush all nud incomplete; ip neigh flush all");
-            gateway.sh("ip -4 neigh show nud incomplete").is_empty()
-        });
-        std::thread::sleep(Duration::from_millis(200));
+        fall_silent(gateway, &self.witnesses.iter().map(|(_, witness)| witness).collect::<Vec<_>>());
+        gateway.set(patience, &found);
         self.witnesses.iter_mut().for_each(|(_, witness)| witness.forget());
     }
 
@@ -319,70 +345,4 @@ fn destinations<'a>(virtual_addresses: &[&'a str]) -> Vec<&'a str> {
 fn marked(marks: &[u8]) -> String {
     let one = |mark: &u8| format!("ip[1] = {mark} or (icmp and ip[29] = {mark})");
     marks.iter().map(one).collect::<Vec<_>>().join(" or ")
-}
-
-/// Every source to every destination with every content, with `mark` as type of service.
-pub fn packets(mark: u8, sources: &[&str], destinations: &[&str]) -> Vec<Vec<u8>> {
-    let address = |text: &&str| text.parse::<Ipv4Addr>().unwrap();
-    let mut all = Vec::new();
-    for source in sources.iter().map(address) {
-        for destination in destinations.iter().map(address).filter(|d| *d != source) {
-            all.extend(contents(mark, source, destination));
-        }
-    }
-    all
-}
-
-fn contents(mark: u8, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<Vec<u8>> {
-    let between = |source, destination, protocol, content: &[u8]| ipv4([mark, 32], source, destination, protocol, 0, content);
-    let packet = |protocol, content: &[u8]| between(source, destination, protocol, content);
-    let udp = |port: u16| [&777u16.to_be_bytes()[..], &port.to_be_bytes(), &[0, 12, 0, 0], b"leak"].concat();
-    let quoted = between(destination, source, TCP, &tcp(destination, source, 80, 777, ACK)[..8]);
-    let mut all = vec![
-        packet(UDP, &udp(80)),
-        packet(UDP, &udp(53)),
-        packet(TCP, &tcp(source, destination, 777, 80, SYN)),
-        packet(TCP, &tcp(source, destination, 80, 777, SYN | ACK)),
-        packet(TCP, &tcp(source, destination, 777, 443, ACK)),
-        packet(ICMP, &icmp(8, &[0, 7, 0, 1, 1, 2, 3, 4])),
-        // Destination unreachable, about a packet that nobody sent.
-        packet(ICMP, &icmp(3, &[&[0; 4], &quoted[..]].concat())),
-        packet(GRE, &[0, 0, 8, 0, 1, 2, 3, 4]),
-        // The middle of something.
-        ipv4([mark, 32], source, destination, UDP, 0x2005, &[7; 16]),
-    ];
-    if matches!(source.octets(), [192, 168, 200, _] | [10, 0, 0, _]) {
-        // Ends at the gateway, which says so.
-        all.push(ipv4([mark, 1], source, destination, UDP, 0, &udp(33434)));
-    }
-    all
-}
-
-/// An IPv4 packet. `fragment`: flags and offset.
-fn ipv4([service, hops]: [u8; 2], source: Ipv4Addr, destination: Ipv4Addr, protocol: u8, fragment: u16, content: &[u8]) -> Vec<u8> {
-    let length = u16::try_from(20 + content.len()).unwrap().to_be_bytes();
-    let mut packet = vec![0x45, service, length[0], length[1], 0, 9];
-    packet.extend(fragment.to_be_bytes());
-    packet.extend([hops, protocol, 0, 0]);
-    packet.extend(source.octets());
-    packet.extend(destination.octets());
-    let sum = checksum(&packet, 5).to_be_bytes();
-    packet[10..12].copy_from_slice(&sum);
-    packet.extend(content);
-    packet
-}
-
-fn tcp(source: Ipv4Addr, destination: Ipv4Addr, from: u16, to: u16, flags: u8) -> Vec<u8> {
-    let mut segment = [&from.to_be_bytes()[..], &to.to_be_bytes()].concat();
-    segment.extend([0, 0, 0, 7, 0, 0, 0, 0, 0x50, flags, 4, 0, 0, 0, 0, 0]);
-    let sum = ipv4_checksum(&segment, 8, &[], &source, &destination, pnet_packet::ip::IpNextHeaderProtocols::Tcp);
-    segment[16..18].copy_from_slice(&sum.to_be_bytes());
-    segment
-}
-
-fn icmp(kind: u8, rest: &[u8]) -> Vec<u8> {
-    let mut message = [&[kind, 0, 0, 0], rest].concat();
-    let sum = checksum(&message, 1).to_be_bytes();
-    message[2..4].copy_from_slice(&sum);
-    message
 }

@@ -10,7 +10,7 @@ const INNER: &str = "STAGENET_LAB";
 /// Set to skip labs where namespaces cannot be had. Every skip is printed.
 const SKIP: &str = "STAGENET_SKIP_KERNEL_LABS";
 /// The longest that a lab may take, many times what it needs on a quiet machine.
-const BOUND: Duration = Duration::from_mins(4);
+const BOUND: Duration = Duration::from_mins(10);
 
 /// Runs `body` in new network, mount and process namespaces, as the test `name` (its path inside the test binary).
 pub fn isolated(name: &str, body: impl FnOnce()) {
