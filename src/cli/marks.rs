@@ -59,7 +59,10 @@ impl MarkArgs {
     fn misfit(&self) -> String {
         let mask = self.fwmark_mask;
         let Some(base) = self.fwmark_base.filter(|base| base & !mask != 0) else {
-            return format!("--fwmark-mask {mask:#x} must be one run of bits, such as 0xff or 0xff0000");
+            return match self.fwmark_base.filter(|base| *base == mask && !mask.is_power_of_two()) {
+                Some(base) => format!("--fwmark-base {base:#x} must be below --fwmark-mask: the last mark is that of packets from nobody inside"),
+                None => format!("--fwmark-mask {mask:#x} must be one run of two bits or more, such as 0xff or 0xff0000"),
+            };
         };
         format!("--fwmark-base {base:#x} has bits outside of --fwmark-mask {mask:#x}")
     }
@@ -101,8 +104,8 @@ mod tests {
     #[test]
     fn bits_of_others_are_refused_by_name_unless_allowed() {
         for (mask, who) in [
-            (0x4000, "0x4000 of kube-proxy"),
-            (0x8000, "0x8000 of kube-proxy"),
+            (0x6000, "0x4000 of kube-proxy"),
+            (0xc000, "0xc000 of kube-proxy"),
             (0xff_0000, "0xff0000 of Calico"),
             (0xff00, "0xc000 of kube-proxy, 0xf00 of Cilium"),
         ] {
@@ -114,8 +117,12 @@ mod tests {
 
     #[test]
     fn a_mask_with_holes_and_a_base_outside_of_it_are_refused() {
-        let said = args(None, 0x5, true).marks().unwrap_err().to_string();
-        assert!(said.contains("one run of bits"), "{said}");
+        for mask in [0x5, 0x10] {
+            let said = args(None, mask, true).marks().unwrap_err().to_string();
+            assert!(said.contains("one run of two bits or more"), "{said}");
+        }
+        let said = args(Some(0xff), 0xff, true).marks().unwrap_err().to_string();
+        assert!(said.contains("--fwmark-base 0xff must be below"), "{said}");
         let said = args(Some(0x100), 0xff, true).marks().unwrap_err().to_string();
         assert!(
             said.contains("--fwmark-base 0x100 has bits outside of --fwmark-mask 0xff"),

@@ -197,8 +197,6 @@ fn condition(family: Family, m: &Match) -> Result<String, Problem> {
         Match::Icmp(kind) => format!("-m icmp6 --icmpv6-type {kind}"),
         Match::InLike(prefix) => format!("-i {prefix}"),
         Match::OutLike(prefix) => format!("-o {prefix}"),
-        Match::LastHop if family == Family::V4 => "-m ttl --ttl-lt 2".to_owned(),
-        Match::LastHop => "-m hl --hl-lt 2".to_owned(),
         Match::Mark(mark) => format!("-m mark --mark {}", within(*mark)?),
         Match::ConnMark(0) => return Err(Problem::EmptyMark),
         Match::ConnMark(bits) => format!("-m connmark --mark {bits:#x}/{bits:#x}"),

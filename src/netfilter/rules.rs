@@ -126,8 +126,6 @@ pub enum Match {
     InLike(IfPrefix),
     /// `-o PREFIX+`
     OutLike(IfPrefix),
-    /// `-m ttl --ttl-lt 2`, or `-m hl --hl-lt 2`: packets that a router does not pass on.
-    LastHop,
     /// `-m mark --mark V/M`
     Mark(Mark),
     /// `-p P --dport A:B`

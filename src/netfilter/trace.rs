@@ -382,6 +382,5 @@ fn holds(m: &Match, packet: &Packet) -> bool {
         Match::ConnMark(bits) => packet.marked(*bits),
         Match::Limit { .. } => true,
         // Hop limits are not looked at: no packet here is on its last.
-        Match::LastHop => false,
     }
 }

@@ -39,7 +39,7 @@ pub(super) fn table(
 ) -> TableRules {
     let mut table = TableRules::default();
     forward(&mut table, sites, family, options);
-    last_hop(&mut table, sites, family);
+    nobody(&mut table, sites, family, kernel, options);
     clamp(&mut table, sites, family);
     input(&mut table, sites, family);
     errors(&mut table, sites, family, kernel, options);
@@ -84,11 +84,11 @@ fn forward(table: &mut TableRules, sites: &[Site<'_>], family: Family, options: 
     }
 }
 
-/// `SNET-PRE`: the node answers a packet that it cannot pass on before FORWARD, and answers whoever the source says it is. In IPv4 the strict reverse path filter has dropped
-/// what comes from nobody inside by then; IPv6 has none. Isolated networks see to it in table raw.
-fn last_hop(table: &mut TableRules, sites: &[Site<'_>], family: Family) {
-    let plain: Vec<&Site<'_>> = sites.iter().filter(|s| s.separate.is_none() && !s.fence.is_empty()).collect();
-    if family == Family::V4 || plain.is_empty() {
+/// `SNET-PRE`: marks what comes from inside under a source that is nobody's inside. The node answers a packet that it cannot pass on before FORWARD, and answers whoever the source says it is.
+/// In IPv4 the strict reverse path filter drops such packets; IPv6 has none. Isolated networks see to it in table raw.
+fn nobody(table: &mut TableRules, sites: &[Site<'_>], family: Family, kernel: &KernelFacts, options: &HostOptions) {
+    let plain: Vec<&Site<'_>> = sites.iter().filter(|site| site.marks_nobody(family, kernel)).collect();
+    if plain.is_empty() {
         return;
     }
     let root = hook(table, Hook::Prerouting, "PRE");
@@ -101,7 +101,7 @@ fn last_hop(table: &mut TableRules, sites: &[Site<'_>], family: Family) {
         let mut chain: Chain = local_sources(site, family)
             .map(|from| rule(site, [Match::Source(from)], Target::Return))
             .collect();
-        chain.push(rule(site, [Match::LastHop], Target::Drop));
+        chain.push(rule(site, [], Target::SetMark(options.marks.nobody())));
         chains.insert(own, chain);
     }
     let mut chain = Chain::new();

@@ -249,7 +249,7 @@ pub(super) fn host_plan(world: View<'_>, verdicts: &Verdicts, node: &str, option
         );
         links::program(&mut plan, site, facts);
     }
-    separation::program(&mut plan, &sites, options);
+    separation::program(&mut plan, &sites, &facts.kernel, options);
     links::route_clients(&mut plan, world, verdicts, facts);
     plan.ruleset = rules::ruleset(&sites, &claimed_elsewhere(&sites, verdicts), &facts.kernel, options);
     plan.flows = Arc::new(FlowPolicy::of(&sites));

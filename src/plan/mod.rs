@@ -157,17 +157,25 @@ impl Default for Marks {
 }
 
 impl Marks {
-    /// Marks from `base` on under `mask`. None unless the mask is one run of bits and the base a value of them other than 0.
+    /// Marks from `base` on under `mask`. None unless the mask is one run of bits and the base a value of them other than 0 and the last, which is [`Marks::nobody`].
     pub fn new(base: u32, mask: u32) -> Option<Self> {
         let run = mask != 0 && (mask >> mask.trailing_zeros()).checked_add(1).is_none_or(u32::is_power_of_two);
-        (run && base != 0 && base & !mask == 0).then_some(Self { base, mask })
+        (run && base != 0 && base != mask && base & !mask == 0).then_some(Self { base, mask })
     }
 
     /// The mark of an identifier (from 1). None if there are no more.
     pub fn of(self, identifier: u32) -> Option<Mark> {
         let step = 1_u32.checked_shl(self.mask.trailing_zeros())?;
         let value = identifier.checked_sub(1)?.checked_mul(step)?.checked_add(self.base)?;
-        (value & !self.mask == 0).then_some(Mark { value, mask: self.mask })
+        (value & !self.mask == 0 && value != self.mask).then_some(Mark { value, mask: self.mask })
+    }
+
+    /// What packets from inside bear whose source is nobody inside: the node drops them where it would route them, and says nothing to whoever has that address.
+    pub fn nobody(self) -> Mark {
+        Mark {
+            value: self.mask,
+            mask: self.mask,
+        }
     }
 
     /// What packets of no isolated network bear.

@@ -30,7 +30,7 @@ pub(super) fn table(sites: &[Site<'_>], family: Family, kernel: &KernelFacts, op
             .filter(|site| site.separate.is_some() && site.served().is_some() && site.has(family))
     };
     for site in isolated() {
-        network(&mut table.chains, site, family, kernel);
+        network(&mut table.chains, site, family, kernel, options);
     }
     let entries = destinations(sites, family, kernel);
     if table.chains.is_empty() && entries.is_empty() {
@@ -74,7 +74,7 @@ fn tracked(site: &Site<'_>, helper: Option<Helper>) -> Option<Target> {
 }
 
 /// `SNET-C-H`: helpers, zone, mark.
-fn network(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Family, kernel: &KernelFacts) {
+fn network(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Family, kernel: &KernelFacts, options: &HostOptions) {
     let name = network_chain("C", site.hash);
     let Some(separate) = site.separate else { return };
     chains.insert(name.clone(), Chain::new());
@@ -82,18 +82,19 @@ fn network(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Fam
     let chain = chains.entry(name).or_default();
     chain.extend(tracked(site, None).map(|target| rule(site, [], target)));
     chain.push(rule(site, [], Target::SetMark(separate.mark)));
-    from_inside(chains, site, family);
+    from_inside(chains, site, family, options);
 }
 
-/// `SNET-CI-H`: what comes from inside. The node itself answers a packet that it cannot pass on, before the fence has seen it, and answers whoever the source says it is: if that
-/// is nobody inside, it may be production.
-fn from_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Family) {
-    let known = || Target::Goto(network_chain("C", site.hash));
+/// `SNET-CI-H`: what comes from inside. The node itself answers a packet that it cannot pass on, or deliver, and answers whoever the source says it is: if that is nobody
+/// inside, it may be production. Such packets are not dropped here, because with bridge-nf-call-iptables what machines of the closed network say to each other passes here too: they are marked
+/// for a routing table that drops what is routed. No reverse path filter does, since it must be loose.
+fn from_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Family, options: &HostOptions) {
+    let known = Target::Goto(network_chain("C", site.hash));
     let mut chain: Chain = local_sources(site, family)
-        .map(|from| rule(site, [Match::Source(from)], known()))
+        .map(|from| rule(site, [Match::Source(from)], known.clone()))
         .collect();
-    chain.push(rule(site, [Match::LastHop], Target::Drop));
-    chain.push(rule(site, [], known()));
+    chain.extend(tracked(site, None).map(|target| rule(site, [], target)));
+    chain.push(rule(site, [], Target::SetMark(options.marks.nobody())));
     chains.insert(network_chain("CI", site.hash), chain);
 }
 

@@ -1,32 +1,40 @@
-//! Routing of isolated networks: a table each, asked by mark.
+//! Routing of isolated networks: a table each, asked by mark; and of packets from nobody inside, which is nowhere.
 //!
 //! A table holds the network's inside prefixes and, behind them, blackholes of the same: when the interface goes, the kernel takes the route away, and what then followed main's
 //! route would reach another clone or production. Everything else is not in there, and goes on to main.
 
 use std::collections::BTreeSet;
 
-use super::HostOptions;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
 use super::host::{HostPlan, PolicyRule, Route, RuleAction, Via};
-use super::isolation::{PREFERENCE_END, PREFERENCE_INPUT, PREFERENCE_LAST, PREFERENCE_MARK, PREFERENCE_SKIP, TABLE_LAST};
+use super::isolation::{
+    PREFERENCE_END, PREFERENCE_INPUT, PREFERENCE_LAST, PREFERENCE_MARK, PREFERENCE_NOBODY, PREFERENCE_SKIP, TABLE_LAST, TABLE_NOBODY,
+};
 use super::sites::Site;
+use super::{HostOptions, KernelFacts};
 use crate::api::mapping::Side;
 use crate::netfilter::Family;
 
 /// Adds the routes and policy rules of all isolated networks, whatever the node's role.
-pub(super) fn program(plan: &mut HostPlan, sites: &[Site<'_>], options: &HostOptions) {
+pub(super) fn program(plan: &mut HostPlan, sites: &[Site<'_>], kernel: &KernelFacts, options: &HostOptions) {
     for family in Family::ALL {
         let before = plan.policy_rules.len();
         let mut last = BTreeSet::new();
         for site in sites {
             network(plan, site, family, &mut last);
         }
-        if plan.policy_rules.len() > before {
+        let isolated = plan.policy_rules.len() > before;
+        if isolated {
             ends(plan, family, options);
+        }
+        if isolated || sites.iter().any(|site| site.marks_nobody(family, kernel)) {
+            nobody(plan, family, options);
         }
     }
 }
 
-fn network(plan: &mut HostPlan, site: &Site<'_>, family: Family, last: &mut BTreeSet<ipnet::IpNet>) {
+fn network(plan: &mut HostPlan, site: &Site<'_>, family: Family, last: &mut BTreeSet<IpNet>) {
     let (Some(served), Some(separate)) = (site.served(), site.separate) else {
         return;
     };
@@ -69,6 +77,25 @@ fn network(plan: &mut HostPlan, site: &Site<'_>, family: Family, last: &mut BTre
         let input = Some(served.inside.clone());
         plan.policy_rules.insert(rule(PREFERENCE_INPUT + separate.identifier, None, input));
     }
+}
+
+/// Where packets go whose source is nobody inside. Before any rule of others that leads to main: behind those of isolated networks, whose marks are other ones.
+fn nobody(plan: &mut HostPlan, family: Family, options: &HostOptions) {
+    plan.policy_rules.insert(PolicyRule {
+        family,
+        preference: PREFERENCE_NOBODY,
+        mark: Some(options.marks.nobody()),
+        input: None,
+        action: RuleAction::Lookup(TABLE_NOBODY),
+    });
+    plan.routes.insert(Route {
+        table: TABLE_NOBODY,
+        destination: match family {
+            Family::V4 => IpNet::V4(Ipv4Net::default()),
+            Family::V6 => IpNet::V6(Ipv6Net::default()),
+        },
+        via: Via::Blackhole,
+    });
 }
 
 /// What stands around the rules of the networks.

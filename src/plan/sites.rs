@@ -16,7 +16,7 @@ use super::rules::network_hash;
 use super::sharing::{overlap, refusal, separate, shared, sources};
 use super::validate::{self, ValidNetwork};
 use super::verdict::{Claim, NetworkVerdict};
-use super::{HostOptions, MappingKey, NodeFacts, Refusal, Verdicts, View, values};
+use super::{HostOptions, KernelFacts, MappingKey, NodeFacts, Refusal, Verdicts, View, values};
 use crate::api::gatewaynode::Role;
 use crate::api::reasons;
 use crate::netfilter::{Family, IfName, Match, Owner};
@@ -79,6 +79,12 @@ impl Site<'_> {
     pub(super) fn has(&self, family: Family) -> bool {
         let mut prefixes = self.network.into_iter().flat_map(|n| n.pool.iter().chain(&n.inside));
         prefixes.any(|prefix| Family::of_net(prefix) == family)
+    }
+
+    /// Whether table mangle tells which of its packets come from nobody inside. A node that does not forward IPv6 may have none.
+    pub(super) fn marks_nobody(&self, family: Family, kernel: &KernelFacts) -> bool {
+        let concerned = family == Family::V6 && (kernel.ipv6_forwarding || self.has(family));
+        concerned && self.separate.is_none() && !self.fence.is_empty()
     }
 
     /// Whether there is something to translate in this family.

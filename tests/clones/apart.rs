@@ -35,7 +35,7 @@ impl Watch {
         );
         // On a bridge itself those of its own side are seen as well.
         let inside = |k: usize, foreign: u8| {
-            let filter = format!("ether src {} and ({} or {})", mac(k), marked(foreign), marked(OUTSIDE));
+            let filter = format!("ether src {} and ({} or ip[1] = {OUTSIDE})", mac(k), marked(foreign));
             Witness::on(gateway, &format!("br{k}"), &filter)
         };
         let mut watch = Self {
@@ -214,7 +214,7 @@ fn two(shape: crate::lab::Shape) -> Clones {
 clones! {
     /// Whoever tries whatever inside, borrowed addresses included: nothing is seen outside or in the other clone, from before the second clone came until after it
     /// went.
-    fn nothing_passes_between_clones_or_leaves_them(shape) in [nft_router, legacy_cables, nft_shared] {
+    fn nothing_passes_between_clones_or_leaves_them(shape) in [nft_node, legacy_node, nft_router, legacy_cables, nft_shared] {
         let clones = two(shape);
         let mut watch = Watch::start(&clones);
         clones.write(1, false, "Deny");
