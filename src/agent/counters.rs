@@ -67,7 +67,9 @@ pub struct Counts {
 fn subject(table: Table, chain: &ChainName, rule: &Rule) -> Option<Subject> {
     match (table, &rule.owner, &rule.target) {
         // What bears the mark of nobody inside is dropped where it would be routed.
-        (Table::Mangle, Owner::Network(network), Target::Drop | Target::SetMark(_)) => Some(Subject::Denied(network.clone(), direction(chain)?)),
+        (Table::Mangle, Owner::Network(network), Target::Drop | Target::SetMark(_)) => {
+            Some(Subject::Denied(network.clone(), direction(chain)?))
+        }
         (Table::Nat, Owner::Mapping(name), Target::Dnat { .. } | Target::Snat { .. } | Target::Netmap { .. }) => {
             let from = rule.matches.iter().any(|m| matches!(m, Match::Source(_)));
             Some(Subject::Mapping(name.clone(), if from { Way::Left } else { Way::Dialled }))

@@ -35,7 +35,8 @@
 //! * **Tables and policy rules that go** go after the labels (10), for the same reason; within 10 rules first, blackholes last.
 //! * **A table that changes hands** (an identifier used again, an inside interface named anew): the old way goes in 3 and its blackhole stays, so what is still
 //!   translated for the old network is dropped, not delivered to the new one; the new way comes in 9.
-//! * **A network that stops being isolated** gets its way in main in 4, before its labels go in 8.
+//! * **A network that stops being isolated** gets its way in main and a strict reverse path filter in 4, before its labels go in 8: what comes from nobody inside is dropped by
+//!   the one or by the other.
 //!
 //! The next start compares everything with the plan and goes on; which labels go is then told by what is in the kernel.
 

@@ -11,6 +11,9 @@ use crate::host::{LinkChange, ObservedLinks};
 use crate::netfilter::{ChainName, IfName, Owner, TableRules};
 use crate::plan::{HostPlan, LinkSettings, PolicyRule, Route, RuleAction, TABLE_MAIN, Via};
 
+/// `rp_filter` that takes a packet only from where it would be answered to (Documentation/networking/ip-sysctl.rst).
+const STRICT: u8 = 1;
+
 /// The link changes of a pass, by stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LinkStages {
@@ -18,7 +21,8 @@ pub struct LinkStages {
     pub separation: Vec<LinkChange>,
     /// Proxies, routes, addresses that go, in this order.
     pub removals: Vec<LinkChange>,
-    /// Ways inside that come in tables that are asked for any packet: behind the fence, before anything is translated to them.
+    /// Ways inside that come in tables that are asked for any packet: behind the fence, before anything is translated to them. Then reverse path filters that
+    /// become strict where a network was served before: they need those ways, and must stand before its labels go.
     pub ways: Vec<LinkChange>,
     /// Settings, addresses, routes, proxies that come, in this order: forwarding is switched on where the fence stands already, and the node
     /// answers for an address only once it can deliver.
@@ -43,8 +47,19 @@ pub fn link_stages(plan: &HostPlan, seen: &ObservedLinks) -> LinkStages {
             .cloned()
             .map(LinkChange::Inside),
     );
+    let mut strict = Vec::new();
     for (interface, wanted) in &plan.links {
-        if let Some(change) = seen.links.get(interface).and_then(|present| settings_change(wanted, present)) {
+        let change = seen.links.get(interface).and_then(|present| settings_change(wanted, present));
+        let Some(mut change) = change else { continue };
+        if seen.inside.contains(interface) {
+            let rp_filter = change.rp_filter.take_if(|value| *value == STRICT);
+            let early = LinkSettings {
+                rp_filter,
+                ..LinkSettings::default()
+            };
+            strict.extend(rp_filter.map(|_| LinkChange::Set(interface.clone(), early)));
+        }
+        if change != LinkSettings::default() {
             out.push(LinkChange::Set(interface.clone(), change));
         }
     }
@@ -60,6 +75,7 @@ pub fn link_stages(plan: &HostPlan, seen: &ObservedLinks) -> LinkStages {
         };
         stage.push(LinkChange::AddRule(rule));
     }
+    stages.ways.extend(strict);
     stages
         .removals
         .extend(seen.addresses.difference(&plan.addresses).cloned().map(LinkChange::RemoveAddress));

@@ -185,3 +185,28 @@ fn what_attracts_goes_first_and_comes_last() {
     ));
     assert_eq!(goes.leavings, [LinkChange::RemoveRoute(to(TABLE_MAIN, INSIDE, "brA"))]);
 }
+
+#[test]
+fn a_filter_becomes_strict_before_labels_go_where_a_network_was_served_and_no_sooner_elsewhere() {
+    let br1 = interface("br1");
+    let mut plan = HostPlan::default();
+    plan.routes.insert(to(TABLE_MAIN, INSIDE, "br1"));
+    plan.links.insert(
+        br1.clone(),
+        LinkSettings {
+            forwarding: Some(true),
+            rp_filter: Some(1),
+            ..LinkSettings::default()
+        },
+    );
+    let strict = |change: &LinkChange| matches!(change, LinkChange::Set(_, set) if set.rp_filter == Some(1));
+    let mut now = ObservedLinks::default();
+    now.links.insert(br1.clone(), LinkSettings::default());
+    let fresh = link_stages(&plan, &now);
+    assert!(!fresh.ways.iter().any(strict) && fresh.additions.iter().any(strict), "{fresh:#?}");
+
+    now.inside.insert(br1);
+    let served = link_stages(&plan, &now);
+    assert!(strict(served.ways.last().unwrap()), "behind the way in main: {served:#?}");
+    assert!(!served.additions.iter().any(strict), "{served:#?}");
+}

@@ -60,7 +60,9 @@ impl MarkArgs {
         let mask = self.fwmark_mask;
         let Some(base) = self.fwmark_base.filter(|base| base & !mask != 0) else {
             return match self.fwmark_base.filter(|base| *base == mask && !mask.is_power_of_two()) {
-                Some(base) => format!("--fwmark-base {base:#x} must be below --fwmark-mask: the last mark is that of packets from nobody inside"),
+                Some(base) => {
+                    format!("--fwmark-base {base:#x} must be below --fwmark-mask: the last mark is that of packets from nobody inside")
+                }
                 None => format!("--fwmark-mask {mask:#x} must be one run of two bits or more, such as 0xff or 0xff0000"),
             };
         };

@@ -169,8 +169,8 @@ fn protocol_of(family: Family, m: &Match) -> Option<&'static str> {
     match m {
         Match::DestinationPorts(transport, _) | Match::OriginalDestinationPorts(transport, _) => Some(transport.as_str()),
         Match::TcpSyn => Some(Transport::Tcp.as_str()),
-        Match::Icmp(_) if family == Family::V4 => Some("icmp"),
-        Match::Icmp(_) => Some("ipv6-icmp"),
+        Match::Icmp(_) | Match::NoRoute if family == Family::V4 => Some("icmp"),
+        Match::Icmp(_) | Match::NoRoute => Some("ipv6-icmp"),
         _ => None,
     }
 }
@@ -195,6 +195,8 @@ fn condition(family: Family, m: &Match) -> Result<String, Problem> {
         Match::TcpSyn => "-m tcp --tcp-flags SYN,RST SYN".to_owned(),
         Match::Icmp(kind) if family == Family::V4 => format!("-m icmp --icmp-type {kind}"),
         Match::Icmp(kind) => format!("-m icmp6 --icmpv6-type {kind}"),
+        Match::NoRoute if family == Family::V4 => "-m icmp --icmp-type 3/0".to_owned(),
+        Match::NoRoute => "-m icmp6 --icmpv6-type 1/0".to_owned(),
         Match::InLike(prefix) => format!("-i {prefix}"),
         Match::OutLike(prefix) => format!("-o {prefix}"),
         Match::Mark(mark) => format!("-m mark --mark {}", within(*mark)?),

@@ -134,6 +134,8 @@ pub enum Match {
     TcpSyn,
     /// `-p icmp --icmp-type T`, or `-p ipv6-icmp --icmpv6-type T`. See [`icmp`].
     Icmp(u8),
+    /// `-p icmp --icmp-type 3/0`, or `-p ipv6-icmp --icmpv6-type 1/0`: what a router says that knows no way (RFC 792, RFC 4443).
+    NoRoute,
     /// `-m conntrack --ctstate`
     State(ConnState),
     /// `-m conntrack --ctorigdst`: the destination before translation.

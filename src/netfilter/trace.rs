@@ -367,6 +367,8 @@ fn holds(m: &Match, packet: &Packet) -> bool {
         Match::Mark(mark) => packet.mark & mark.mask == mark.value,
         // Only first packets are told apart from the rest by rules of ours, and those of a connection are SYN.
         Match::TcpSyn => matches!(packet.payload, Payload::Transport(Transport::Tcp, _)) && connection.state == State::New,
+        // Said by the node itself, which no packet here is.
+        Match::NoRoute => false,
         Match::Icmp(kind) => match packet.payload {
             Payload::EchoRequest => *kind == icmp::echo_request(packet.family),
             Payload::Icmp(present) => *kind == present,
@@ -381,6 +383,5 @@ fn holds(m: &Match, packet: &Packet) -> bool {
         }
         Match::ConnMark(bits) => packet.marked(*bits),
         Match::Limit { .. } => true,
-        // Hop limits are not looked at: no packet here is on its last.
     }
 }

@@ -85,22 +85,22 @@ fn forward(table: &mut TableRules, sites: &[Site<'_>], family: Family, options: 
 }
 
 /// `SNET-PRE`: marks what comes from inside under a source that is nobody's inside. The node answers a packet that it cannot pass on before FORWARD, and answers whoever the source says it is.
-/// In IPv4 the strict reverse path filter drops such packets; IPv6 has none. Isolated networks see to it in table raw.
+/// In IPv4 the strict reverse path filter drops such packets; IPv6 has none. Isolated networks see to it in table raw. Where a network is not served, nobody is answered: it may be that
+/// another has the same addresses.
 fn nobody(table: &mut TableRules, sites: &[Site<'_>], family: Family, kernel: &KernelFacts, options: &HostOptions) {
-    let plain: Vec<&Site<'_>> = sites.iter().filter(|site| site.marks_nobody(family, kernel)).collect();
-    if plain.is_empty() {
+    let concerned: Vec<&Site<'_>> = sites.iter().filter(|site| site.marks_nobody(family, kernel)).collect();
+    if concerned.is_empty() {
         return;
     }
     let root = hook(table, Hook::Prerouting, "PRE");
     let rest = ChainName::lossy("PRE2");
     let chains = &mut table.chains;
     let mut names = BTreeMap::new();
-    for site in plain {
+    for site in concerned {
         let own = network_chain("P", site.hash);
         names.extend(site.fence.iter().map(|name| (name.clone(), (site.owner(), own.clone()))));
-        let mut chain: Chain = local_sources(site, family)
-            .map(|from| rule(site, [Match::Source(from)], Target::Return))
-            .collect();
+        let answered = local_sources(site, family).filter(|_| site.served().is_some());
+        let mut chain: Chain = answered.map(|from| rule(site, [Match::Source(from)], Target::Return)).collect();
         chain.push(rule(site, [], Target::SetMark(options.marks.nobody())));
         chains.insert(own, chain);
     }
@@ -117,13 +117,19 @@ fn nobody(table: &mut TableRules, sites: &[Site<'_>], family: Family, kernel: &K
     chains.insert(root, chain);
 }
 
-/// To the node itself. What a mapping of a prefix translated to one of the node's own addresses is for no client either.
+/// To the node itself. What a mapping of a prefix translated to one of the node's own addresses is for no client either. Names come first: what is part of a known connection
+/// may be another clone's, as long as the labels of this one are missing.
 fn input(table: &mut TableRules, sites: &[Site<'_>], family: Family) {
     let root = hook(table, Hook::Input, INPUT);
     let rest = ChainName::lossy("IN2");
     let chains = &mut table.chains;
-    let last = astray(chains, sites, family);
-    let mut chain = vec![established()];
+    let mut last = vec![Rule::new(
+        Owner::Base,
+        [Match::State(ConnState::EstablishedOrRelated)],
+        Target::Return,
+    )];
+    last.extend(astray(chains, sites, family));
+    let mut chain = Chain::new();
     names::dispatch(chains, &mut chain, "IN", Way::In, &by_name(sites, "N"), &rest);
     chain.extend(last.iter().cloned());
     if chains.values().flatten().any(|rule| rule.target == Target::Goto(rest.clone())) {
@@ -132,29 +138,40 @@ fn input(table: &mut TableRules, sites: &[Site<'_>], family: Family) {
     chains.insert(root, chain);
 }
 
-/// `SNET-OUT`: what the node itself says about packets of isolated networks goes by the node's own routes, and those may lead to production, unless the kernel marks it
-/// like the packet it is about.
+/// `SNET-OUT`: what the node itself says about packets that it cannot pass on.
+///
+/// About those of isolated networks it goes by the node's own routes, and those may lead to production, unless the kernel marks it like the packet it is about.
+///
+/// That there is no way at all is said whoever asks: the kernel asks the reverse path filter only where it found one (`ip_route_input_slow` in `net/ipv4/route.c`). From whom
+/// the packet came is not known here, so nobody is told but those inside and those who dialled a mapping. A node with a default route has nothing to say.
 fn errors(table: &mut TableRules, sites: &[Site<'_>], family: Family, kernel: &KernelFacts, options: &HostOptions) {
-    if kernel.fwmark_reflect.contains(&family) {
-        return;
+    let base = |matches: Vec<Match>, target| Rule::new(Owner::Base, matches, target);
+    let mut chain = Chain::new();
+    if !kernel.fwmark_reflect.contains(&family) {
+        let isolated = sites.iter().filter(|site| site.separate.is_some());
+        let towards: BTreeSet<IpNet> = isolated.filter_map(|site| site.network).flat_map(|n| n.inside_of(family)).collect();
+        let unmarked = Match::Mark(options.marks.none());
+        chain.extend(towards.iter().flat_map(|prefix| {
+            let about = icmp::errors(family).iter();
+            about.map(|kind| {
+                base(
+                    vec![Match::Destination(*prefix), Match::Icmp(*kind), unmarked.clone()],
+                    Target::Drop,
+                )
+            })
+        }));
     }
-    let isolated = sites.iter().filter(|site| site.separate.is_some());
-    let towards: BTreeSet<IpNet> = isolated.filter_map(|site| site.network).flat_map(|n| n.inside_of(family)).collect();
-    if towards.is_empty() {
-        return;
+    let plain: Vec<_> = sites.iter().filter(|s| s.separate.is_none()).filter_map(Site::served).collect();
+    if family == Family::V4 && !plain.is_empty() {
+        let inside: BTreeSet<IpNet> = plain.iter().flat_map(|s| s.network.inside_of(family)).collect();
+        let told = inside.into_iter().map(Match::Destination).chain([Match::State(ConnState::Dnat)]);
+        chain.extend(told.map(|told| base(vec![Match::NoRoute, told], Target::Return)));
+        chain.push(base(vec![Match::NoRoute], Target::Drop));
     }
-    let chain = hook(table, Hook::Output, "OUT");
-    let unmarked = Match::Mark(options.marks.none());
-    let drops = towards.iter().flat_map(|prefix| {
-        let about = icmp::errors(family).iter();
-        about.map(|kind| [Match::Destination(*prefix), Match::Icmp(*kind), unmarked.clone()])
-    });
-    let drops = drops.map(|matches| Rule::new(Owner::Base, matches, Target::Drop)).collect();
-    table.chains.insert(chain, drops);
-}
-
-fn established() -> Rule {
-    Rule::new(Owner::Base, [Match::State(ConnState::EstablishedOrRelated)], Target::Return)
+    if !chain.is_empty() {
+        let name = hook(table, Hook::Output, "OUT");
+        table.chains.insert(name, chain);
+    }
 }
 
 /// Each fenced interface, and the chain of this kind of its network.

@@ -83,8 +83,11 @@ impl Site<'_> {
 
     /// Whether table mangle tells which of its packets come from nobody inside. A node that does not forward IPv6 may have none.
     pub(super) fn marks_nobody(&self, family: Family, kernel: &KernelFacts) -> bool {
-        let concerned = family == Family::V6 && (kernel.ipv6_forwarding || self.has(family));
-        concerned && self.separate.is_none() && !self.fence.is_empty()
+        let concerned = match family {
+            Family::V4 => self.served().is_none(),
+            Family::V6 => kernel.ipv6_forwarding || self.has(family),
+        };
+        concerned && (self.separate.is_none() || self.served().is_none()) && !self.fence.is_empty()
     }
 
     /// Whether there is something to translate in this family.

@@ -32,6 +32,8 @@ fn routes() -> Vec<Route> {
         route(TABLE, "192.168.200.0/24", Via::Blackhole),
         route(TABLE, "2001:db8:5::/64", Via::Link(name("eth1"))),
         route(TABLE, "2001:db8:5::/64", Via::Blackhole),
+        route(210_998, "0.0.0.0/0", Via::Blackhole),
+        route(210_998, "::/0", Via::Blackhole),
         route(100, "10.1.0.0/16", Via::Loopback),
     ]
 }
@@ -185,7 +187,7 @@ fn others_rules_routes_and_neighbours_are_neither_replaced_nor_removed() {
                     LinkChange::AddAddress(_) => true,
                     LinkChange::AddRule(rule) => rule.family == Family::V4 && rule.preference == 2111,
                     LinkChange::AddRoute(r) => {
-                        r.destination.addr() == v6(3) || r.via == Via::Blackhole && Family::of_net(&r.destination) == Family::V4
+                        r.destination.addr() == v6(3) || r.via == Via::Blackhole && r.destination.to_string() == "192.168.200.0/24"
                     }
                     LinkChange::AddProxy(p) => p.address == v6(3),
                     _ => false,

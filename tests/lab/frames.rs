@@ -8,6 +8,7 @@ const ICMP: u8 = 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const GRE: u8 = 47;
+const DO_NOT_FRAGMENT: u16 = 0x4000;
 const SYN: u8 = 2;
 const ACK: u8 = 16;
 
@@ -18,6 +19,20 @@ pub fn packets(mark: u8, sources: &[&str], destinations: &[&str]) -> Vec<Vec<u8>
     for source in sources.iter().map(address) {
         for destination in destinations.iter().map(address).filter(|d| *d != source) {
             all.extend(contents(mark, source, destination));
+        }
+    }
+    all
+}
+
+/// Packets that a gateway cannot pass on, and says so to their sources: at the end of their hops, and too long where the way out is narrow.
+pub fn hopeless(mark: u8, sources: &[&str], destinations: &[&str]) -> Vec<Vec<u8>> {
+    let address = |text: &&str| text.parse::<Ipv4Addr>().unwrap();
+    let mut all = Vec::new();
+    for source in sources.iter().map(address) {
+        for destination in destinations.iter().map(address).filter(|d| *d != source) {
+            let port = [&777u16.to_be_bytes()[..], &33434u16.to_be_bytes(), &[0, 12, 0, 0], b"hops"].concat();
+            all.push(ipv4([mark, 1], source, destination, UDP, 0, &port));
+            all.push(ipv4([mark, 32], source, destination, UDP, DO_NOT_FRAGMENT, &[7; 1480]));
         }
     }
     all

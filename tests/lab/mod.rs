@@ -52,7 +52,7 @@ pub use agent::{Agent, BINARY, stagenet};
 pub use api::{Api, isolated_with_api};
 pub use clones::{Clones, Inside, Pool, Shape};
 pub use dual::{Dual, Wiring};
-pub use frames::packets;
+pub use frames::{hopeless, packets};
 pub use killer::{End, killed_at};
 pub use net::{Ns, Ran, bridge, veth};
 pub use prober::{INSIDE_MAC, OUTSIDE_MAC, Prober, Probers, Witness, fall_silent};

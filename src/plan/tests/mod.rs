@@ -5,6 +5,7 @@ mod fields;
 mod flows;
 mod golden;
 mod host;
+mod nobody;
 mod packets;
 mod ports;
 mod verdicts;

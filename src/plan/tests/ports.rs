@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::testing::{network, plan, seed};
-use super::super::{HostPlan, InterfaceFacts, NodeFacts, World};
+use super::super::{HostPlan, InterfaceFacts, NodeFacts, Via, World};
 use super::packets::{Lab, SSH};
 use crate::api::reasons;
 use crate::netfilter::{Family, IfName, Match, Table, Target};
@@ -69,7 +69,7 @@ fn a_port_inside_is_not_served_and_fenced_with_its_bridge() {
          name br1 as spec.inside.interface of network net, or release eth1 from br1"
     );
     assert!(is_fenced(&plan, "eth1") && is_fenced(&plan, "br1") && !is_fenced(&plan, "eth0"));
-    assert!(plan.routes.is_empty() && plan.proxies.is_empty() && plan.links.is_empty());
+    assert!(plan.routes.iter().all(|r| r.via == Via::Blackhole) && plan.proxies.is_empty() && plan.links.is_empty());
     let lab = Lab::new(&world);
     for from in ["br1", "eth1"] {
         for to in ["192.168.100.1", "8.8.8.8", "192.168.200.2", "192.168.100.2"] {

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{assert_problem, cluster, link, plan_of, planned};
 use crate::api::reasons;
 use crate::plan::testing::{key, network, node, plan, seed};
-use crate::plan::{HostPlan, InterfaceFacts, MappingState, World};
+use crate::plan::{HostPlan, InterfaceFacts, MappingState, Via, World};
 
 fn found(interfaces: &[(&str, &[&str])]) -> HostPlan {
     let mut world = seed();
@@ -66,7 +66,7 @@ fn a_network_with_a_problem_programs_no_mapping() {
         let (_, plan) = plan(&world);
         assert_problem(&plan, "net", reasons::INTERFACE_MISSING, says);
         assert!(matches!(&plan.mappings[&key("vm03")], MappingState::Failed(r) if r.reason == reasons::INTERFACE_MISSING));
-        assert!(plan.routes.is_empty() && plan.proxies.is_empty() && plan.links.is_empty());
+        assert!(plan.routes.iter().all(|r| r.via == Via::Blackhole) && plan.proxies.is_empty() && plan.links.is_empty());
     }
 }
 
