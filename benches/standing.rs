@@ -22,7 +22,7 @@ use packet::world::{Rules, Served, World, manifests, mapping, virtual_address};
 const INNER: &str = "STAGENET_BENCH_STANDING";
 const MAPPINGS: usize = 10_000;
 /// How long an idle agent is watched.
-const WATCHED: Duration = Duration::from_secs(60);
+const WATCHED: Duration = Duration::from_mins(2);
 /// Clock ticks a second in /proc/PID/stat (USER_HZ, the same on every Linux).
 const TICKS: f64 = 100.0;
 /// Entries of the connection table, and the mappings that they are spread over.
@@ -37,7 +37,8 @@ fn main() {
         let (what, backend) = case.split_once(' ').unwrap();
         let backend = if backend == "nft" { Backend::Nft } else { Backend::Legacy };
         match what {
-            "idle" => idle(backend),
+            "idle" => idle(backend, false),
+            "idle-status" => idle(backend, true),
             _ => removal(backend),
         }
         return;
@@ -49,9 +50,12 @@ fn main() {
     println!("\n### Standing\n");
     println!("| what | tools | measured |");
     println!("|---|---|---:|");
-    for what in ["idle", "removal"] {
+    let chosen: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    for what in ["idle", "idle-status", "removal"] {
         for backend in ["nft", "legacy"] {
-            isolated(&format!("{what} {backend}"));
+            if chosen.is_empty() || chosen.iter().any(|c| c == what) {
+                isolated(&format!("{what} {backend}"));
+            }
         }
     }
 }
@@ -76,39 +80,47 @@ fn furnish() {
 }
 
 /// An agent that follows the manifests, after its first complete pass.
-fn agent(gateway: &Ns, backend: Backend) -> Agent {
+fn agent(gateway: &Ns, backend: Backend, status: bool) -> Agent {
     let args = ["--manifests", DIR, "--node", "bench", "--backend", backend.name()];
-    // Without a kubeconfig and without a status file.
-    let agent = Agent::run(gateway, "agent", "", &args);
+    let agent = if status {
+        Agent::start(gateway, &args)
+    } else {
+        // Without a kubeconfig and without a status file.
+        Agent::run(gateway, "agent", "", &args)
+    };
     wait_until(seconds(180), "the first complete pass", || {
         gateway.http(9469, "readyz").contains("200 OK")
     });
     agent
 }
 
-fn idle(backend: Backend) {
+fn idle(backend: Backend, status: bool) {
     let world = World::new("idle", backend, Rules::Plain);
     manifests(DIR, Served::plain(1, MAPPINGS));
-    let agent = agent(&world.gateway, backend);
+    let agent = agent(&world.gateway, backend, status);
     // Reports, records and the answers to its own changes are behind it by then.
     std::thread::sleep(Duration::from_secs(10));
     let before = ticks(agent.pid());
     std::thread::sleep(WATCHED);
     let share = (ticks(agent.pid()) - before) / TICKS / WATCHED.as_secs_f64();
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-    let kib = |name: &str| -> f64 {
-        let line = status.lines().find_map(|l| l.strip_prefix(name)).unwrap();
-        line.split_whitespace().next().unwrap().parse().unwrap()
+    let lines = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let mib = |name: &str| -> f64 {
+        let line = lines.lines().find_map(|l| l.strip_prefix(name)).unwrap();
+        line.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1024.0
     };
-    let name = backend.name();
+    let with = if status { ", with --status-file" } else { "" };
     println!(
-        "| idle at {MAPPINGS}: share of a core over 60 s, tools it starts included | {name} | {:.2} % |",
+        "| idle at {MAPPINGS}{with}: share of a core over {} s, tools it starts included | {} | {:.3} % |",
+        WATCHED.as_secs(),
+        backend.name(),
         share * 100.0
     );
     println!(
-        "| idle at {MAPPINGS}: resident memory (of it pages of the program file) | {name} | {:.1} MB ({:.1}) |",
-        kib("VmRSS:") / 1024.0,
-        kib("RssFile:") / 1024.0
+        "| idle at {MAPPINGS}{with}: resident memory (of it pages of the program file; most so far) | {} | {:.1} MB ({:.1}; {:.1}) |",
+        backend.name(),
+        mib("VmRSS:"),
+        mib("RssFile:"),
+        mib("VmHWM:")
     );
 }
 
@@ -124,7 +136,7 @@ fn removal(backend: Backend) {
     let world = World::new("removal", backend, Rules::Plain);
     world.gateway.exec("ping", &["-c", "1", "-W", "1", "10.128.255.2"]);
     manifests(DIR, Served::plain(1, SPREAD));
-    let mut agent = agent(&world.gateway, backend);
+    let mut agent = agent(&world.gateway, backend, false);
     let listening = world.server.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 7)).unwrap());
     listening.set_nonblocking(true).unwrap();
     let mut took = Vec::new();

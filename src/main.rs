@@ -6,8 +6,13 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Parser as _;
+use mimalloc::MiMalloc;
 use stagenet::cli::{Cli, CliError, EXIT_FAILED};
 use stagenet::telemetry::chain;
+
+/// Gives memory back that is no longer used. The agent needs ten times as much for a moment, when ten thousand mappings come at once, as it needs to keep them.
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 fn main() -> ExitCode {
     match start() {

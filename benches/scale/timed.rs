@@ -68,6 +68,9 @@ impl Host for Timed {
     ) -> Result<BTreeMap<ChainName, Vec<RuleCount>>, HostError> {
         self.host.counters(family, table, chains).await
     }
+    async fn tables_told(&mut self) -> Result<bool, HostError> {
+        self.host.tables_told().await
+    }
     fn events(&mut self) -> tokio::sync::mpsc::Receiver<HostEvent> {
         self.host.events()
     }

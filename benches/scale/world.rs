@@ -1,6 +1,7 @@
 //! The objects of a bench: one network, and mappings over its pool.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use kube::core::ObjectMeta;
 use serde_json::json;
@@ -25,7 +26,7 @@ pub fn snapshot(size: usize) -> Snapshot {
     .unwrap();
     Snapshot {
         networks: vec![network],
-        mappings: (0..size).map(|i| mapping(i, 0)).collect(),
+        mappings: (0..size).map(|i| Arc::new(mapping(i, 0))).collect(),
         ..Snapshot::default()
     }
 }

@@ -137,8 +137,14 @@ impl Counts {
         }
     }
 
-    /// Forgets what is counted no more: what is in none of these tables.
-    pub fn retain<'a>(&mut self, tables: impl Iterator<Item = ((Family, Table), &'a TableRules)>) {
+    /// Whether anything is known of a mapping.
+    pub fn has_mappings(&self) -> bool {
+        self.totals.keys().any(|subject| matches!(subject, Subject::Mapping(..)))
+            || self.last.keys().any(|(_, table, _)| *table == Table::Nat)
+    }
+
+    /// Forgets what is counted no more: what is in none of these tables. What has counted nothing yet is there with 0 afterwards, `mappings` only if they are wanted.
+    pub fn retain<'a>(&mut self, tables: impl Iterator<Item = ((Family, Table), &'a TableRules)>, mappings: bool) {
         let (mut subjects, mut places) = (BTreeSet::new(), BTreeSet::new());
         for ((family, table), rules) in tables {
             for (name, chain) in &rules.chains {
@@ -150,7 +156,9 @@ impl Counts {
         self.last
             .retain(|(family, table, name), _| places.contains(&(*family, *table, name)));
         for subject in subjects {
-            self.totals.entry(subject).or_default();
+            if mappings || !matches!(subject, Subject::Mapping(..)) {
+                self.totals.entry(subject).or_default();
+            }
         }
     }
 

@@ -110,7 +110,7 @@ fn what_is_counted_no_more_is_forgotten_and_what_is_new_is_there_at_once() {
     counts.take(NAT, &rules, reading(&rules, "DNAT", &[(5, 300), (6, 360)]), at(1));
     rules.chains.insert(chain("DNAT"), vec![mapped("a/one", 3), mapped("c/three", 5)]);
     rules.chains.remove(&chain("M-1"));
-    counts.retain([(NAT, &rules)].into_iter());
+    counts.retain([(NAT, &rules)].into_iter(), true);
     assert_eq!(counts.mappings().into_keys().collect::<Vec<_>>(), ["a/one", "c/three"]);
     assert_eq!(counts.mappings()["a/one"].len(), 1, "the other way is gone");
 }

@@ -39,8 +39,19 @@ pub(super) async fn read_tables(host: &mut dyn Host, kept: &mut Kept, tables: &[
         let chains = counters::chains(at.1, rules, None);
         read(host, kept, *at, rules, &chains).await?;
     }
-    if standing.len() == COUNTED.len() {
-        kept.counts.retain(standing.iter().map(|(at, rules)| (*at, &**rules)));
+    let (mut same, mut weak) = (true, BTreeMap::new());
+    for (at, rules) in &standing {
+        let now = Arc::downgrade(rules);
+        same &= kept.counted.get(at).is_some_and(|before| before.ptr_eq(&now));
+        weak.insert(*at, now);
+    }
+    // Ten thousand rules are not gone through for a timer. Who asks for mappings is shown those with nothing to show, too.
+    let mappings = tables.contains(&Table::Nat);
+    if standing.len() == COUNTED.len() && (mappings || !same) {
+        let of_mappings = mappings || kept.counts.has_mappings();
+        let tables = standing.iter().filter(|((_, table), _)| of_mappings || *table != Table::Nat);
+        kept.counts.retain(tables.map(|(at, rules)| (*at, &**rules)), mappings);
+        kept.counted = weak;
     }
     Ok(())
 }
@@ -56,7 +67,7 @@ impl Interest {
         self.last = Some(Instant::now());
     }
 
-    fn lasts(&self) -> bool {
+    pub(super) fn lasts(&self) -> bool {
         self.last.is_some_and(|last| last.elapsed() < INTEREST)
     }
 }

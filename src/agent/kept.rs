@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use ipnet::IpNet;
 
@@ -44,8 +44,13 @@ pub(super) struct KeptTable {
 impl KeptTable {
     /// Somebody may have touched it. One without anything of ours stays as unread as it is: reading it would take time, and nothing can be missing.
     fn doubt(&mut self) {
+        self.doubted |= self.concerns();
+    }
+
+    /// Whether anything of ours is in it, or should be.
+    pub(super) fn concerns(&self) -> bool {
         let wanted = self.verified.as_ref().is_some_and(|rules| **rules != TableRules::default());
-        self.doubted |= wanted || self.seen != ObservedTable::default();
+        wanted || self.seen != ObservedTable::default()
     }
 }
 
@@ -82,8 +87,12 @@ pub struct Kept {
     pub(super) raised: BTreeSet<(u16, IpNet)>,
     /// What rules have counted.
     pub(super) counts: Counts,
-    /// Whether anybody wants to know.
+    /// Whether anybody wants to know what mappings have counted.
     pub(super) interest: Interest,
+    /// Whether anybody reads the metrics.
+    pub(super) scraped: Interest,
+    /// The tables that it was last found out for what is counted in them.
+    pub(super) counted: BTreeMap<(Family, Table), Weak<TableRules>>,
     /// Whether there was a complete pass: before it, what differs is no drift.
     pub(super) settled: bool,
 }

@@ -12,6 +12,7 @@
 //! | [`schedule`] | when the next pass may run | none |
 //! | [`runner`] | waits for reasons, runs passes | the host, through [`crate::host::Host`] |
 //! | [`pass`], `stages`, `apply`, `narrow`, `probe` | one pass | the host |
+//! | `check` | whether anything has changed without an event | the host, reading |
 //! | [`staging`] | what changes in which order | none |
 //! | [`kept`] | what is known of the kernel | none |
 //! | [`counters`], `counting` | what rules have counted | the host |
@@ -21,6 +22,7 @@
 //! Nothing is written to the kernel before every source has delivered its first list, and nothing is taken away when the agent stops.
 
 mod apply;
+mod check;
 pub mod cleanup;
 pub mod counters;
 mod counting;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::api::reasons;
+use crate::controller::version;
 use crate::host::{Backend, Finding, HostError};
 use crate::netfilter::IfName;
 use crate::plan::{HostPlan, MappingKey, MappingState, NodeFacts, Verdicts};
@@ -45,11 +46,22 @@ pub struct Drift {
     pub what: String,
 }
 
+/// What became of a network's mappings, in numbers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Mappings that are programmed.
+    pub programmed: u32,
+    /// The highest resource version among the network's mappings, whatever became of them. Empty without a cluster.
+    pub synced: String,
+}
+
 /// The result of one pass.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// What was judged.
+    /// What was judged. Only the pass's caller has it: see [`Outcome::settle`].
     pub verdicts: Verdicts,
+    /// Of each network.
+    pub tallies: BTreeMap<String, Tally>,
     /// What was planned. Its rules have been moved to the memory of the pass, its mappings to [`Outcome::mappings`].
     pub plan: HostPlan,
     /// The node as planned for.
@@ -82,6 +94,36 @@ impl Outcome {
     /// Whether the pass must be tried again soon.
     pub fn failed(&self) -> bool {
         !self.complete || !self.troubles.is_empty()
+    }
+
+    pub(super) fn tally(&mut self) {
+        let mut tallies: BTreeMap<&str, (u32, &str)> = BTreeMap::new();
+        for (key, verdict) in &self.verdicts.mappings {
+            let (programmed, synced) = tallies.entry(&verdict.network).or_default();
+            if let Some(MappingState::Planned { .. }) = self.mappings.get(key) {
+                *programmed += 1;
+            }
+            if synced.is_empty() || version::reached(&verdict.resource_version, synced) {
+                *synced = &verdict.resource_version;
+            }
+        }
+        let owned = |(name, (programmed, synced)): (&str, (u32, &str))| {
+            let synced = synced.to_owned();
+            (name.to_owned(), Tally { programmed, synced })
+        };
+        self.tallies = tallies.into_iter().map(owned).collect();
+    }
+
+    /// Keeps what those that report look at: numbers, networks, and what did not go well. Ten thousand verdicts and mappings that are as planned are only
+    /// memory while the agent has nothing to do.
+    pub(super) fn settle(&mut self) {
+        self.verdicts = Verdicts::default();
+        self.plan = HostPlan {
+            networks: std::mem::take(&mut self.plan.networks),
+            ..HostPlan::default()
+        };
+        let well = |state: &MappingState| matches!(state, MappingState::Planned { missing_helpers, .. } if missing_helpers.is_empty());
+        self.mappings.retain(|_, state| !well(state));
     }
 
     /// Label `result` of the metric of passes.

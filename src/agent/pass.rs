@@ -114,6 +114,7 @@ pub async fn run(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, sett
     work.kept.settled |= work.outcome.complete;
     let mut outcome = work.outcome;
     outcome.verdicts = verdicts;
+    outcome.tally();
     outcome
 }
 

@@ -8,18 +8,18 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 
-use super::counting;
 use super::kept::Kept;
 use super::outcome::Outcome;
 use super::pass::{self, Settings};
 use super::schedule::Schedule;
 use super::source::{Problem, Snapshot, Snapshots};
+use super::{check, counting};
 use crate::host::{Backend, Host, HostEvent};
 use crate::netfilter::Table;
 use crate::telemetry::{Desk, Health, Metrics, Questions};
 
-/// Legacy tables give no events: they are read this often.
-const LEGACY_POLL: Duration = Duration::from_secs(2);
+/// The first look at everything comes soon: what changed between the first pass and the beginning of the events is not known.
+const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How often counters are read for metrics.
 const COUNT_POLL: Duration = Duration::from_secs(15);
 /// How old the page `/counters` may be: many who ask at once cost one reading.
@@ -113,8 +113,8 @@ impl<H: Host> Runner<H> {
     /// Works until `stop` resolves (Ok) or the source or the host's event stream ends (Err says which).
     pub async fn run(mut self, mut source: Snapshots, stop: impl Future<Output = ()>) -> Result<(), String> {
         let mut events = self.host.events();
-        let mut slow = ticker(self.options.resync);
-        let mut legacy = ticker(LEGACY_POLL);
+        let mut look = after(FIRST_LOOK.min(self.options.resync));
+        let mut poll = after(check::poll_interval(0));
         let mut count = ticker(COUNT_POLL);
         let mut batch = Vec::new();
         tokio::pin!(stop);
@@ -140,13 +140,12 @@ impl<H: Host> Runner<H> {
                     }
                     batch.drain(..).for_each(|event| self.note(event));
                 }
-                _ = slow.tick() => {
-                    self.kept.doubt_all();
-                    self.schedule.want();
-                }
-                _ = legacy.tick(), if self.host.backend() == Some(Backend::Legacy) => {
-                    self.kept.doubt_tables();
-                    self.schedule.want();
+                () = sleep_until(look) => look = after(self.look().await),
+                () = sleep_until(poll), if self.host.backend() == Some(Backend::Legacy) => {
+                    if !self.kept.tables_stand(&mut self.host).await {
+                        self.schedule.want();
+                    }
+                    poll = after(check::poll_interval(self.kept.rules()));
                 }
                 // Without a condition: it is also what tells that the runner lives while there is nothing to do.
                 _ = count.tick() => self.count().await,
@@ -188,6 +187,17 @@ impl<H: Host> Runner<H> {
         self.schedule.want();
     }
 
+    /// Looks whether anything has changed that no event told of. Returns the time until it is looked again.
+    async fn look(&mut self) -> Duration {
+        let started = Instant::now();
+        if self.kept.stands(&mut self.host).await {
+            super::report::succeeded(&self.metrics);
+        } else {
+            self.schedule.want();
+        }
+        check::look_interval(self.options.resync, started.elapsed())
+    }
+
     async fn pass(&mut self, snapshot: &Arc<Snapshot>) -> Arc<Report> {
         self.schedule.begin();
         let started = Instant::now();
@@ -195,13 +205,15 @@ impl<H: Host> Runner<H> {
         let ended = Instant::now();
         self.schedule.end(ended, outcome.failed(), !outcome.drift.is_empty());
         let blamed = std::mem::take(&mut self.blamed);
-        let report = Arc::new(Report {
+        let mut report = Report {
             snapshot: snapshot.clone(),
             by: (!outcome.drift.is_empty() && !blamed.is_empty()).then(|| blamed.into_iter().collect::<Vec<_>>().join(", ")),
             contended: self.schedule.contended(ended),
             outcome,
-        });
+        };
         self.tell(&report, ended - started);
+        report.outcome.settle();
+        let report = Arc::new(report);
         self.reports.send_replace(Some(report.clone()));
         report
     }
@@ -245,7 +257,12 @@ impl<H: Host> Runner<H> {
 
     /// What the metrics tell of what flows.
     async fn count(&mut self) {
-        if self.reports.borrow().is_none() {
+        if self.metrics.take_asked() {
+            self.kept.scraped.shown();
+        }
+        // The legacy tools have to save whole tables for it.
+        let cheap = self.host.backend() == Some(Backend::Nft);
+        if self.reports.borrow().is_none() || !(cheap || self.kept.scraped.lasts()) {
             return;
         }
         let mut tables = vec![Table::Mangle];
@@ -278,6 +295,10 @@ impl<H: Host> Runner<H> {
         self.page = Some((Instant::now(), page.clone()));
         Ok(page)
     }
+}
+
+fn after(pause: Duration) -> tokio::time::Instant {
+    tokio::time::Instant::now() + pause.max(Duration::from_millis(10))
 }
 
 /// Ticks from one period on, never in bursts.

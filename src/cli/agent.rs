@@ -16,7 +16,7 @@ use tokio::task::JoinSet;
 use super::marks::{MarkArgs, mark};
 use super::{BackendArg, CliError, EXIT_FAILED, EXIT_INPUT, EXIT_OK};
 use crate::agent::pass::Settings;
-use crate::agent::report::file::Standing;
+use crate::agent::report::file::{Memory, Standing};
 use crate::agent::report::{cluster, file, lease};
 use crate::agent::runner::{Report, Runner, RunnerOptions, stop_signal};
 use crate::agent::source::{self, Snapshots};
@@ -79,7 +79,7 @@ pub struct AgentArgs {
     #[arg(long, value_name = "GROUP", default_value_t = 5, help_heading = "Host")]
     nflog_group: u16,
 
-    /// Seconds between full checks of the kernel; events are followed at once
+    /// Seconds between looks at the kernel for what no event told of (up to four times that with many mappings); events are followed at once
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86400), help_heading = "Host")]
     resync: u64,
 
@@ -270,7 +270,8 @@ async fn once(args: &AgentArgs, mut runner: Runner<LinuxHost>) -> Result<ExitCod
     directory.done(&report);
     let standing = file::standing(&report, &Standing::default(), Timestamp::now());
     if let Some(path) = &args.status_file {
-        file::write(path, &file::list(&report, &standing)).map_err(|source| CliError::StatusFile {
+        let written = Memory::default().write(path, &report, Timestamp::now());
+        written.map_err(|source| CliError::StatusFile {
             path: path.clone(),
             source,
         })?;

@@ -160,6 +160,12 @@ pub trait Host: Send {
         chains: &BTreeSet<ChainName>,
     ) -> Result<BTreeMap<ChainName, Vec<RuleCount>>, HostError>;
 
+    /// Whether every change to the tables up to now has been told by [`Host::events`], or was made by this host. False where nobody can tell, as with legacy
+    /// tools: then the tables have to be read.
+    async fn tables_told(&mut self) -> Result<bool, HostError> {
+        Ok(false)
+    }
+
     /// The stream of kernel events. Called once.
     fn events(&mut self) -> tokio::sync::mpsc::Receiver<HostEvent>;
 }

@@ -34,16 +34,20 @@ pub(super) struct Leaving<'a> {
 pub(super) fn leaving<'a>(site: &Site<'a>, family: Family) -> Option<Leaving<'a>> {
     let network = site.network.filter(|_| site.served().is_some())?;
     let claims = || site.claims.iter().filter(|(_, claim)| claim.family() == family);
+    let rules: Vec<&EgressTo> = network.egress.iter().filter(|rule| Family::of_net(&rule.to) == family).collect();
+    let inward: Vec<_> = claims().filter(|(_, claim)| claim.side == Side::Inside).copied().collect();
+    if !network.egress_allowed && rules.is_empty() && inward.is_empty() {
+        return None;
+    }
     let leaving = Leaving {
         mirrors: mirrors(claims()),
         source: site.sources.get(&family).copied(),
         open: network.egress_allowed,
-        rules: network.egress.iter().filter(|rule| Family::of_net(&rule.to) == family).collect(),
-        inward: claims().filter(|(_, claim)| claim.side == Side::Inside).copied().collect(),
+        rules,
+        inward,
     };
-    let nowhere = !leaving.open && leaving.rules.is_empty() && leaving.inward.is_empty();
     let nobody = leaving.mirrors.is_empty() && leaving.source.is_none();
-    (!nowhere && !nobody).then_some(leaving)
+    (!nobody).then_some(leaving)
 }
 
 /// Of two 1:1 mappings to one target the older counts.

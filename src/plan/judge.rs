@@ -101,7 +101,7 @@ fn names(mapping: &NatMapping) -> (&str, &str) {
 /// The decisive object of each namespace and name, and whether others of that name say something else. The API server has one object a key; a
 /// directory of files may have several.
 fn by_key(world: View<'_>) -> Vec<(&NatMapping, bool)> {
-    let mut all: Vec<&NatMapping> = world.mappings.iter().collect();
+    let mut all = world.mappings.all();
     all.sort_by_key(|mapping| names(mapping));
     all.chunk_by_mut(|a, b| names(a) == names(b))
         .filter_map(|objects| {

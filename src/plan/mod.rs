@@ -37,6 +37,7 @@ pub use verdict::{Claim, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Ve
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -127,16 +128,34 @@ pub struct View<'a> {
     /// See [`World::networks`].
     pub networks: &'a [StagingNetwork],
     /// See [`World::mappings`].
-    pub mappings: &'a [NatMapping],
+    pub mappings: Mappings<'a>,
     /// See [`World::nodes`].
     pub nodes: &'a [NodeFacts],
+}
+
+/// Mappings that belong to others.
+#[derive(Clone, Copy, Debug)]
+pub enum Mappings<'a> {
+    /// One after the other.
+    Owned(&'a [NatMapping]),
+    /// Each by itself, as they are where ten thousand of them outlive the change of one.
+    Shared(&'a [Arc<NatMapping>]),
+}
+
+impl<'a> Mappings<'a> {
+    fn all(self) -> Vec<&'a NatMapping> {
+        match self {
+            Self::Owned(mappings) => mappings.iter().collect(),
+            Self::Shared(mappings) => mappings.iter().map(AsRef::as_ref).collect(),
+        }
+    }
 }
 
 impl<'a> From<&'a World> for View<'a> {
     fn from(world: &'a World) -> Self {
         Self {
             networks: &world.networks,
-            mappings: &world.mappings,
+            mappings: Mappings::Owned(&world.mappings),
             nodes: &world.nodes,
         }
     }

@@ -98,7 +98,7 @@ pub const LAST_SUCCESS: Descriptor = Descriptor {
     name: "agent_last_success_timestamp_seconds",
     kind: Kind::Gauge,
     labels: &[],
-    help: "Unix time at which a pass last ended without an error; 0 until then",
+    help: "Unix time at which the node was last found or made as planned; 0 until then",
 };
 /// Denied packets.
 pub const DENIED: Descriptor = Descriptor {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -130,6 +130,8 @@ pub struct Metrics {
     denied: Family<DeniedLabels, Counter>,
     /// Kernel counters as last read: they restart at 0 when a chain is replaced, a Prometheus counter must not.
     denied_seen: Mutex<BTreeMap<(String, String), u64>>,
+    /// Whether the page was asked for.
+    asked: AtomicBool,
     /// [`describe::MAPPING_PACKETS`]
     mapping_packets: Family<MappingLabels, Counter>,
     /// [`describe::MAPPING_BYTES`]
@@ -173,6 +175,7 @@ impl Metrics {
             last_success: Gauge::default(),
             denied: Family::default(),
             denied_seen: Mutex::default(),
+            asked: AtomicBool::default(),
             mapping_packets: Family::default(),
             mapping_bytes: Family::default(),
             mapping_last_hit: Family::default(),
@@ -241,8 +244,14 @@ impl Metrics {
         self.mappings_without_series.set(i64::try_from(left_out).unwrap_or(i64::MAX));
     }
 
+    /// Whether the page was asked for since this was last asked.
+    pub fn take_asked(&self) -> bool {
+        self.asked.swap(false, Ordering::Relaxed)
+    }
+
     /// The page that Prometheus scrapes (OpenMetrics text).
     pub fn page(&self) -> Result<String, std::fmt::Error> {
+        self.asked.store(true, Ordering::Relaxed);
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &self.registry)?;
         Ok(page)

@@ -59,7 +59,7 @@ fn snapshot(text: &str) -> Arc<Snapshot> {
     assert_eq!(read.problems, []);
     Arc::new(Snapshot {
         networks: read.networks,
-        mappings: read.mappings,
+        mappings: read.mappings.into_iter().map(Arc::new).collect(),
         ..Snapshot::default()
     })
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use stagenet::agent::kept::Kept;
-use stagenet::agent::report::file::{Standing, standing};
+use stagenet::agent::report::file::{Memory, Standing, standing};
 use stagenet::agent::runner::{Report, Reports, Runner, RunnerOptions};
 use stagenet::agent::source::Snapshot;
 use stagenet::api::network::Isolation;
@@ -121,7 +121,8 @@ async fn counters_are_read_when_asked_for_and_outlive_the_chains_they_are_in() {
         .hit(Family::V4, Table::Nat, "-j DNAT --to-destination 192.168.200.3", 3, 180);
     running.host.hit(Family::V4, Table::Mangle, ":segment-b -j DROP", 0, 0);
     running.objects.send(Some(two())).unwrap();
-    running.until(|r| r.outcome.complete && r.outcome.mappings.len() == 2).await;
+    let both = |r: &Report| r.outcome.tallies.values().any(|tally| tally.programmed == 2);
+    running.until(|r| r.outcome.complete && both(r)).await;
     let first = page(running.desk.ask().await.unwrap());
     let mappings = first["mappings"].as_array().unwrap();
     assert_eq!(mappings.len(), 2, "{first}");
@@ -288,4 +289,104 @@ async fn statuses_say_what_a_cluster_would_show() {
     assert_eq!(first.node.networks[0].programmed, 1);
     let later = k8s_openapi::jiff::Timestamp::from_second(now.as_second() + 100).unwrap();
     assert_eq!(standing(&report, &first, later), first, "time alone changes nothing");
+}
+
+/// A change, and its name.
+type Meddling = (&'static str, fn(&FakeHost));
+
+#[tokio::test]
+async fn a_look_finds_what_no_event_told_of_and_changes_nothing() {
+    let (host, mut kept) = (host(), Kept::default());
+    assert!(!kept.stands(&mut host.clone()).await, "nothing is known before the first pass");
+    assert!(!pass(&host, &mut kept, &one()).await.failed());
+    assert!(kept.stands(&mut host.clone()).await);
+    let meddlings: [Meddling; 8] = [
+        ("flush", |host| host.flush(Family::V4, Table::Nat)),
+        ("junk", |host| {
+            host.edit_chain(Family::V4, Table::Mangle, "SNET-FWD", |rules| rules.push("-j ACCEPT".to_owned()));
+        }),
+        ("hook", |host| {
+            host.edit_chain(Family::V4, Table::Filter, "FORWARD", |rules| {
+                rules.insert(0, "-j ACCEPT".to_owned())
+            });
+        }),
+        ("route", |host| host.remove_route(host.routes().first().unwrap())),
+        ("proxy", |host| host.remove_proxy(host.proxies().first().unwrap())),
+        ("setting", |host| {
+            let on = LinkSettings {
+                send_redirects: Some(true),
+                ..LinkSettings::default()
+            };
+            host.meddle_settings(&interface("eth0"), &on);
+        }),
+        ("hook gone", |host| {
+            host.edit_chain(Family::V4, Table::Filter, "FORWARD", |rules| {
+                rules.remove(0);
+            });
+        }),
+        ("lost", |host| host.fail_next(Call::ReadLinks, crate::boom())),
+    ];
+    for (name, meddle) in meddlings {
+        meddle(&host);
+        let writes = host.writes();
+        let found = !kept.stands(&mut host.clone()).await;
+        assert_eq!(host.writes(), writes, "{name}");
+        assert!(found, "{name}");
+        assert!(!pass(&host, &mut kept, &one()).await.failed(), "{name}");
+        assert_eq!(pass(&host, &mut Kept::default(), &one()).await.label(), "unchanged", "{name}");
+        assert!(kept.stands(&mut host.clone()).await, "{name}");
+    }
+}
+
+#[tokio::test]
+async fn the_status_file_says_what_a_cluster_would_show_and_is_written_when_that_changes() {
+    let at = |seconds| k8s_openapi::jiff::Timestamp::from_second(seconds).unwrap();
+    let (host, mut kept) = (host(), Kept::default());
+    let mut report = async |down: bool| {
+        let mut inside = facts(3, "192.168.200.2/24");
+        inside.up = !down;
+        host.add_interface("eth1", inside);
+        kept.doubt_interfaces();
+        Report {
+            snapshot: two(),
+            outcome: pass(&host, &mut kept, &two()).await,
+            by: None,
+            contended: false,
+        }
+    };
+    let (up, down) = (report(false).await, report(true).await);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("status.json");
+    let mut memory = Memory::default();
+    let mut before = Standing::default();
+    for (report, seconds, news) in [
+        (&up, 100, true),
+        (&up, 200, false),
+        (&down, 300, true),
+        (&down, 400, false),
+        (&up, 500, true),
+    ] {
+        before = standing(report, &before, at(seconds));
+        assert_eq!(memory.write(&path, report, at(seconds)).unwrap(), news, "{seconds}");
+        let list: serde_json::Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let statuses: Vec<_> = list["items"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|item| item["status"].clone())
+            .collect();
+        let mut wanted: Vec<_> = before.statuses.networks.values().map(|status| serde_json::json!(status)).collect();
+        wanted.extend(before.statuses.mappings.values().map(|status| serde_json::json!(status)));
+        wanted.push(serde_json::json!(before.node));
+        assert_eq!(statuses, wanted, "{seconds}");
+    }
+    let names: Vec<_> = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["status.json"], "nothing is left beside it");
+    let yaml = dir.path().join("status.yaml");
+    assert!(Memory::default().write(&yaml, &up, at(1)).unwrap());
+    let text = std::fs::read_to_string(&yaml).unwrap();
+    assert!(text.contains("kind: NatMapping") && text.contains("type: Ready"), "{text}");
 }

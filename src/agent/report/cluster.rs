@@ -10,6 +10,7 @@ use kube::api::{Api, Patch, PatchParams};
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::{Client, Resource};
 use serde_json::json;
+use tokio::time::timeout;
 
 use super::{MANAGER, status};
 use crate::agent::runner::{Report, Reports};
@@ -76,7 +77,8 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
             }
         };
         tokio::time::sleep(pause).await;
-        if reports.changed().await.is_err() {
+        // What was written is looked at again also while nothing happens.
+        if matches!(timeout(REREAD, reports.changed()).await, Ok(Err(_))) {
             return;
         }
     }

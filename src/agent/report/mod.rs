@@ -94,6 +94,11 @@ pub fn measure(metrics: &Metrics, report: &Report, took: Duration) {
         .values()
         .filter(|s| matches!(s, MappingState::Failed(r) if r.reason == crate::api::reasons::RESTORE_REJECTED));
     metrics.quarantined.set(quarantined.count() as i64);
+    succeeded(metrics);
+}
+
+/// The node was found as planned just now.
+pub fn succeeded(metrics: &Metrics) {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     metrics.last_success.set(now.as_secs_f64());
 }

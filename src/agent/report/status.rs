@@ -10,7 +10,6 @@ use crate::api::conditions::{self, NodeFinding};
 use crate::api::gatewaynode::{FailureReport, GatewayNodeStatus, InterfaceStatus, NetworkReport};
 use crate::api::helper::HelperName;
 use crate::api::reasons::{self, types};
-use crate::controller::version;
 use crate::netfilter::IfName;
 use crate::plan::{MappingKey, MappingState, NetworkPlan, NodeFacts, Refusal};
 
@@ -51,19 +50,8 @@ pub fn node(report: &Report, present: Option<&GatewayNodeStatus>, now: Timestamp
 }
 
 fn networks(outcome: &Outcome) -> Vec<NetworkReport> {
-    let mut programmed = std::collections::BTreeMap::<&str, u32>::new();
-    let mut synced = std::collections::BTreeMap::<&str, &str>::new();
-    for (key, verdict) in &outcome.verdicts.mappings {
-        let network = verdict.network.as_str();
-        if let Some(MappingState::Planned { .. }) = outcome.mappings.get(key) {
-            *programmed.entry(network).or_default() += 1;
-        }
-        let highest = synced.entry(network).or_default();
-        if highest.is_empty() || version::reached(&verdict.resource_version, highest) {
-            *highest = &verdict.resource_version;
-        }
-    }
     let report = |(name, network): (&String, &NetworkPlan)| {
+        let tally = outcome.tallies.get(name).cloned().unwrap_or_default();
         let why = network.problem.clone().or_else(|| link_down(network, &outcome.facts));
         let (reason, message) = why.map(|why| (why.reason, conditions::shorten(&why.message))).unwrap_or_default();
         NetworkReport {
@@ -71,8 +59,8 @@ fn networks(outcome: &Outcome) -> Vec<NetworkReport> {
             role: network.role,
             observed_generation: network.generation,
             fenced: outcome.fenced && network.inside.is_some(),
-            programmed: programmed.get(name.as_str()).copied().unwrap_or_default(),
-            synced_resource_version: synced.get(name.as_str()).copied().unwrap_or_default().to_owned(),
+            programmed: tally.programmed,
+            synced_resource_version: tally.synced,
             reason: reason.to_owned(),
             message,
         }

@@ -195,7 +195,7 @@ impl State {
         undecodable(&mut problems, "GatewayNode", &self.gateways.bad);
         Some(Snapshot {
             networks: self.networks.objects().cloned().collect(),
-            mappings: self.mappings.objects().cloned().collect(),
+            mappings: self.mappings.shared().cloned().collect(),
             others,
             labels: Some(labels),
             problems,

@@ -60,6 +60,11 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
         self.objects.values().map(AsRef::as_ref)
     }
 
+    /// All objects, sorted, to be kept.
+    pub(super) fn shared(&self) -> impl Iterator<Item = &Arc<K>> {
+        self.objects.values()
+    }
+
     /// Takes in one event.
     pub(super) fn take(&mut self, event: Event<DeserializeGuard<K>>) -> Change {
         match event {

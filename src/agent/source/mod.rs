@@ -10,15 +10,15 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::api::{NatMapping, StagingNetwork};
-use crate::plan::{NodeFacts, View, World};
+use crate::plan::{Mappings, NodeFacts, View, World};
 
 /// Everything that is known at one moment, but for the node's own kernel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// All networks.
     pub networks: Vec<StagingNetwork>,
-    /// All mappings.
-    pub mappings: Vec<NatMapping>,
+    /// All mappings. Shared with whoever read them, and with the snapshots before and after.
+    pub mappings: Vec<Arc<NatMapping>>,
     /// What other nodes have reported of themselves.
     pub others: Vec<NodeFacts>,
     /// Labels of the own Node. None: standalone.
@@ -47,7 +47,7 @@ impl Snapshot {
     pub fn world(&self, own: NodeFacts) -> World {
         World {
             networks: self.networks.clone(),
-            mappings: self.mappings.clone(),
+            mappings: self.mappings.iter().map(|mapping| NatMapping::clone(mapping)).collect(),
             nodes: self.nodes(own),
         }
     }
@@ -63,7 +63,7 @@ impl Snapshot {
     pub fn view<'a>(&'a self, nodes: &'a [NodeFacts]) -> View<'a> {
         View {
             networks: &self.networks,
-            mappings: &self.mappings,
+            mappings: Mappings::Shared(&self.mappings),
             nodes,
         }
     }

@@ -26,7 +26,7 @@ pub use super::heartbeat::Life;
 pub use super::seen::{Requirement, Seen, key};
 use crate::api::conditions::Finding;
 use crate::api::network::Isolation;
-use crate::api::{NatMappingStatus, StagingNetworkStatus};
+use crate::api::{NatMapping, NatMappingStatus, StagingNetworkStatus};
 use crate::plan::{MappingKey, Refusal, Verdicts, World};
 
 /// Everything that a status depends on.
@@ -57,23 +57,35 @@ pub struct Statuses {
 
 /// Computes all of them. Networks first: which gateway serves a mapping is what was just decided, not what is stored.
 pub fn aggregate(inputs: &Inputs<'_>) -> Statuses {
-    let mut statuses = Statuses::default();
+    let networks = networks(inputs);
+    let objects = inputs.world.mappings.iter();
+    let mappings = objects.filter_map(|object| mapping(inputs, &networks, object)).collect();
+    Statuses { networks, mappings }
+}
+
+/// The statuses of all networks. What they say is part of what their mappings say.
+pub fn networks(inputs: &Inputs<'_>) -> BTreeMap<String, StagingNetworkStatus> {
+    let mut statuses = BTreeMap::new();
     for object in &inputs.world.networks {
         let name = object.name_any();
         if let Some(verdict) = inputs.verdicts.networks.get(&name) {
             let status = network::status(inputs, object, verdict);
-            statuses.networks.insert(name, status);
-        }
-    }
-    for object in &inputs.world.mappings {
-        let key = key(object);
-        if let Some(verdict) = inputs.verdicts.mappings.get(&key) {
-            let network = statuses.networks.get(&verdict.network);
-            let status = mapping::status(inputs, &key, object, verdict, network);
-            statuses.mappings.insert(key, status);
+            statuses.insert(name, status);
         }
     }
     statuses
+}
+
+/// The status of one mapping, which need not be among those of [`Inputs::world`]. None without a verdict.
+pub fn mapping(
+    inputs: &Inputs<'_>,
+    networks: &BTreeMap<String, StagingNetworkStatus>,
+    object: &NatMapping,
+) -> Option<(MappingKey, NatMappingStatus)> {
+    let key = key(object);
+    let verdict = inputs.verdicts.mappings.get(&key)?;
+    let status = mapping::status(inputs, &key, object, verdict, networks.get(&verdict.network));
+    Some((key, status))
 }
 
 fn finding(refusal: &Refusal) -> Finding {

@@ -1,4 +1,4 @@
-//! What the rules of single chains have counted, asked of nftables itself: no process, and no dump of the table.
+//! Which rules are in single chains and what they have counted, asked of nftables itself: no process, and no dump of the table.
 //!
 //! `iptables-nft` writes a rule as expressions: its conditions, the comment among them, then `counter`, then what it does.
 
@@ -11,7 +11,7 @@ use nix::libc;
 
 use super::generation::NFGENMSG;
 use super::netlink::{Answer, Netlink, attributes, text};
-use crate::netfilter::dump::{self, RuleCount};
+use crate::netfilter::dump::{self, ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, Table};
 
 // linux/netfilter/nf_tables.h, linux/netfilter/nf_tables_compat.h, linux/netfilter/xt_comment.h
@@ -48,6 +48,24 @@ pub(super) fn read(
         }
     }
     Ok(found)
+}
+
+/// Reads which rules are in these chains. None if one has none: the answer for a chain that is not there is the same.
+pub(super) fn chains(
+    netlink: &mut Netlink,
+    family: Family,
+    table: Table,
+    chains: &BTreeSet<ChainName>,
+) -> io::Result<Option<ObservedTable>> {
+    let mut found = ObservedTable::default();
+    for chain in chains {
+        let rules = netlink.dump(&request(family, table, chain), |answer| Some(rule(answer).map(|rule| rule.hash)))?;
+        if rules.is_empty() {
+            return Ok(None);
+        }
+        found.chains.insert(chain.to_string(), rules);
+    }
+    Ok(Some(found))
 }
 
 /// Asks for the rules of one chain.

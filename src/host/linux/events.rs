@@ -14,10 +14,11 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt as _, TokioSocket};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::sync::{Mutex, mpsc};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::generation::{self, NFGENMSG, NFT_MSG_NEWGEN, Own};
-use super::netlink::{Answer, messages, text, u32_at};
+use super::netlink::{Answer, Netlink, messages, text, u32_at};
 use super::state::Found;
 use super::{policy, routes, unannounced};
 use crate::host::HostEvent;
@@ -181,6 +182,8 @@ fn maker(answer: &Answer<'_>) -> Option<String> {
 
 async fn listen_nft(sender: Sender, own: Arc<Mutex<Own>>) -> io::Result<()> {
     let socket = open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
+    let present = spawn_blocking(|| generation::read(&mut Netlink::open(NETLINK_NETFILTER)?)).await;
+    own.lock().await.begin(present.ok().and_then(Result::ok));
     let mut buffer = Vec::with_capacity(RECEIVE);
     let mut transaction = Transaction::default();
     loop {
@@ -196,12 +199,11 @@ async fn listen_nft(sender: Sender, own: Arc<Mutex<Own>>) -> io::Result<()> {
             };
             let chains: Vec<_> = std::mem::take(&mut transaction.chains).into_iter().collect();
             // While a restore of ours runs it holds the lock, so the question is asked when the answer is known.
-            if chains.is_empty() || own.lock().await.made(generation) {
-                continue;
-            }
-            if sender.send(HostEvent::Tables { by, chains }).await.is_err() {
+            let ours = own.lock().await.made(generation);
+            if !chains.is_empty() && !ours && sender.send(HostEvent::Tables { by, chains }).await.is_err() {
                 return Ok(());
             }
+            own.lock().await.hear(generation);
         }
     }
 }

@@ -4,6 +4,8 @@
 //! the initial namespace, which a container cannot compare with its own. So the counter is read before and after each restore of ours,
 //! and if it moved by exactly the number of our transactions, those generations are ours. If somebody else came in between, none is taken
 //! for ours and the agent checks once too often, which is the safe side.
+//!
+//! The counter also tells that nothing was missed: once the listener has heard of the present generation, no change of any table is unknown to it.
 
 use std::collections::VecDeque;
 use std::io;
@@ -40,13 +42,32 @@ pub(super) fn id(answer: &Answer<'_>) -> Option<u32> {
     value.try_into().ok().map(u32::from_be_bytes)
 }
 
-/// Generations that we made.
+/// Generations that we made, and those that the listener has heard of.
 #[derive(Debug, Default)]
 pub(super) struct Own {
     ranges: VecDeque<RangeInclusive<u32>>,
+    /// The last generation that was heard of. None: nobody listens, or has not for long enough.
+    heard: Option<u32>,
+    /// Whether the listener began, or began anew, since it was last asked: what was before that is not known.
+    began: bool,
 }
 
 impl Own {
+    /// The listener begins at this generation; None: it could not be read.
+    pub(super) fn begin(&mut self, at: Option<u32>) {
+        (self.heard, self.began) = (at, true);
+    }
+
+    /// The listener has heard of a generation, and has told of it if need be.
+    pub(super) fn hear(&mut self, generation: u32) {
+        self.heard = Some(generation);
+    }
+
+    /// Whether all changes up to the generation `now` have been heard of, since this was last asked or the listener began.
+    pub(super) fn told(&mut self, now: u32) -> bool {
+        !std::mem::take(&mut self.began) && self.heard == Some(now)
+    }
+
     /// Notes a restore of `commits` transactions that took the counter from `before` to `after`.
     pub(super) fn note(&mut self, before: u32, after: u32, commits: u32) {
         if commits == 0 || after.wrapping_sub(before) != commits {
@@ -67,6 +88,20 @@ impl Own {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_before_the_listener_began_is_not_known() {
+        let mut own = Own::default();
+        assert!(!own.told(5), "nobody listens");
+        own.begin(Some(5));
+        assert!(!own.told(5), "the tables may have been read before");
+        assert!(own.told(5));
+        assert!(!own.told(6), "not heard of yet");
+        own.hear(6);
+        assert!(own.told(6));
+        own.begin(None);
+        assert!(!own.told(6) && !own.told(6));
+    }
 
     #[test]
     fn only_an_undisturbed_restore_counts_as_ours() {

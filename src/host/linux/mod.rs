@@ -182,6 +182,14 @@ impl Host for LinuxHost {
 
     async fn read_table(&mut self, family: Family, table: Table, chains: Option<&BTreeSet<ChainName>>) -> Result<ObservedTable, HostError> {
         let tools = self.tools().await?;
+        // Starting a tool takes longer than all the rest of a small change.
+        if let Some(chains) = chains.filter(|_| tools.backend == Backend::Nft) {
+            let chains = chains.clone();
+            let work = move || counters::chains(&mut Netlink::open(NETLINK_NETFILTER)?, family, table, &chains);
+            if let Ok(Some(seen)) = kernel("reading rules", work).await {
+                return Ok(seen);
+            }
+        }
         let seen = tables::read_table(tools, family, table, chains).await;
         self.gone(seen)
     }
@@ -298,6 +306,15 @@ impl Host for LinuxHost {
         let chains = chains.clone();
         let work = move || counters::read(&mut Netlink::open(NETLINK_NETFILTER)?, family, table, &chains);
         kernel("reading counters of rules", work).await
+    }
+
+    async fn tables_told(&mut self) -> Result<bool, HostError> {
+        if self.tools().await?.backend != Backend::Nft {
+            return Ok(false);
+        }
+        let read = || generation::read(&mut Netlink::open(NETLINK_NETFILTER)?);
+        let now = kernel("reading the nftables generation", read).await?;
+        Ok(self.own.lock().await.told(now))
     }
 
     fn events(&mut self) -> mpsc::Receiver<HostEvent> {

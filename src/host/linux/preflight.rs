@@ -202,11 +202,17 @@ fn conntrack() -> Finding {
             "Connection tracking is not in use yet.",
         );
     };
-    let mut message = format!("{count} of {max} entries of the connection table are in use.");
+    let full = count.saturating_mul(10) > max.saturating_mul(9);
+    // A number that is another one with every look would be a status that changes for ever.
+    let mut message = if full {
+        format!("{count} of {max} entries of the connection table are in use.")
+    } else {
+        format!("Less than nine tenths of the {max} entries of the connection table are in use.")
+    };
     if read("tcp_loose") == Some(0) {
         message.push_str(" net.netfilter.nf_conntrack_tcp_loose is 0: connections do not survive a move to another gateway.");
     }
-    if count.saturating_mul(10) > max.saturating_mul(9) {
+    if full {
         return finding(types::CONNTRACK_ROOM, false, reasons::CONNTRACK_FULL, message);
     }
     finding(types::CONNTRACK_ROOM, true, reasons::AS_NEEDED, message)

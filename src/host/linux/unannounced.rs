@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use tokio::task::spawn_blocking;
@@ -21,10 +21,12 @@ use super::observe;
 use super::state::Found;
 use crate::host::HostEvent;
 
-/// How often what the kernel does not tell is looked at, at most.
+/// Least time between two looks at what the kernel does not tell.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// A look that takes long is repeated after this many times its own duration, so that it never costs more than a hundredth of a processor.
-const LOOK_SHARE: u32 = 100;
+/// Time between two looks for each proxy neighbour of ours, so that ten thousand of them do not cost more than a fraction of a thousandth of a processor.
+const LOOK_EACH: Duration = Duration::from_millis(2);
+/// However many there are.
+const LOOK_LATEST: Duration = Duration::from_secs(30);
 
 /// `send_redirects`, and `proxy_delay` of IPv4 and IPv6.
 type Watched = (Option<bool>, Option<u64>, Option<u64>);
@@ -76,7 +78,6 @@ impl Unannounced {
 pub(super) async fn watch(sender: Sender, found: Arc<Lock<Found>>) -> io::Result<()> {
     let mut before = Unannounced::default();
     loop {
-        let started = Instant::now();
         let found = found.clone();
         let now = spawn_blocking(move || Unannounced::look(&found))
             .await
@@ -86,8 +87,10 @@ pub(super) async fn watch(sender: Sender, found: Arc<Lock<Found>>) -> io::Result
                 return Ok(());
             }
         }
+        let proxies = u32::try_from(now.proxies.len()).unwrap_or(u32::MAX);
+        let pause = LOOK_EACH.saturating_mul(proxies).clamp(LOOK_INTERVAL, LOOK_LATEST);
         before = now;
-        sleep(LOOK_INTERVAL.max(started.elapsed() * LOOK_SHARE)).await;
+        sleep(pause).await;
     }
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs::{self, Metadata};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use k8s_openapi::jiff::Timestamp;
@@ -45,7 +46,23 @@ pub(super) struct Good {
     /// Since when something has been wrong with it, in seconds of Unix time.
     pub(super) wrong: Option<i64>,
     pub(super) networks: Vec<StagingNetwork>,
-    pub(super) mappings: Vec<NatMapping>,
+    #[serde(with = "each")]
+    pub(super) mappings: Vec<Arc<NatMapping>>,
+}
+
+/// Shared objects as they are written one by one.
+mod each {
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(all: &[Arc<T>], to: S) -> Result<S::Ok, S::Error> {
+        to.collect_seq(all.iter().map(AsRef::as_ref))
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<Arc<T>>, D::Error> {
+        Ok(Vec::<T>::deserialize(from)?.into_iter().map(Arc::new).collect())
+    }
 }
 
 /// A file as last read.
@@ -63,7 +80,7 @@ impl File {
         let name = path.display().to_string();
         let since = stamp.changed.0;
         let (good, problems) = match fs::read_to_string(path) {
-            Ok(text) => take(&name, &decode::decode([(name.as_str(), text.as_str())]), before, since),
+            Ok(text) => take(&name, decode::decode([(name.as_str(), text.as_str())]), before, since),
             Err(error) => {
                 let mut problems = vec![Problem {
                     place: name.clone(),
@@ -77,7 +94,7 @@ impl File {
                     .networks
                     .iter()
                     .map(network_id)
-                    .chain(good.mappings.iter().map(mapping_id))
+                    .chain(good.mappings.iter().map(|mapping| mapping_id(mapping)))
                     .collect();
                 problems.extend(still_in_force(&name, &good, kept));
                 (good, problems)
@@ -100,16 +117,16 @@ pub(super) fn mapping_id(mapping: &NatMapping) -> String {
 }
 
 /// What of a file is in force now: what it says, and the last good version of what it says wrongly.
-fn take(name: &str, now: &Manifests, before: Good, since: i64) -> (Good, Vec<Problem>) {
-    let lost = now.unreadable.contains(name);
+fn take(name: &str, now: Manifests, before: Good, since: i64) -> (Good, Vec<Problem>) {
+    let (lost, found) = (now.unreadable.contains(name), now.problems);
     // A misspelt kind takes nothing away either, and a problem of an object that nobody can name may be anyone's.
     let called = |object: &str, name: &str| object.is_empty() || object.rsplit([' ', '/']).next() == Some(name);
-    let wrong = |name: &str| lost || now.problems.iter().any(|p| called(&p.object, name));
+    let wrong = |name: &str| lost || found.iter().any(|p| called(&p.object, name));
     let mut good = Good {
         version: Some(since),
         wrong: None,
-        networks: now.networks.clone(),
-        mappings: now.mappings.clone(),
+        networks: now.networks,
+        mappings: now.mappings.into_iter().map(Arc::new).collect(),
     };
     let mut kept = Vec::new();
     for old in before.networks {
@@ -118,7 +135,7 @@ fn take(name: &str, now: &Manifests, before: Good, since: i64) -> (Good, Vec<Pro
             good.networks.push(old);
         }
     }
-    let present: BTreeSet<String> = good.mappings.iter().map(mapping_id).collect();
+    let present: BTreeSet<String> = good.mappings.iter().map(|mapping| mapping_id(mapping)).collect();
     for old in before.mappings {
         let id = mapping_id(&old);
         if wrong(&old.name_any()) && !present.contains(&id) {
@@ -126,7 +143,7 @@ fn take(name: &str, now: &Manifests, before: Good, since: i64) -> (Good, Vec<Pro
             good.mappings.push(old);
         }
     }
-    let mut problems: Vec<Problem> = now.problems.iter().map(|p| problem(name, p)).collect();
+    let mut problems: Vec<Problem> = found.iter().map(|p| problem(name, p)).collect();
     if now.more_problems > 0 {
         problems.push(Problem {
             place: name.to_owned(),

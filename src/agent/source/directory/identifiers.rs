@@ -18,7 +18,7 @@ use crate::agent::files;
 use crate::agent::source::{Problem, Snapshot};
 use crate::api::StagingNetwork;
 use crate::api::network::Isolation;
-use crate::plan::{self, NodeFacts, View, isolation};
+use crate::plan::{self, Mappings, NodeFacts, View, isolation};
 
 /// In the state directory.
 const FILE: &str = "identifiers.json";
@@ -105,7 +105,7 @@ impl Identifiers {
         let networks: Vec<_> = snapshot.networks.iter().map(|network| self.aged(network)).collect();
         let view = View {
             networks: &networks,
-            mappings: &[],
+            mappings: Mappings::Shared(&[]),
             // Standalone, the one node is the gateway of every network, whatever its name and interfaces.
             nodes: &[NodeFacts::default()],
         };
