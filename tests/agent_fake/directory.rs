@@ -109,7 +109,8 @@ fn no_reports() -> stagenet::agent::runner::Reports {
 }
 
 fn in_force(snapshot: &Snapshot) -> Vec<String> {
-    let line = |m: &std::sync::Arc<stagenet::api::NatMapping>| format!("{} → {}", m.metadata.name.as_deref().unwrap(), m.spec.target.text());
+    let line =
+        |m: &std::sync::Arc<stagenet::api::NatMapping>| format!("{} → {}", m.metadata.name.as_deref().unwrap(), m.spec.target.text());
     snapshot.mappings.iter().map(line).collect()
 }
 
