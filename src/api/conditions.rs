@@ -85,7 +85,7 @@ pub struct NetworkFacts {
     pub accepted: Result<(), Finding>,
     /// Not looked at unless `accepted` is Ok.
     pub programmed: Programmed,
-    /// What keeps it from being Ready although it is programmed: `LinkDown`.
+    /// What keeps it from being Ready although it is programmed: `LinkDown`, or a source address that is not to be had.
     pub impaired: Option<Finding>,
 }
 

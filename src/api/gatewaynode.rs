@@ -143,7 +143,7 @@ pub struct NetworkReport {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 64))]
     pub synced_resource_version: String,
-    /// Why the network is not served, when it is not, or why no packet of it gets through (`LinkDown`): a fixed reason.
+    /// Why the network is not served, when it is not, why no packet of it gets through (`LinkDown`), or why its source address is not used (`AddressInUse`, `SourceAddressUnusable`): a fixed reason.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 64))]
     pub reason: String,

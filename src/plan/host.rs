@@ -54,6 +54,8 @@ pub struct NetworkPlan {
     pub isolated: Option<Isolated>,
     /// Why the network is not served here (`InterfaceMissing`, …). The fence stands all the same where the inside interface is known.
     pub problem: Option<Refusal>,
+    /// What does not work of a network that is served: a source address that is not to be had (`AddressInUse`, `SourceAddressUnusable`).
+    pub impaired: Option<Refusal>,
 }
 
 /// How a network is kept apart from others on a node.
@@ -245,6 +247,7 @@ pub(super) fn host_plan(world: View<'_>, verdicts: &Verdicts, node: &str, option
                 inside: site.inside.clone(),
                 isolated: site.separate,
                 problem: site.problem.clone(),
+                impaired: impaired(site),
             },
         );
         links::program(&mut plan, site, facts);
@@ -254,6 +257,19 @@ pub(super) fn host_plan(world: View<'_>, verdicts: &Verdicts, node: &str, option
     plan.ruleset = rules::ruleset(&sites, &claimed_elsewhere(&sites, verdicts), &facts.kernel, options);
     plan.flows = Arc::new(FlowPolicy::of(&sites));
     plan
+}
+
+/// What comes of source addresses that are not to be had.
+fn impaired(site: &Site<'_>) -> Option<Refusal> {
+    let first = site.source_problems.values().next()?;
+    let told: Vec<&str> = site.source_problems.values().map(|why| why.message.as_str()).collect();
+    Some(Refusal {
+        reason: first.reason,
+        message: format!(
+            "{}. Until then machines inside without a virtual address of their own do not get out, and mappings of side Inside are not programmed; all else works",
+            told.join("; ")
+        ),
+    })
 }
 
 /// Gives every accepted claim to the site of its network, or says why this node does not program it.

@@ -196,6 +196,7 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
                 inside: None,
                 isolated: None,
                 problem: None,
+                impaired: None,
             },
         );
         let Some(gateway) = *gateway else { continue };

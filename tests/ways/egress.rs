@@ -99,4 +99,21 @@ ways! {
             }
         }
     }
+
+    /// A source address that somebody outside has is not taken from them.
+    fn a_source_address_in_use_is_not_taken(dual) {
+        dual.router.sh("ip addr add 192.168.100.250/32 dev eth0 && ip addr add fd00:100::fa/128 dev eth0 nodad");
+        let _owners = SOURCE.map(|a| dual.router.serve_as("owner", a, 8080));
+        dual.network(SOURCES, "", ALLOW);
+        dual.mappings("web", VIRTUAL_WEB, WEB, "");
+        let (ran, _) = dual.once();
+        let proxies = dual.gateway.sh("ip -4 neigh show proxy; ip -6 neigh show proxy");
+        for n in [0, 1] {
+            assert!(!proxies.contains(SOURCE[n]), "{proxies}\n{}", ran.said());
+            assert_eq!(dual.client.tcp(&at(SOURCE[n], 8080)).expect("its owner").server, "owner");
+            assert_eq!(dual.client.tcp(&at(VIRTUAL_WEB[n], 80)).expect("mappings").server, "web");
+            assert!(call(&dual.db, DNS[n], 53).is_none(), "nobody leaves under an owner's address");
+        }
+        assert!(ran.said().contains("250") && ran.code == 2, "exit {}: {}", ran.code, ran.said());
+    }
 }

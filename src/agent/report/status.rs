@@ -53,6 +53,7 @@ fn networks(outcome: &Outcome) -> Vec<NetworkReport> {
     let report = |(name, network): (&String, &NetworkPlan)| {
         let tally = outcome.tallies.get(name).cloned().unwrap_or_default();
         let why = network.problem.clone().or_else(|| link_down(network, &outcome.facts));
+        let why = why.or_else(|| network.impaired.clone());
         let (reason, message) = why.map(|why| (why.reason, conditions::shorten(&why.message))).unwrap_or_default();
         NetworkReport {
             name: name.clone(),
@@ -212,6 +213,7 @@ fn ready(outcome: &Outcome) -> NodeFinding {
     let lacks = |s: &&MappingState| matches!(s, MappingState::Planned { missing_helpers, .. } if !missing_helpers.is_empty());
     let helpless = outcome.mappings.values().filter(lacks).count();
     let unserved = outcome.plan.networks.values().filter(|n| n.problem.is_some()).count();
+    let impaired = outcome.plan.networks.values().filter(|n| n.impaired.is_some()).count();
     let (status, reason, message) = match outcome.troubles.first() {
         Some(trouble) => (false, trouble.reason, summary(outcome)),
         None if !outcome.complete => (
@@ -230,6 +232,10 @@ fn ready(outcome: &Outcome) -> NodeFinding {
         }
         None if failed + unserved == 0 && helpless > 0 => {
             let message = format!("{helpless} mappings ask for a helper that the kernel has not; see failures below.");
+            (false, reasons::DEGRADED, message)
+        }
+        None if failed + unserved == 0 && impaired > 0 => {
+            let message = format!("{impaired} networks have a source address that cannot be used; see networks below.");
             (false, reasons::DEGRADED, message)
         }
         None if failed + unserved > 0 => {

@@ -7,6 +7,9 @@ use crate::api::conditions::{self, Finding};
 use crate::api::gatewaynode::NetworkReport;
 use crate::api::reasons::{self, types};
 
+/// Reasons of networks that stand all the same: one for which nothing gets through, and two that the source address is not to be had.
+const STANDING: &[&str] = &[reasons::LINK_DOWN, reasons::ADDRESS_IN_USE, reasons::SOURCE_ADDRESS_UNUSABLE];
+
 /// One gateway, seen from one network.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) enum GatewayState<'a> {
@@ -35,7 +38,7 @@ pub(super) fn state<'a>(node: &str, report: Option<&'a Report>, network: &str, g
     }
     let told = report.status.networks.iter().find(|told| told.name == network);
     match told {
-        Some(told) if !told.reason.is_empty() && told.reason != reasons::LINK_DOWN => {
+        Some(told) if !told.reason.is_empty() && !STANDING.contains(&told.reason.as_str()) => {
             GatewayState::Not(Finding::new(told.reason.as_str(), format!("Node {node}: {}", told.message)))
         }
         Some(told) if told.fenced && told.observed_generation >= generation => GatewayState::Stands(report, told),
@@ -55,9 +58,16 @@ pub(super) fn behind(node: &str, report: &Report, what: &str) -> Finding {
     }
 }
 
-/// What keeps packets of a network that stands on a gateway from getting through.
+/// What a network lacks that stands on a gateway.
+pub(super) fn lacking(node: &str, told: &NetworkReport) -> Option<Finding> {
+    STANDING
+        .contains(&told.reason.as_str())
+        .then(|| Finding::new(told.reason.as_str(), format!("Node {node}: {}", told.message)))
+}
+
+/// What keeps packets of a network that stands on a gateway from getting through, those of mappings too.
 pub(super) fn impaired(node: &str, told: &NetworkReport) -> Option<Finding> {
-    (told.reason == reasons::LINK_DOWN).then(|| Finding::new(told.reason.as_str(), format!("Node {node}: {}", told.message)))
+    lacking(node, told).filter(|why| why.reason == reasons::LINK_DOWN)
 }
 
 fn is_silent(life: Life, before: &[Condition]) -> bool {

@@ -104,7 +104,7 @@ fn programmed(
                 up += 1;
                 let elected = active.is_some_and(|active| active.node == *node);
                 if elected {
-                    impaired = gateway::impaired(node, told);
+                    impaired = gateway::lacking(node, told);
                 }
                 if elected && told.role != Role::Active {
                     troubles.push(gateway::behind(node, report, "has not reported yet that it attracts the traffic"));

@@ -164,6 +164,24 @@ fn a_link_that_is_down_counts_on_the_gateway_that_attracts_the_traffic() {
 }
 
 #[test]
+fn a_source_address_that_is_not_to_be_had_is_said_of_the_network_and_not_of_its_mappings() {
+    for (reason, kind) in [
+        (reasons::ADDRESS_IN_USE, "Reconciling"),
+        (reasons::SOURCE_ADDRESS_UNUSABLE, "Stalled"),
+    ] {
+        let mut scene = Scene::well();
+        scene.told().reason = reason.into();
+        let said = outcome(&scene.network_status().conditions);
+        assert_eq!(
+            said,
+            format!("Programmed=True/Programmed Ready=False/{reason} {kind}=True/{reason}")
+        );
+        let said = outcome(&scene.mapping_status().conditions);
+        assert_eq!(said, "Programmed=True/Programmed Ready=True/Ready");
+    }
+}
+
+#[test]
 fn identifiers_are_written_as_given() {
     let mut scene = Scene::well();
     let isolation = Isolation { identifier: 7, zone: 7 };

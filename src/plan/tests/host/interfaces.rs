@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::{assert_problem, cluster, link, plan_of, planned};
 use crate::api::reasons;
 use crate::plan::testing::{key, network, node, plan, seed};
-use crate::plan::{HostPlan, InterfaceFacts, MappingState, Via, World};
+use crate::plan::{HostOptions, HostPlan, InterfaceFacts, MappingState, Via, World, host_plan, judge};
 
 fn found(interfaces: &[(&str, &[&str])]) -> HostPlan {
     let mut world = seed();
@@ -160,4 +160,24 @@ fn one_node_s_problem_is_not_another_s() {
         Some(reasons::ISOLATION_PENDING)
     );
     assert_eq!(plan_of(&world, "own").networks["other"].problem, None);
+}
+
+#[test]
+fn a_source_address_that_somebody_has_is_said_of_the_network_which_is_served_all_the_same() {
+    let mut world = seed();
+    world.networks = vec![network("net", 0, json!({"outside": {"sourceAddress": "192.168.100.250"}}))];
+    let verdicts = judge(&world);
+    let mut options = HostOptions::default();
+    assert_eq!(host_plan(&world, &verdicts, "vm02", &options).networks["net"].impaired, None);
+    options
+        .in_use
+        .insert("192.168.100.250".parse().unwrap(), "02:00:00:00:00:77".to_owned());
+    let plan = host_plan(&world, &verdicts, "vm02", &options);
+    let net = &plan.networks["net"];
+    let why = net.impaired.clone().unwrap();
+    assert_eq!((net.problem.clone(), why.reason), (None, reasons::ADDRESS_IN_USE));
+    for word in ["192.168.100.250", "02:00:00:00:00:77", "do not get out", "choose a free one"] {
+        assert!(why.message.contains(word), "{}", why.message);
+    }
+    assert!(matches!(plan.mappings[&key("vm03")], MappingState::Planned { .. }));
 }
