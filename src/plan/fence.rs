@@ -85,8 +85,8 @@ fn forward(table: &mut TableRules, sites: &[Site<'_>], family: Family, options: 
 }
 
 /// `SNET-PRE`: marks what comes from inside under a source that is nobody's inside. The node answers a packet that it cannot pass on before FORWARD, and answers whoever the source says it is.
-/// In IPv4 the strict reverse path filter drops such packets; IPv6 has none. Isolated networks see to it in table raw. Where a network is not served, nobody is answered: it may be that
-/// another has the same addresses.
+/// In IPv4 the strict reverse path filter drops such packets; IPv6 has none. Isolated networks see to it in table raw. A network that is not served has neither filter nor labels;
+/// if another one may have the same addresses, nobody of it is answered.
 fn nobody(table: &mut TableRules, sites: &[Site<'_>], family: Family, kernel: &KernelFacts, options: &HostOptions) {
     let concerned: Vec<&Site<'_>> = sites.iter().filter(|site| site.marks_nobody(family, kernel)).collect();
     if concerned.is_empty() {
@@ -99,7 +99,7 @@ fn nobody(table: &mut TableRules, sites: &[Site<'_>], family: Family, kernel: &K
     for site in concerned {
         let own = network_chain("P", site.hash);
         names.extend(site.fence.iter().map(|name| (name.clone(), (site.owner(), own.clone()))));
-        let answered = local_sources(site, family).filter(|_| site.served().is_some());
+        let answered = local_sources(site, family).filter(|_| !site.mistakable());
         let mut chain: Chain = answered.map(|from| rule(site, [Match::Source(from)], Target::Return)).collect();
         chain.push(rule(site, [], Target::SetMark(options.marks.nobody())));
         chains.insert(own, chain);

@@ -170,24 +170,18 @@ fn to_node(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Fam
         let discovery = [icmp::NEIGHBOUR_SOLICITATION, icmp::NEIGHBOUR_ADVERTISEMENT];
         chain.extend(discovery.map(|kind| rule(site, [Match::Icmp(kind)], Target::Return)));
     }
-    // What the node dialled itself. Another network may have the same addresses, and the same connections, as one that is not served.
-    if site.served().is_some() {
+    // What the node dialled itself, unless that may be another network's connection.
+    if !site.mistakable() {
         let known = Match::State(ConnState::EstablishedOrRelated);
         chain.push(rule(site, site.own().into_iter().chain([known]), Target::Return));
     }
     // The node answers whoever the source says it is, and that has to be somebody inside. An answer to an isolated network without its mark would be sent by
-    // the node's own routes, as would that to a network which is not served, because it is not told apart from another yet, perhaps.
-    if let Some(served) = site.served()
-        && (site.separate.is_none() || kernel.fwmark_reflect.contains(&family))
-    {
+    // the node's own routes, as would that to one which is not told apart from another yet.
+    if !site.mistakable() && (site.separate.is_none() || kernel.fwmark_reflect.contains(&family)) {
+        let inside = site.network.into_iter().flat_map(|network| network.inside_of(family));
         let echo = Match::Icmp(icmp::echo_request(family));
         let matches = |from| [Match::Source(from), echo.clone()].into_iter().chain(site.own());
-        chain.extend(
-            served
-                .network
-                .inside_of(family)
-                .map(|from| rule(site, matches(from), Target::Return)),
-        );
+        chain.extend(inside.map(|from| rule(site, matches(from), Target::Return)));
     }
     deny(&mut chain, site, "node", options);
     chains.insert(network_chain("N", site.hash), chain);

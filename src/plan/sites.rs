@@ -90,6 +90,13 @@ impl Site<'_> {
         concerned && (self.separate.is_none() || self.served().is_none()) && !self.fence.is_empty()
     }
 
+    /// Whether what the node would say to its machines could be heard by those of another network: they share addresses, and it is not served with what would tell them apart.
+    pub(super) fn mistakable(&self) -> bool {
+        const ALIKE: [&str; 3] = [reasons::ISOLATION_PENDING, reasons::ISOLATION_EXHAUSTED, reasons::PREFIX_OVERLAP];
+        let problem = self.problem.as_ref();
+        problem.is_some_and(|problem| self.separate.is_some() || ALIKE.contains(&problem.reason))
+    }
+
     /// Whether there is something to translate in this family.
     pub(super) fn translates(&self, family: Family) -> bool {
         self.served().is_some() && self.has(family)
