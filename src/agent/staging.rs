@@ -103,7 +103,7 @@ impl<'a> Turnover<'a> {
         let rules = plan.policy_rules.iter().chain(&seen.policy_rules).filter(|rule| asks_for_any(rule));
         let asked = rules.filter_map(|rule| match rule.action {
             RuleAction::Lookup(table) => Some(table),
-            RuleAction::Goto(_) | RuleAction::Nop => None,
+            RuleAction::Goto(_) | RuleAction::Blackhole | RuleAction::Nop => None,
         });
         Self {
             coming: plan.routes.difference(&seen.routes).collect(),

@@ -180,6 +180,7 @@ impl fmt::Display for PolicyRule {
         match self.action {
             RuleAction::Lookup(table) => write!(f, " lookup {table}"),
             RuleAction::Goto(preference) => write!(f, " goto {preference}"),
+            RuleAction::Blackhole => f.write_str(" blackhole"),
             RuleAction::Nop => f.write_str(" nop"),
         }
     }
@@ -192,6 +193,9 @@ pub enum RuleAction {
     Lookup(u32),
     /// Goes on with the rule of this preference (`FR_ACT_GOTO`).
     Goto(u32),
+    /// Drops the packet without a word (`FR_ACT_BLACKHOLE`). Unlike a blackhole route it also takes what goes to link-local addresses: the look-up for these asks for routes of
+    /// their interface only (`__fib6_rule_action` in net/ipv6/fib6_rules.c).
+    Blackhole,
     /// Nothing: a place to go to (`FR_ACT_NOP`).
     Nop,
 }

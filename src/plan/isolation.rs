@@ -18,15 +18,13 @@ use crate::api::schema::ISOLATION_MAX;
 pub const TABLE_BASE: u32 = 211_000;
 /// Routing table of [`PREFERENCE_LAST`].
 pub const TABLE_LAST: u32 = TABLE_BASE - 1;
-/// Routing table of [`PREFERENCE_NOBODY`]: a blackhole of everything.
-pub const TABLE_NOBODY: u32 = TABLE_BASE - 2;
 /// Policy routing rule of identifier N that asks by interface, N further. Behind `local` (0), before `main` (32766), as all but the last.
 pub const PREFERENCE_INPUT: u32 = 11_000;
 /// Policy routing rule that leads what bears no mark of ours past all others of ours: bystanders walk one rule.
 pub const PREFERENCE_SKIP: u32 = 20_000;
 /// Policy routing rule of identifier N that asks by mark, N further.
 pub const PREFERENCE_MARK: u32 = 20_000;
-/// Policy routing rule for packets from inside whose source is nobody inside.
+/// Policy routing rule that drops packets from inside whose source is nobody inside.
 pub const PREFERENCE_NOBODY: u32 = 29_000;
 /// Where [`PREFERENCE_SKIP`] leads.
 pub const PREFERENCE_END: u32 = 30_000;

@@ -5,11 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use ipnet::IpNet;
 
 use super::host::{HostPlan, PolicyRule, Route, RuleAction, Via};
 use super::isolation::{
-    PREFERENCE_END, PREFERENCE_INPUT, PREFERENCE_LAST, PREFERENCE_MARK, PREFERENCE_NOBODY, PREFERENCE_SKIP, TABLE_LAST, TABLE_NOBODY,
+    PREFERENCE_END, PREFERENCE_INPUT, PREFERENCE_LAST, PREFERENCE_MARK, PREFERENCE_NOBODY, PREFERENCE_SKIP, TABLE_LAST,
 };
 use super::sites::Site;
 use super::{HostOptions, KernelFacts};
@@ -86,15 +86,7 @@ fn nobody(plan: &mut HostPlan, family: Family, options: &HostOptions) {
         preference: PREFERENCE_NOBODY,
         mark: Some(options.marks.nobody()),
         input: None,
-        action: RuleAction::Lookup(TABLE_NOBODY),
-    });
-    plan.routes.insert(Route {
-        table: TABLE_NOBODY,
-        destination: match family {
-            Family::V4 => IpNet::V4(Ipv4Net::default()),
-            Family::V6 => IpNet::V6(Ipv6Net::default()),
-        },
-        via: Via::Blackhole,
+        action: RuleAction::Blackhole,
     });
 }
 

@@ -266,7 +266,7 @@ fn alone(clones: &Clones, k: usize) {
 /// Nothing but rules of translation and the fence. In IPv6, which has no reverse path filter, the fence has a policy rule for what comes from nobody inside.
 fn plain(clones: &Clones, policy: &str) {
     assert!(!clones.rules("raw").contains("SNET"), "{}", clones.rules("raw"));
-    let nobody = "29000:\tfrom all fwmark 0xff/0xff lookup 210998 proto 211\n";
+    let nobody = "29000:\tfrom all fwmark 0xff/0xff blackhole proto 211\n";
     assert_eq!(clones.gateway.sh("ip -4 rule; ip -6 rule").replacen(nobody, "", 1), policy);
     assert!(!clones.gateway.sh("ip -4 rule").contains("proto 211"));
     let mangle = clones.rules("mangle");

@@ -32,8 +32,6 @@ fn routes() -> Vec<Route> {
         route(TABLE, "192.168.200.0/24", Via::Blackhole),
         route(TABLE, "2001:db8:5::/64", Via::Link(name("eth1"))),
         route(TABLE, "2001:db8:5::/64", Via::Blackhole),
-        route(210_998, "0.0.0.0/0", Via::Blackhole),
-        route(210_998, "::/0", Via::Blackhole),
         route(100, "10.1.0.0/16", Via::Loopback),
     ]
 }
@@ -52,6 +50,7 @@ fn rules() -> Vec<PolicyRule> {
             rule(family, 2111, Some(1), None, RuleAction::Lookup(TABLE)),
             rule(family, 2112, Some(2), Some("eth1"), RuleAction::Lookup(100)),
             rule(family, 2113, None, Some("not-there"), RuleAction::Lookup(100)),
+            rule(family, 2114, Some(3), None, RuleAction::Blackhole),
             rule(family, 2400, None, None, RuleAction::Nop),
         ]
     };
@@ -123,6 +122,7 @@ fn both_families_tables_and_policy_rules_come_and_go_without_a_trace() {
                     "2111:\tfrom all fwmark 0x1/0xff lookup 211001 proto 211",
                     "2112:\tfrom all fwmark 0x2/0xff iif eth1 lookup 100 proto 211",
                     "2113:\tfrom all iif not-there [detached] lookup 100 proto 211",
+                    "2114:\tfrom all fwmark 0x3/0xff blackhole proto 211",
                     "2400:\tfrom all nop proto 211",
                 ] {
                     assert!(rules.contains(line), "{line} in\n{rules}");
@@ -137,6 +137,7 @@ fn both_families_tables_and_policy_rules_come_and_go_without_a_trace() {
             assert_eq!(sh("cat /proc/sys/net/ipv6/neigh/eth0/proxy_delay"), "0\n");
             // The kernel does what the rules say.
             assert!(sh("ip route get 192.168.200.77 mark 1").contains("table 211001"));
+            assert!(sh("ip -6 route get 2001:db8:5::7 mark 3 2>&1 || true").contains("Invalid argument"));
             sh("ip link set eth1 down");
             assert!(
                 sh("ip route get 192.168.200.77 mark 1 2>&1 || true").contains("Invalid argument"),
@@ -229,7 +230,7 @@ fn what_others_take_away_is_told() {
                     HostEvent::RouteGone(TABLE, "192.168.200.0/24".parse().unwrap()),
                 ),
                 ("ip rule del pref 2110", HostEvent::RuleGone(rules()[0].clone())),
-                ("ip -6 rule del pref 2112", HostEvent::RuleGone(rules()[7].clone())),
+                ("ip -6 rule del pref 2112", HostEvent::RuleGone(rules()[8].clone())),
                 ("ip -6 neigh del proxy 2001:db8::4 dev eth0", HostEvent::ProxyGone(v6(4))),
             ] {
                 sh(command);

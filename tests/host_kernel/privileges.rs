@@ -86,7 +86,7 @@ async fn all_effects() {
         assert_eq!(counted[&chain("FO-AABBCCDD")].len(), 1);
         assert!(next(&mut events, 10_000, |e| *e == HostEvent::Links).await.is_some());
         host.change_links(&families::wanted()).await.unwrap();
-        assert_eq!(host.read_links().await.unwrap().policy_rules.len(), 10);
+        assert_eq!(host.read_links().await.unwrap().policy_rules.len(), 12);
         host.change_links(&undone(&families::wanted())).await.unwrap();
         host.change_links(&undone(&wanted())).await.unwrap();
         host.restore(Family::V4, UNFENCE).await.unwrap();

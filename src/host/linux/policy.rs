@@ -25,6 +25,7 @@ const FRA_PROTOCOL: u16 = 21;
 const FR_ACT_TO_TBL: u8 = 1;
 const FR_ACT_GOTO: u8 = 2;
 const FR_ACT_NOP: u8 = 3;
+const FR_ACT_BLACKHOLE: u8 = 6;
 
 /// The rule of one `RTM_NEWRULE` or `RTM_DELRULE`, if it is one of ours.
 pub(super) fn parse(answer: &Answer<'_>) -> Option<PolicyRule> {
@@ -50,6 +51,7 @@ pub(super) fn parse(answer: &Answer<'_>) -> Option<PolicyRule> {
         FR_ACT_TO_TBL => RuleAction::Lookup(table),
         FR_ACT_GOTO => RuleAction::Goto(target),
         FR_ACT_NOP => RuleAction::Nop,
+        FR_ACT_BLACKHOLE => RuleAction::Blackhole,
         _ => return None,
     };
     ours.then_some(PolicyRule {
@@ -96,6 +98,7 @@ pub(super) fn message(wanted: &PolicyRule) -> RuleMessage {
             message.header.action = Action::Goto;
             message.attributes.push(RuleAttribute::Goto(preference));
         }
+        RuleAction::Blackhole => message.header.action = Action::Blackhole,
         RuleAction::Nop => message.header.action = Action::Nop,
     }
     message

@@ -2,9 +2,9 @@
 
 use serde_json::json;
 
-use super::super::isolation::{PREFERENCE_NOBODY, TABLE_NOBODY};
+use super::super::isolation::PREFERENCE_NOBODY;
 use super::super::testing::{network, node, plan};
-use super::super::{HostOptions, HostPlan, Marks, RuleAction, Via, World};
+use super::super::{HostOptions, HostPlan, Marks, RuleAction, World};
 use crate::api::StagingNetworkStatus;
 use crate::api::network::Isolation;
 use crate::netfilter::{Family, Match, Rule, Table, Target};
@@ -38,14 +38,9 @@ fn chains<'p>(plan: &'p HostPlan, family: Family, table: Table, name: &str) -> V
 
 fn routed_nowhere(plan: &HostPlan, family: Family) -> bool {
     let nobody = HostOptions::default().marks.nobody();
-    let rule = plan.policy_rules.iter().any(|rule| {
-        rule.family == family
-            && rule.preference == PREFERENCE_NOBODY
-            && rule.mark == Some(nobody)
-            && rule.action == RuleAction::Lookup(TABLE_NOBODY)
-    });
-    let mut routes = plan.routes.iter().filter(|route| route.table == TABLE_NOBODY);
-    rule && routes.any(|r| r.via == Via::Blackhole && r.destination.prefix_len() == 0 && Family::of_net(&r.destination) == family)
+    plan.policy_rules.iter().any(|rule| {
+        rule.family == family && rule.preference == PREFERENCE_NOBODY && rule.mark == Some(nobody) && rule.action == RuleAction::Blackhole
+    })
 }
 
 #[test]
