@@ -39,6 +39,32 @@ pub struct FlowTuple {
     pub reply_destination: IpAddr,
     /// Connection mark.
     pub mark: u32,
+    /// The connection that a helper expected this one for: the control connection of an FTP transfer. It may have ended.
+    pub master: Option<Dialled>,
+}
+
+/// How a connection was opened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Dialled {
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Who dialled.
+    pub source: IpAddr,
+    /// What was dialled.
+    pub destination: IpAddr,
+    /// Port that was dialled; 0 for protocols without ports.
+    pub destination_port: u16,
+}
+
+impl FlowTuple {
+    fn dialled(&self) -> Dialled {
+        Dialled {
+            protocol: self.protocol,
+            source: self.source,
+            destination: self.destination,
+            destination_port: self.destination_port,
+        }
+    }
 }
 
 /// What a mapping makes of a flow.
@@ -244,14 +270,17 @@ impl Zone {
     /// None: no say.
     fn opinion(&self, flow: &FlowTuple) -> Option<Opinion> {
         let judged = |made| Some(if made { Opinion::Made } else { Opinion::Wrong });
+        if flow.master.is_some_and(|master| self.expects(&master, flow)) {
+            return Some(Opinion::Made);
+        }
         let network = self.inside.covering(flow.source).and_then(|(_, at)| self.networks.get(*at));
         // What is dialled from inside is looked for in its own network first, as in table nat.
-        if let Some(made) = network.and_then(|network| dialled(&network.inward, flow)) {
+        if let Some(made) = network.and_then(|network| dialled(&network.inward, &flow.dialled())) {
             let leaves = network.and_then(|network| network.leaves_under(flow.source));
             return judged(made.leads(flow) && leaves == Some(flow.reply_destination) && !covers(&self.protected, flow.reply_source));
         }
         if self.mappings.covering(flow.destination).is_some() {
-            let made = dialled(&self.mappings, flow);
+            let made = dialled(&self.mappings, &flow.dialled());
             return judged(
                 made.is_some_and(|made| made.leads(flow) && made.hides(network.is_some()) == (flow.source != flow.reply_destination)),
             );
@@ -264,10 +293,29 @@ impl Zone {
         match network {
             Some(network) if renamed && covers(&self.outside, flow.reply_destination) => {
                 let under = network.leaves_under(flow.source) == Some(flow.reply_destination);
-                judged(under && !covers(&self.protected, flow.destination) && network.may_leave(flow))
+                judged(under && !covers(&self.protected, flow.destination) && network.may_leave(&flow.dialled()))
             }
             _ => None,
         }
+    }
+}
+
+impl Zone {
+    /// Whether the plan makes `master` still, and the flow is between the same machine and whom it knows by the same address: whatever ports the two agree upon.
+    fn expects(&self, master: &Dialled, flow: &FlowTuple) -> bool {
+        let network = self.inside.covering(master.source).and_then(|(_, at)| self.networks.get(*at));
+        let inward = network.and_then(|network| dialled(&network.inward, master));
+        let made = inward.or_else(|| dialled(&self.mappings, master));
+        let ends = match (made, network) {
+            (Some(made), _) => moved(master.destination, made.from, made.to).map(|target| (target, master.destination)),
+            (None, Some(network)) if !covers(&self.protected, master.destination) && network.may_leave(master) => {
+                network.leaves_under(master.source).map(|under| (master.source, under))
+            }
+            _ => None,
+        };
+        ends.is_some_and(|(machine, known)| {
+            [flow.source, flow.reply_source].contains(&machine) && [flow.destination, flow.reply_destination].contains(&known)
+        })
     }
 }
 
@@ -279,7 +327,7 @@ impl NetworkFlows {
         mirror.and_then(|(from, to)| moved(source, from, *to)).or(outward.source)
     }
 
-    fn may_leave(&self, flow: &FlowTuple) -> bool {
+    fn may_leave(&self, flow: &Dialled) -> bool {
         let Some(outward) = self.outward.get(&Family::of(flow.source)) else {
             return false;
         };
@@ -294,7 +342,7 @@ impl NetworkFlows {
 
 impl Made {
     /// Whether this rule is asked for such a flow.
-    fn matches(&self, flow: &FlowTuple) -> bool {
+    fn matches(&self, flow: &Dialled) -> bool {
         let asked = |ports: ClaimedPorts| ports.transport.number() == flow.protocol && ports.ports.contains(flow.destination_port);
         self.ports.is_none_or(asked)
     }
@@ -314,7 +362,7 @@ impl Made {
 }
 
 /// The rule that decides: of the longest prefix that has one for this flow.
-fn dialled<'m>(mappings: &'m PrefixIndex<Vec<Made>>, flow: &FlowTuple) -> Option<&'m Made> {
+fn dialled<'m>(mappings: &'m PrefixIndex<Vec<Made>>, flow: &Dialled) -> Option<&'m Made> {
     let mut around = mappings.around(IpNet::from(flow.destination));
     around.find_map(|(_, made)| made.iter().find(|made| made.matches(flow)))
 }

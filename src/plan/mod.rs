@@ -28,7 +28,7 @@ mod values;
 pub mod verdict;
 
 pub use conflicts::written;
-pub use flows::{FlowPolicy, FlowTuple, Reach, Sweep};
+pub use flows::{Dialled, FlowPolicy, FlowTuple, Reach, Sweep};
 pub use host::{
     GatewayAddress, HostPlan, Isolated, LinkSettings, MappingState, NetworkPlan, PolicyRule, ProxyNeighbour, Route, RuleAction, TABLE_MAIN,
     Via,

@@ -10,7 +10,7 @@ use nix::libc;
 
 use super::netlink::{Answer, Netlink, attributes};
 use super::observe::address;
-use crate::plan::{FlowPolicy, FlowTuple, Sweep};
+use crate::plan::{Dialled, FlowPolicy, FlowTuple, Sweep};
 
 // linux/netfilter/nfnetlink_conntrack.h
 const NFGENMSG: usize = 4;
@@ -18,6 +18,7 @@ const CTA_TUPLE_ORIG: u16 = 1;
 const CTA_TUPLE_REPLY: u16 = 2;
 const CTA_MARK: u16 = 8;
 const CTA_ID: u16 = 12;
+const CTA_TUPLE_MASTER: u16 = 14;
 const CTA_ZONE: u16 = 18;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -70,10 +71,21 @@ fn tuple(bytes: &[u8]) -> Tuple {
 /// The flow of one entry.
 pub(super) fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
     let (mut original, mut reply, mut mark, mut zone) = (Tuple::default(), Tuple::default(), 0, 0);
+    let mut master = None;
     for (kind, value) in answer.attributes(NFGENMSG) {
         match kind {
             CTA_TUPLE_ORIG => original = tuple(value),
             CTA_TUPLE_REPLY => reply = tuple(value),
+            // Its first direction (ctnetlink_dump_master in net/netfilter/nf_conntrack_netlink.c).
+            CTA_TUPLE_MASTER => {
+                let opened = tuple(value);
+                master = opened.source.zip(opened.destination).map(|(source, destination)| Dialled {
+                    protocol: opened.protocol,
+                    source,
+                    destination,
+                    destination_port: opened.destination_port,
+                });
+            }
             CTA_ZONE => zone = <[u8; 2]>::try_from(value).map_or(0, u16::from_be_bytes),
             CTA_MARK => mark = <[u8; 4]>::try_from(value).map_or(0, u32::from_be_bytes),
             _ => {}
@@ -89,6 +101,7 @@ pub(super) fn flow(answer: &Answer<'_>) -> Option<FlowTuple> {
         reply_source_port: reply.source_port,
         reply_destination: reply.destination?,
         mark,
+        master,
     })
 }
 

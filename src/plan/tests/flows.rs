@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::super::flows::{FlowPolicy, FlowTuple, Sweep};
+use super::super::flows::{Dialled, FlowPolicy, FlowTuple, Sweep};
 use super::super::testing::{mapping, network, plan, seed};
 
 const TCP: u8 = 6;
@@ -24,6 +24,7 @@ fn flow(protocol: u8, source: &str, dialled: (&str, u16), answers: (&str, u16), 
         reply_source: answers.0.parse().unwrap(),
         reply_source_port: answers.1,
         mark: 0,
+        master: None,
         reply_destination: to.parse().unwrap(),
     }
 }
@@ -176,4 +177,65 @@ fn what_the_fence_admitted_ends_when_no_plan_knows_it() {
         ..flow(TCP, CLIENT, ("192.168.100.2", 22), ("192.168.100.2", 22), CLIENT)
     };
     assert!(p.agrees(&plain), "the fence admits nothing that is not translated");
+}
+
+/// `flow`, expected by a helper of a connection from `source` to a port 21.
+fn expected(flow: FlowTuple, source: &str, destination: &str) -> FlowTuple {
+    FlowTuple {
+        master: Some(Dialled {
+            protocol: TCP,
+            source: source.parse().unwrap(),
+            destination: destination.parse().unwrap(),
+            destination_port: 21,
+        }),
+        ..flow
+    }
+}
+
+#[test]
+fn a_transfer_that_a_helper_expected_is_judged_by_the_connection_that_agreed_upon_it() {
+    let ftp = || policy(json!({}), json!({"ports": [{"protocol": "TCP", "port": 21}]}));
+    let passive = flow(TCP, CLIENT, (VIP, 40_000), (VM, 40_000), GATEWAY);
+    let active = flow(TCP, VM, (GATEWAY, 50_000), (CLIENT, 50_000), VIP);
+    assert!(!ftp().agrees(&passive), "nobody mapped that port");
+    for transfer in [passive, active] {
+        let transfer = FlowTuple {
+            mark: 0x2000,
+            ..expected(transfer, CLIENT, VIP)
+        };
+        let swept = |policy: Policy| {
+            let sweep = Sweep {
+                connmark: 0x2000,
+                ..Sweep::default()
+            };
+            Policy(policy.0, sweep).agrees(&transfer)
+        };
+        assert!(swept(ftp()), "{transfer:?}");
+        let ssh = json!({"ports": [{"protocol": "TCP", "port": 22}]});
+        assert!(
+            !swept(policy(json!({}), ssh)),
+            "the mapping has lost the port of its control connection"
+        );
+        let elsewhere = json!({"target": {"address": "192.168.200.4"}, "ports": [{"protocol": "TCP", "port": 21}]});
+        assert!(!swept(policy(json!({}), elsewhere)), "the mapping leads elsewhere now");
+        let mut none = seed();
+        none.mappings.clear();
+        assert!(!swept(Policy(plan(&none).1.flows, Sweep::default())), "the mapping is gone");
+    }
+}
+
+#[test]
+fn a_transfer_of_a_machine_that_dialled_out_lasts_as_long_as_it_may_leave() {
+    let server = "192.168.100.9";
+    let transfer = expected(flow(TCP, server, (VIP, 50_000), (VM, 50_000), server), VM, server);
+    let ssh = json!({"ports": null});
+    let allow = |to: &str| policy(json!({"egress": {"default": "Deny", "allow": [{"to": to}]}}), ssh.clone());
+    assert!(allow("192.168.100.9/32").agrees(&transfer));
+    let protected = json!({"egress": {"default": "Deny", "allow": [{"to": "192.168.100.9/32"}]}, "protected": ["192.168.100.9/32"]});
+    let zone = policy(protected, json!({"ports": [{"protocol": "TCP", "port": 22}]}));
+    assert!(!zone.agrees(&transfer));
+    assert!(
+        !policy(json!({}), json!({"ports": [{"protocol": "TCP", "port": 22}]})).agrees(&transfer),
+        "nothing may leave"
+    );
 }
