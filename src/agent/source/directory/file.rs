@@ -61,7 +61,10 @@ mod each {
     }
 
     pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(from: D) -> Result<Vec<Arc<T>>, D::Error> {
-        Ok(Vec::<T>::deserialize(from)?.into_iter().map(Arc::new).collect())
+        let all = Vec::<T>::deserialize(from)?;
+        let mut shared = Vec::with_capacity(all.len());
+        shared.extend(all.into_iter().map(Arc::new));
+        Ok(shared)
     }
 }
 
@@ -108,6 +111,13 @@ impl File {
     }
 }
 
+/// Collecting from the vector itself would reuse its memory, which is that of the objects.
+fn shared(all: Vec<NatMapping>) -> Vec<Arc<NatMapping>> {
+    let mut shared = Vec::with_capacity(all.len());
+    shared.extend(all.into_iter().map(Arc::new));
+    shared
+}
+
 pub(super) fn network_id(network: &StagingNetwork) -> String {
     format!("StagingNetwork {}", network.name_any())
 }
@@ -126,7 +136,7 @@ fn take(name: &str, now: Manifests, before: Good, since: i64) -> (Good, Vec<Prob
         version: Some(since),
         wrong: None,
         networks: now.networks,
-        mappings: now.mappings.into_iter().map(Arc::new).collect(),
+        mappings: shared(now.mappings),
     };
     let mut kept = Vec::new();
     for old in before.networks {

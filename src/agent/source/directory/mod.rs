@@ -20,7 +20,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use kube::ResourceExt;
-use notify::{RecursiveMode, Watcher as _};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher as _};
 use tokio::sync::{mpsc, watch};
 
 use super::{Problem, Snapshot, Snapshots};
@@ -264,9 +265,13 @@ pub fn read(path: &Path, state_dir: &Path) -> Result<Directory, AgentError> {
 /// The kernel gives no signs of changes.
 pub fn watch(path: &Path, state_dir: &Path, reports: Reports) -> Result<(Snapshots, tokio::task::JoinHandle<()>), AgentError> {
     let (signs, mut seen) = mpsc::channel(1);
-    // A full channel holds a sign already; more say nothing new.
-    let mut watcher = notify::recommended_watcher(move |_| {
-        let _ = signs.try_send(());
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading is told, too, and each scan would be the sign for the next.
+        let read = event.is_ok_and(|e| e.kind.is_access() && e.kind != EventKind::Access(AccessKind::Close(AccessMode::Write)));
+        if !read {
+            // A full channel holds a sign already; more say nothing new.
+            let _ = signs.try_send(());
+        }
     })
     .map_err(|source| AgentError::Watch {
         path: path.to_owned(),
