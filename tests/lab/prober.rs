@@ -196,15 +196,24 @@ impl Drop for Witness {
 /// Waits until a gateway that forwards nothing of this any more has said the last of what it had to say about what it forwarded: whom it still asks for in vain
 /// it gives up, and tells every source so.
 pub fn fall_silent(gateway: &Ns, witnesses: &[&Witness]) {
-    let mut heard = (Instant::now(), u64::MAX);
-    wait_until(seconds(60), "the gateway to fall silent", || {
-        gateway.sh("ip neigh flush all");
+    let (start, mut last) = (Instant::now(), (Instant::now(), u64::MAX));
+    while last.0.elapsed() < SILENCE {
+        // It may give up where new ones come all the while.
+        gateway.try_sh("ip neigh flush all");
         let length = witnesses.iter().map(|witness| witness.length()).sum();
-        if length != heard.1 {
-            heard = (Instant::now(), length);
+        if length != last.1 {
+            last = (Instant::now(), length);
         }
-        heard.0.elapsed() > SILENCE
-    });
+        assert!(
+            start.elapsed() < seconds(60),
+            "the gateway does not fall silent; the last that was seen: {:#?}",
+            witnesses
+                .iter()
+                .map(|w| w.seen().split_off(w.seen().len().saturating_sub(5)))
+                .collect::<Vec<_>>()
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// The seed's closed network probed from inside, and from outside for what nobody mapped.

@@ -63,3 +63,4 @@ mod helpers;
 mod inside;
 mod ipv6;
 mod mtu;
+mod prefixes;
