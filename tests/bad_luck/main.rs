@@ -5,6 +5,7 @@
 #[path = "../lab/mod.rs"]
 #[macro_use]
 mod lab;
+mod clones;
 mod crowd;
 mod killed;
 mod second;

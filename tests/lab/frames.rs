@@ -43,7 +43,7 @@ fn contents(mark: u8, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<Vec<u8>> {
     let packet = |protocol, content: &[u8]| between(source, destination, protocol, content);
     let udp = |port: u16| [&777u16.to_be_bytes()[..], &port.to_be_bytes(), &[0, 12, 0, 0], b"leak"].concat();
     let quoted = between(destination, source, TCP, &tcp(destination, source, 80, 777, ACK)[..8]);
-    vec![
+    let mut all = vec![
         packet(UDP, &udp(80)),
         packet(UDP, &udp(53)),
         packet(TCP, &tcp(source, destination, 777, 80, SYN)),
@@ -55,9 +55,12 @@ fn contents(mark: u8, source: Ipv4Addr, destination: Ipv4Addr) -> Vec<Vec<u8>> {
         packet(GRE, &[0, 0, 8, 0, 1, 2, 3, 4]),
         // The middle of something.
         ipv4([mark, 32], source, destination, UDP, 0x2005, &[7; 16]),
-        // Ends at the gateway, which says so to whoever the source is.
-        ipv4([mark, 1], source, destination, UDP, 0, &udp(33434)),
-    ]
+    ];
+    if matches!(source.octets(), [192, 168, 200, _] | [10, 0, 0, _]) {
+        // Ends at the gateway, which says so.
+        all.push(ipv4([mark, 1], source, destination, UDP, 0, &udp(33434)));
+    }
+    all
 }
 
 /// An IPv4 packet. `fragment`: flags and offset.

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect)]
 
 #[macro_use]
+#[path = "../lab/mod.rs"]
 mod lab;
+mod clones;
+mod traffic;
 
 use std::time::Duration;
 
