@@ -3,7 +3,8 @@
 //! 1. routing tables and policy rules of isolated networks that come ("separation"), then the labels of raw (conntrack zone, firewall mark, helper)
 //!    if none of them goes
 //! 2. the fence (mangle, both families); interfaces that leave the plan are closed wholly
-//! 3. what attracted traffic and must no longer: proxies, routes, addresses
+//! 3. what attracted traffic and must no longer: proxies, routes, addresses; interfaces that leave the plan no longer forward, because the node answers what it cannot pass on
+//!    before the fence sees it, and the labels by which it does not are about to go
 //! 4. ways inside that come in table main, and what keeps the reverse path filter content
 //! 5. nobody outside answers for the addresses to come (probe)
 //! 6. translations and accepts (nat and filter, both families)
@@ -60,7 +61,7 @@ impl Work<'_> {
         }
         let nothing = ObservedLinks::default();
         let links = self.kept.links.as_ref().unwrap_or(&nothing);
-        let stages = staging::link_stages(plan, links);
+        let mut stages = staging::link_stages(plan, links);
         let closing = if netfilter {
             staging::closing(plan, links)
         } else {
@@ -69,6 +70,7 @@ impl Work<'_> {
         let held = hold::held(&closing, links, plan, self.verdicts, self.unreadable, &self.outcome.facts);
         hold::close(&mut tables, &held);
         let closing: BTreeSet<IfName> = closing.difference(&held).cloned().collect();
+        stages.removals.extend(staging::shutting(&closing, links));
         self.outcome.held = held;
         let (open, closed) = if closing.is_empty() {
             let open = shared(tables);

@@ -184,6 +184,20 @@ pub fn closing(plan: &HostPlan, seen: &ObservedLinks) -> BTreeSet<IfName> {
         .collect()
 }
 
+/// Interfaces that are `closing` forward no more. What was found is put back when they open.
+pub fn shutting(closing: &BTreeSet<IfName>, seen: &ObservedLinks) -> Vec<LinkChange> {
+    let off = LinkSettings {
+        forwarding: Some(false),
+        ..LinkSettings::default()
+    };
+    let forwards = |name: &&IfName| seen.links.get(*name).is_some_and(|link| link.forwarding == Some(true));
+    closing
+        .iter()
+        .filter(forwards)
+        .map(|name| LinkChange::Set(name.clone(), off.clone()))
+        .collect()
+}
+
 /// What others changed of ours since `before` was read, as far as the interfaces still exist: the kernel itself removes what hangs on an
 /// interface that goes.
 pub fn link_drift(before: &ObservedLinks, now: &ObservedLinks, plan: &HostPlan) -> Vec<Drift> {

@@ -268,7 +268,7 @@ fn address(wanted: &GatewayAddress, index: u32) -> AddressMessage {
 
 /// `RTM_SETLINK` for what lives in `in_device`, `RTM_SETNEIGHTBL` for what lives in the neighbour table. Neither needs a writable /proc/sys.
 fn settings(index: u32, wanted: &LinkSettings) -> Vec<Request> {
-    let values: Vec<_> = [
+    let mut values: Vec<_> = [
         (devconf::FORWARDING, wanted.forwarding.map(u32::from)),
         (devconf::SEND_REDIRECTS, wanted.send_redirects.map(u32::from)),
         (devconf::RP_FILTER, wanted.rp_filter.map(u32::from)),
@@ -276,6 +276,10 @@ fn settings(index: u32, wanted: &LinkSettings) -> Vec<Request> {
     .into_iter()
     .filter_map(|(number, value)| Some(DefaultNla::new(number, value?.to_ne_bytes().to_vec())))
     .collect();
+    // The kernel takes them one by one, and packets pass in between: what is let in is filtered first.
+    if wanted.forwarding == Some(true) {
+        values.reverse();
+    }
     let mut requests = Vec::new();
     if !values.is_empty() {
         let mut nested = vec![0; values.as_slice().buffer_len()];
