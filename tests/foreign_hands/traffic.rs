@@ -154,7 +154,7 @@ labs! {
         assert!(last.contains("DROP"), "{last}");
         let spec = last.strip_prefix(&format!("-A {chain} ")).unwrap();
         let reordered = format!("*mangle\\n-D {chain} {spec}\\n-I {chain} 1 {spec}\\nCOMMIT\\n");
-        busy.hand(&format!("printf '{}' | {}-restore -w --noflush", reordered.replace('"', "\\\""), seed.backend.iptables()), &["mangle", by]);
+        busy.hand(&format!("printf '{reordered}' | {}-restore -w --noflush", seed.backend.iptables()), &["mangle", by]);
         busy.end();
     }
 

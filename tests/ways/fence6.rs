@@ -133,9 +133,7 @@ bridges! {
             CLIENT[1], "fd00:100::fe", NOBODY, DNS[1], PRODUCTION[1], VIRTUAL_DB[1], ALL_HOSTS, "ff02::2", "ff02::16", "ff05::2", "ff0e::77", "fe80::1",
         ]
         .map(address);
-        // The kernel looks for the way to a link-local address past the blackhole, so borrowed sources are told that there is nobody: a known limit.
-        let told = |s: &Ipv6Addr, d: &Ipv6Addr| d.is_unicast_link_local() && !s.is_unicast_link_local() && s.segments()[..4] != [0xfd00, 0x200, 0, 0];
-        let pairs = sources.iter().flat_map(|s| destinations.iter().map(move |d| (*s, *d))).filter(|(s, d)| s != d && !told(s, d));
+        let pairs = sources.iter().flat_map(|s| destinations.iter().map(move |d| (*s, *d))).filter(|(s, d)| s != d);
         let packets: Vec<_> = pairs.flat_map(|(s, d)| contents(s, d)).collect();
         let mark = format!("(ip6[0:4] & 0xfffff = {LABEL}) or (icmp6 and ip6[48:4] & 0xfffff = {LABEL})");
         // The gateway asks for nobody only on behalf of somebody.
