@@ -5,7 +5,6 @@
 #[path = "../lab/mod.rs"]
 #[macro_use]
 mod lab;
-mod clones;
 mod crowd;
 mod killed;
 mod second;
