@@ -194,7 +194,7 @@ pub enum RuleAction {
     /// Goes on with the rule of this preference (`FR_ACT_GOTO`).
     Goto(u32),
     /// Drops the packet without a word (`FR_ACT_BLACKHOLE`). Unlike a blackhole route it also takes what goes to link-local addresses: the look-up for these asks for routes of
-    /// their interface only (`__fib6_rule_action` in net/ipv6/fib6_rules.c).
+    /// their interface only (`__fib6_rule_action` in `net/ipv6/fib6_rules.c`).
     Blackhole,
     /// Nothing: a place to go to (`FR_ACT_NOP`).
     Nop,
