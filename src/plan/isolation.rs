@@ -36,7 +36,8 @@ pub const IDENTIFIER_MAX: u32 = 8191;
 
 /// The isolation of every network that has one, or needs one now: those that may meet on a gateway and whose inside prefixes share addresses.
 ///
-/// What a network has is kept, unless an older one has the same identifier. Networks that are not accepted keep theirs too.
+/// What a network has is kept, unless an older one has the same identifier (two controllers may have been at work for a moment), or has zone 0 as well and now meets it (a gateway or
+/// a prefix was added to one of them): connections of the younger one end then, since nothing tells them from the other's. Networks that are not accepted keep theirs too.
 pub fn allocate<'a>(world: impl Into<View<'a>>, verdicts: &Verdicts) -> BTreeMap<String, Isolation> {
     let view = world.into();
     let created: BTreeMap<&str, Option<Timestamp>> = view
@@ -49,10 +50,19 @@ pub fn allocate<'a>(world: impl Into<View<'a>>, verdicts: &Verdicts) -> BTreeMap
 
     let mut allocated: BTreeMap<String, Isolation> = BTreeMap::new();
     let mut taken: BTreeSet<u32> = BTreeSet::new();
+    let mut first: Vec<&NetworkVerdict> = Vec::new();
     for (name, verdict) in &networks {
-        if let Some(isolation) = verdict.isolation.filter(|i| taken.insert(i.identifier)) {
-            allocated.insert((*name).to_owned(), isolation);
-        }
+        let Some(Isolation { identifier, zone }) = verdict.isolation.filter(|i| taken.insert(i.identifier)) else {
+            continue;
+        };
+        let meets = |other: &&NetworkVerdict| verdict.accepted.as_ref().is_ok_and(|network| may_meet((network, verdict), other));
+        let zone = if zone == 0 && !first.iter().any(meets) {
+            first.push(verdict);
+            0
+        } else {
+            own_zone(identifier)
+        };
+        allocated.insert((*name).to_owned(), Isolation { identifier, zone });
     }
     for (name, verdict) in &networks {
         let Ok(network) = &verdict.accepted else { continue };
@@ -71,11 +81,15 @@ pub fn allocate<'a>(world: impl Into<View<'a>>, verdicts: &Verdicts) -> BTreeMap
         let first = met
             .iter()
             .all(|other| allocated.get(*other).is_none_or(|isolation| isolation.zone != 0));
-        let zone = if first { 0 } else { u16::try_from(identifier).unwrap_or(u16::MAX) };
+        let zone = if first { 0 } else { own_zone(identifier) };
         taken.insert(identifier);
         allocated.insert((*name).to_owned(), Isolation { identifier, zone });
     }
     allocated
+}
+
+fn own_zone(identifier: u32) -> u16 {
+    u16::try_from(identifier).unwrap_or(u16::MAX)
 }
 
 /// Whether two networks have a gateway node in common and share inside addresses.

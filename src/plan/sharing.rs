@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::host::Isolated;
 use super::isolation;
 use super::prefixes::meet;
-use super::sites::{At, Held};
+use super::sites::{At, Held, Present};
 use super::validate::ValidNetwork;
 use super::verdict::NetworkVerdict;
 use super::{NodeFacts, Refusal};
@@ -23,23 +23,37 @@ pub(super) fn separate(
     at: At<'_>,
     held: &Held<'_>,
 ) -> Result<Option<Isolated>, Refusal> {
-    let mut met = held
-        .present
-        .iter()
-        .filter(|(other, _)| other.name != network.name && isolation::overlap(network, other));
+    let others = || held.present.iter().filter(|other| other.network.name != network.name);
+    let mut met = others().filter(|other| isolation::overlap(network, other.network));
+    let age = |network: &ValidNetwork| (network.created, network.name.clone());
+    let older = |other: &&Present<'_>| age(other.network) < age(network);
     let Some(isolation) = verdict.isolation else {
-        let age = |network: &ValidNetwork| (network.created, network.name.clone());
-        let Some((older, _)) = met.find(|(other, _)| age(other) < age(network)) else {
+        let Some(older) = met.find(older) else {
             return Ok(None);
         };
         return Err(refusal(
             reasons::ISOLATION_PENDING,
             format!(
                 "network {} shares inside addresses with network {} on node {} and has no status.isolation yet: the controller gives it one",
-                network.name, older.name, at.node.name
+                network.name, older.network.name, at.node.name
             ),
         ));
     };
+    let same = others().filter(older).find(|other| {
+        let theirs = other.isolation.filter(|theirs| {
+            theirs.identifier == isolation.identifier || theirs.zone == isolation.zone && isolation::overlap(network, other.network)
+        });
+        theirs.is_some()
+    });
+    if let Some(older) = same {
+        return Err(refusal(
+            reasons::ISOLATION_PENDING,
+            format!(
+                "network {} has the identifier or the zone of network {} (status.isolation), with which it is on node {}: the controller gives it another one",
+                network.name, older.network.name, at.node.name
+            ),
+        ));
+    }
     // A clone's bridge may outlive the clone.
     let alone = met.next().is_none() && inside.is_none_or(|inside| elsewhere(network, inside, at.node, held).is_none());
     if isolation.zone == 0 && alone {
@@ -204,7 +218,7 @@ pub(super) fn overlap(
 
 /// A subnet that shares addresses with an inside prefix and is connected to an interface that is no network's inside.
 fn elsewhere<'n>(network: &ValidNetwork, inside: &IfName, node: &'n NodeFacts, held: &Held<'_>) -> Option<(IpNet, &'n str, IpNet)> {
-    let fenced = |interface: &str| held.present.iter().any(|(_, other)| other.as_str() == interface);
+    let fenced = |interface: &str| held.present.iter().any(|other| other.inside.as_str() == interface);
     network.inside.iter().find_map(|prefix| {
         node.interfaces
             .iter()

@@ -18,6 +18,7 @@ use super::validate::{self, ValidNetwork};
 use super::verdict::{Claim, NetworkVerdict};
 use super::{HostOptions, KernelFacts, MappingKey, NodeFacts, Refusal, Verdicts, View, values};
 use crate::api::gatewaynode::Role;
+use crate::api::network::Isolation;
 use crate::api::reasons;
 use crate::netfilter::{Family, IfName, Match, Owner};
 
@@ -130,9 +131,16 @@ pub(super) struct Held<'a> {
     /// Source addresses that are answered for.
     pub(super) sources: BTreeMap<IpAddr, &'a str>,
     /// All accepted networks whose inside interface is there, with it.
-    pub(super) present: Vec<(&'a ValidNetwork, IfName)>,
+    pub(super) present: Vec<Present<'a>>,
     /// What leads outside, for whichever network, with what it is a port of: a fence around one would cut off clients, and the node itself.
     pub(super) ways_out: BTreeMap<IfName, &'a str>,
+}
+
+/// An accepted network whose inside interface is there.
+pub(super) struct Present<'a> {
+    pub(super) network: &'a ValidNetwork,
+    pub(super) inside: IfName,
+    pub(super) isolation: Option<Isolation>,
 }
 
 impl Held<'_> {
@@ -175,7 +183,13 @@ pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFact
     accepted.sort_unstable_by_key(|(created, name, ..)| (*created, *name));
     let present = accepted
         .iter()
-        .filter_map(|(.., network)| Some((*network, interfaces::find(node, network, Foot::Inside).ok()?)))
+        .filter_map(|(.., verdict, network)| {
+            Some(Present {
+                network,
+                inside: interfaces::find(node, network, Foot::Inside).ok()?,
+                isolation: verdict.isolation,
+            })
+        })
         .collect();
     let mut held = Held {
         ways_out: ways_out(node, &accepted),

@@ -5,6 +5,7 @@ mod fields;
 mod flows;
 mod golden;
 mod host;
+mod isolation;
 mod nobody;
 mod packets;
 mod ports;
