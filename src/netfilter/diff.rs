@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::dump::{ObservedTable, RuleHash};
+use super::encode::BARE_MARK;
 use super::render;
 use super::rules::{CHAIN_NAME_MAX, Hook, HookRule};
 use super::{Chain, ChainName, TableRules};
@@ -113,9 +114,10 @@ fn chain_drift(desired: &Chain, observed: Option<&Vec<Option<RuleHash>>>) -> Opt
     if wanted == *found && wanted.iter().all(Option::is_some) {
         return None;
     }
-    let foreign = found.iter().filter(|hash| hash.is_none()).count();
     let known: BTreeSet<&RuleHash> = wanted.iter().flatten().collect();
-    let present: BTreeSet<&RuleHash> = found.iter().flatten().collect();
+    let unmarked = |hash: &RuleHash| hash.0.starts_with(BARE_MARK) && !known.contains(hash);
+    let foreign = found.iter().filter(|hash| hash.as_ref().is_none_or(unmarked)).count();
+    let present: BTreeSet<&RuleHash> = found.iter().flatten().filter(|hash| !unmarked(hash)).collect();
     let missing = known.difference(&present).count();
     let extra = present.difference(&known).count();
     let mut parts = Vec::new();

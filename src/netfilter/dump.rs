@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::encode::bare_hash;
 use super::render::{HASH_DIGITS, HOOK_COMMENT, RULE_COMMENT};
 use super::rules::CHAIN_PREFIX;
 use super::{ChainName, Hook, HookRule};
@@ -13,7 +14,8 @@ use super::{ChainName, Hook, HookRule};
 pub struct ObservedTable {
     /// For each built-in chain with a jump of ours: what is in it.
     pub hooks: BTreeMap<Hook, ObservedHook>,
-    /// Each chain whose name starts with `SNET-`, valid or not: one entry a rule, the hash that its comment carries, or None for a rule without our mark.
+    /// Each chain whose name starts with `SNET-`, valid or not: one entry a rule: the hash that its comment carries; for a rule without a
+    /// comment whose form is that of a bare rule of ours, that of its words; None for any other.
     pub chains: BTreeMap<String, Vec<Option<RuleHash>>>,
     /// Those of `chains` that a foreign rule leads to: the kernel does not delete them.
     pub referenced: BTreeSet<String>,
@@ -46,12 +48,16 @@ pub fn parse(text: &str) -> ObservedTable {
             continue;
         };
         if is_ours(chain) {
-            table.chains.entry(chain.to_owned()).or_default().push(rule_hash(&words));
+            table
+                .chains
+                .entry(chain.to_owned())
+                .or_default()
+                .push(rule_hash(&words).or_else(|| bare_rule(&words)));
             continue;
         }
         let position = positions.entry(chain).or_default();
         *position += 1;
-        match (builtin(chain), hook_rule(&words)) {
+        match (builtin(chain), builtin(chain).and_then(|hook| hook_rule(hook, &words))) {
             (Some(hook), Some(rule)) => table.hooks.entry(hook).or_default().jumps.push((*position, rule)),
             _ => table
                 .referenced
@@ -249,10 +255,47 @@ pub fn marked(comment: &str) -> Option<RuleHash> {
     valid.then(|| RuleHash(digits.to_owned()))
 }
 
-fn hook_rule(words: &[String]) -> Option<HookRule> {
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let counted = words.iter().position(|word| *word == "-c").unwrap_or(words.len());
-    let (condition, rest) = match words.get(..counted)? {
+/// The hash of a rule without a comment, if it is of a form that `encode::bare` allows.
+fn bare_rule(words: &[String]) -> Option<RuleHash> {
+    let words = uncounted(words)?;
+    let mut rest = words.as_slice();
+    for option in ["-s", "-d", "-i", "-o"] {
+        if let [name, _, after @ ..] = rest
+            && *name == option
+        {
+            rest = after;
+        }
+    }
+    if let ["-m", "mark" | "connmark", "--mark", _, after @ ..] = rest {
+        rest = after;
+    }
+    let ours = match rest {
+        ["-j", "RETURN"] | ["-j", "MARK", "--set-xmark", _] | ["-j", "CT", "--zone", _] => true,
+        ["-j" | "-g", to] => is_ours(to),
+        _ => false,
+    };
+    ours.then(|| bare_hash(&words.join(" ")))
+}
+
+/// The words of a rule without what `-S -v` puts between them and the target: counters.
+fn uncounted(words: &[String]) -> Option<Vec<&str>> {
+    let mut words: Vec<&str> = words.iter().map(String::as_str).collect();
+    if let Some(at) = words.iter().position(|word| *word == "-c") {
+        words.get(at..at + 3)?;
+        words.drain(at..at + 3);
+    }
+    Some(words)
+}
+
+fn hook_rule(at: Hook, words: &[String]) -> Option<HookRule> {
+    let words = uncounted(words)?;
+    if let ["-j", target] = words.as_slice() {
+        let ours = HookRule::BARE.contains(&(at, target));
+        return ChainName::new(target.strip_prefix(CHAIN_PREFIX)?)
+            .filter(|_| ours)
+            .map(HookRule::Bare);
+    }
+    let (condition, rest) = match words.as_slice() {
         ["-m", "connmark", "--mark", mark, rest @ ..] => (Some(bits(mark)?), rest),
         rest => (None, rest),
     };

@@ -16,6 +16,8 @@ use super::{ChainName, Family, Match, Owner, PortRange, Rule, Table, Target, Tra
 pub const RULE_COMMENT: &str = "stagenet:";
 /// Hexadecimal digits of a rule's hash: 48 bits, and only rules at the same place of the same chain are ever compared.
 pub const HASH_DIGITS: usize = 12;
+/// What the hash of a rule without a comment begins with.
+pub(super) const BARE_MARK: char = '=';
 /// `XT_MAX_COMMENT_LEN` in `linux/netfilter/xt_comment.h`, less the end mark.
 const COMMENT_MAX: usize = 255;
 /// `prefix` of `struct xt_nflog_info` is 64 bytes with the end mark.
@@ -74,14 +76,54 @@ pub enum Problem {
 pub(super) fn rule(family: Family, table: Table, rule: &Rule) -> Result<String, Problem> {
     check_place(family, table, rule)?;
     let (matches, target) = body(family, rule)?;
+    if bare(rule) {
+        return Ok(format!("{matches} {target}"));
+    }
     let comment = comment(&rule.owner, &hash(rule)?)?;
     Ok(format!("{matches} -m comment --comment {comment} {target}"))
 }
 
-/// What the comment of `rule` carries. Two rules of a table have the same hash only if they do the same on behalf of the same owner. The words are those of IPv4 in
+/// Whether `rule` is written without a comment: if it is to be ([`Rule::bare`]), and both tools print its words as they read them. They print addresses, then interfaces, then
+/// extensions, and leave out what matches everything; how they shorten IPv6 addresses that begin with zeros depends on the C library.
+pub(super) fn bare(rule: &Rule) -> bool {
+    let place = |m: &Match| match m {
+        Match::Source(prefix) if plain(prefix) => Some(0),
+        Match::Destination(prefix) if plain(prefix) => Some(1),
+        Match::In(_) | Match::InLike(_) => Some(2),
+        Match::Out(_) | Match::OutLike(_) => Some(3),
+        Match::Mark(_) | Match::ConnMark(_) => Some(4),
+        _ => None,
+    };
+    let places: Option<Vec<u8>> = rule.matches.iter().map(place).collect();
+    let target = match rule.target {
+        Target::Jump(_) | Target::Goto(_) | Target::Return | Target::SetMark(_) => true,
+        Target::Track { zone, helper } => zone.is_some() && helper.is_none(),
+        _ => false,
+    };
+    rule.bare && target && places.is_some_and(|places| places.is_sorted_by(|a, b| a < b))
+}
+
+fn plain(prefix: &IpNet) -> bool {
+    prefix.prefix_len() > 0
+        && match prefix {
+            IpNet::V4(_) => true,
+            IpNet::V6(net) => net.network().segments()[0] != 0,
+        }
+}
+
+/// What a rule of ours without a comment is recognised by. `words`: all of it behind `-A CHAIN`, without counters. Told from the hash of a comment by its first character.
+pub(super) fn bare_hash(words: &str) -> RuleHash {
+    let RuleHash(digits) = digest(words.trim_start(), "", &Owner::Base);
+    RuleHash(format!("{BARE_MARK}{digits}"))
+}
+
+/// What the comment of `rule` carries, or what its words say if it has none. Two rules of a table have the same hash only if they do the same on behalf of the same owner. The words are those of IPv4 in
 /// both families: nobody compares across them.
 pub fn hash(rule: &Rule) -> Result<RuleHash, Problem> {
     let (matches, target) = body(Family::V4, rule)?;
+    if bare(rule) {
+        return Ok(bare_hash(&format!("{matches} {target}")));
+    }
     Ok(digest(&matches, &target, &rule.owner))
 }
 

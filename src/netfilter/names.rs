@@ -92,7 +92,7 @@ impl Names<'_> {
     }
 
     fn lead(&self, (name, (owner, to)): Entry<'_>) -> Rule {
-        Rule::new(owner.clone(), [self.way.exactly(name)], Target::Goto(to.clone()))
+        Rule::new(owner.clone(), [self.way.exactly(name)], Target::Goto(to.clone())).bare()
     }
 
     fn guard(&mut self, group: &[Entry<'_>], prefix: IfPrefix, shared: usize) -> Rule {
@@ -104,9 +104,9 @@ impl Names<'_> {
         } else {
             self.branch(group, shared)
         };
-        chain.push(Rule::new(Owner::Base, [], Target::Goto(self.otherwise.clone())));
+        chain.push(Rule::new(Owner::Base, [], Target::Goto(self.otherwise.clone())).bare());
         self.chains.insert(name.clone(), chain);
-        Rule::new(Owner::Base, [self.way.like(prefix)], Target::Goto(name))
+        Rule::new(Owner::Base, [self.way.like(prefix)], Target::Goto(name)).bare()
     }
 }
 

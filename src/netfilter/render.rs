@@ -3,8 +3,9 @@
 //! The encoders are strict: a value that the tools would need quoted, escaped or repeated is refused, with the rule's owner named. What comes out is
 //! taken by `iptables-restore --noflush` of 1.8.9 and later, nft and legacy alike.
 //!
-//! Every rule carries `-m comment --comment stagenet:HASH[:OWNER]`. HASH is what a rule is recognised and compared by, because the text that
-//! `iptables-save` prints is not the text that was restored (it reorders, renames and drops). OWNER is for people only.
+//! Rules carry `-m comment --comment stagenet:HASH[:OWNER]`. HASH is what a rule is recognised and compared by, because the text that
+//! `iptables-save` prints is not the text that was restored (it reorders, renames and drops). OWNER is for people only. Those that very many packets meet bear none
+//! ([`Rule::bare`]): they are of the few forms that are printed as they were read.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -145,6 +146,9 @@ pub fn changes(family: Family, tables: &BTreeMap<Table, TableChange>) -> Result<
 /// The condition stands before the comment, which costs a comparison of its own.
 fn hook_line(hook: Hook, rule: &HookRule, position: &str) -> String {
     let text = rule.to_string();
+    if matches!(rule, HookRule::Bare(_)) {
+        return format!("{}{position} {text}", hook.as_str());
+    }
     let (condition, target) = text.split_at(text.find("-j ").unwrap_or_default());
     format!(
         "{}{position} {condition}-m comment --comment {HOOK_COMMENT} {target}",

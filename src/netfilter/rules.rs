@@ -227,6 +227,8 @@ pub struct Rule {
     pub target: Target,
     /// Whose rule it is.
     pub owner: Owner,
+    /// Whether it does without a comment, see [`Rule::bare`].
+    pub bare: bool,
 }
 
 impl Rule {
@@ -236,7 +238,15 @@ impl Rule {
             matches: matches.into_iter().collect(),
             target,
             owner,
+            bare: false,
         }
+    }
+
+    /// For rules that very many packets meet: written without a comment, which costs each of them as much as a comparison of the connection's mark where iptables is nft's.
+    /// Such a rule is recognised by its words, so it has to be of a form that the tools print as they read it (`bare` in module `encode`); another one keeps its comment.
+    #[must_use]
+    pub fn bare(self) -> Self {
+        Self { bare: true, ..self }
     }
 }
 
@@ -248,16 +258,30 @@ pub type Chain = Vec<Rule>;
 pub enum HookRule {
     /// All packets are led to the chain.
     Jump(ChainName),
+    /// The same without a comment, where every packet that passes the node comes by. Ours by the name of the chain, so only for [`HookRule::BARE`].
+    Bare(ChainName),
     /// Those are accepted whose connection mark has all these bits. (The opposite, leading the unmarked ones to a chain, would pass over what conntrack has made nothing of:
     /// `connmark_mt` in `net/netfilter/xt_connmark.c` matches no such packet, negated or not.)
     AcceptMarked(u32),
 }
 
 impl HookRule {
+    /// Where a jump bears no comment, and to which of our chains.
+    pub const BARE: [(Hook, &str); 2] = [(Hook::Forward, "SNET-FWD"), (Hook::Prerouting, "SNET-RAW")];
+
+    /// What leads all packets to `chain`.
+    pub fn to(at: Hook, chain: ChainName) -> Self {
+        if Self::BARE.contains(&(at, chain.as_str())) {
+            Self::Bare(chain)
+        } else {
+            Self::Jump(chain)
+        }
+    }
+
     /// The chain that packets are led to.
     pub fn chain(&self) -> Option<&ChainName> {
         match self {
-            Self::Jump(chain) => Some(chain),
+            Self::Jump(chain) | Self::Bare(chain) => Some(chain),
             Self::AcceptMarked(_) => None,
         }
     }
@@ -269,11 +293,11 @@ impl From<ChainName> for HookRule {
     }
 }
 
-/// In the words of `iptables-save`, without the comment that marks it as ours.
+/// In the words of `iptables-save`, without the comment that may mark it as ours.
 impl fmt::Display for HookRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Jump(chain) => write!(f, "-j {chain}"),
+            Self::Jump(chain) | Self::Bare(chain) => write!(f, "-j {chain}"),
             Self::AcceptMarked(bits) => write!(f, "-m connmark --mark {bits:#x}/{bits:#x} -j ACCEPT"),
         }
     }

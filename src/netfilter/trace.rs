@@ -251,7 +251,7 @@ pub fn walk(
         .and_then(|rules| {
             // A frame is the chain and the rule to go on with; a goto replaces the frame, so that its end returns to the caller's.
             let mut frames = match rules.hooks.get(&hook)? {
-                HookRule::Jump(chain) => vec![(chain, 0)],
+                HookRule::Jump(chain) | HookRule::Bare(chain) => vec![(chain, 0)],
                 HookRule::AcceptMarked(bits) if packet.marked(*bits) => return Some(Verdict::Accept),
                 HookRule::AcceptMarked(_) => return None,
             };

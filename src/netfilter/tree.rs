@@ -92,7 +92,7 @@ pub fn guarded(chains: &mut BTreeMap<ChainName, Chain>, label: &str, key: Key, e
         let name = ChainName::lossy(&format!("{label}{:04X}", beginning(*first)));
         let own = group.iter().map(|(prefix, rules)| (*prefix, rules.to_vec())).collect();
         dispatch(chains, &name, key, &own);
-        chain.push(Rule::new(Owner::Base, [key.matching(guard)], Target::Jump(name)));
+        chain.push(Rule::new(Owner::Base, [key.matching(guard)], Target::Jump(name)).bare());
     }
     chain
 }
@@ -148,7 +148,7 @@ impl Tree<'_> {
             } else {
                 Target::Goto(name)
             };
-            chain.push(Rule::new(Owner::Base, [self.key.matching(prefix)], target));
+            chain.push(Rule::new(Owner::Base, [self.key.matching(prefix)], target).bare());
         }
         chain.extend(flat(&own));
         chain

@@ -66,7 +66,7 @@ fn forward(table: &mut TableRules, sites: &[Site<'_>], family: Family, options: 
     let root = hook(table, Hook::Forward, FORWARD);
     let (second, third) = (ChainName::lossy("FWD2"), ChainName::lossy("FWD3"));
     let chains = &mut table.chains;
-    let mut chain = vec![Rule::new(Owner::Base, [Match::ConnMark(options.connmark)], Target::Return)];
+    let mut chain = vec![Rule::new(Owner::Base, [Match::ConnMark(options.connmark)], Target::Return).bare()];
     chain.extend(unmapped(chains, sites, family));
     names::dispatch(chains, &mut chain, "FN", Way::In, &by_name(sites, "FO"), &second);
 
@@ -203,23 +203,19 @@ fn clamp(table: &mut TableRules, sites: &[Site<'_>], family: Family) {
     }
 }
 
-/// Step 2: whatever leaves by lo towards addresses of ours. Of networks with the same prefix, the oldest counts the drop.
-fn unmapped(chains: &mut BTreeMap<ChainName, Chain>, sites: &[Site<'_>], family: Family) -> Option<Rule> {
+/// Step 2: whatever leaves by lo towards addresses of ours. Addresses are compared first: that costs bystanders a quarter of what a name does. Of networks with the same prefix, the oldest counts the drop.
+fn unmapped(chains: &mut BTreeMap<ChainName, Chain>, sites: &[Site<'_>], family: Family) -> Chain {
+    let Some(lo) = IfName::new("lo") else { return Chain::new() };
     let mut entries = Entries::new();
     for (site, served) in sites.iter().filter_map(|site| site.served().map(|s| (site, s))) {
         for prefix in served.network.pool_of(family).chain(served.network.inside_of(family)) {
             let to = Target::Goto(network_chain("U", site.hash));
             entries
                 .entry(prefix)
-                .or_insert_with(|| vec![rule(site, [Match::Destination(prefix)], to)]);
+                .or_insert_with(|| vec![rule(site, [Match::Destination(prefix), Match::Out(lo.clone())], to)]);
         }
     }
-    if entries.is_empty() {
-        return None;
-    }
-    let name = ChainName::lossy("LO");
-    dispatch(chains, &name, Key::Destination, &entries);
-    Some(Rule::new(Owner::Base, [Match::Out(IfName::new("lo")?)], Target::Jump(name)))
+    guarded(chains, "LO", Key::Destination, &entries)
 }
 
 /// Step 5.

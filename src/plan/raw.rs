@@ -4,7 +4,8 @@
 //! address. Where a pool is one network's alone, the pool says whose; where networks share a pool, the claimed addresses do. A helper is asked for where the packet still
 //! has the virtual address; zone and helper are one rule, because conntrack takes the first only.
 //!
-//! Every packet of the node walks this table, so bystanders must get out quickly: names by their beginnings, addresses behind one guard for neighbouring prefixes.
+//! Every packet of the node walks this table, so bystanders must get out quickly: names by their beginnings, addresses behind one guard for neighbouring prefixes. And every packet of an
+//! isolated network meets what leads to its zone and mark, so those rules are bare.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -60,7 +61,7 @@ pub(super) fn table(sites: &[Site<'_>], family: Family, kernel: &KernelFacts, op
     table.chains.insert(root, chain);
     if kernel.fwmark_reflect.contains(&family) && isolated().any(|site| site.zone().is_some()) {
         let answers = hook(&mut table, Hook::Output, "RAWOUT");
-        let mut chain = vec![Rule::new(Owner::Base, [Match::Mark(options.marks.none())], Target::Return)];
+        let mut chain = vec![Rule::new(Owner::Base, [Match::Mark(options.marks.none())], Target::Return).bare()];
         chain.extend(isolated().filter_map(|site| Some(rule(site, site.own(), tracked(site, None)?))));
         table.chains.insert(answers, chain);
     }
@@ -80,8 +81,8 @@ fn network(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Fam
     chains.insert(name.clone(), Chain::new());
     dispatch(chains, &name, Key::Destination, &helpers(site, family, kernel));
     let chain = chains.entry(name).or_default();
-    chain.extend(tracked(site, None).map(|target| rule(site, [], target)));
-    chain.push(rule(site, [], Target::SetMark(separate.mark)));
+    chain.extend(tracked(site, None).map(|target| rule(site, [], target).bare()));
+    chain.push(rule(site, [], Target::SetMark(separate.mark)).bare());
     from_inside(chains, site, family, options);
 }
 
@@ -91,7 +92,7 @@ fn network(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Fam
 fn from_inside(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Family, options: &HostOptions) {
     let known = Target::Goto(network_chain("C", site.hash));
     let mut chain: Chain = local_sources(site, family)
-        .map(|from| rule(site, [Match::Source(from)], known.clone()))
+        .map(|from| rule(site, [Match::Source(from)], known.clone()).bare())
         .collect();
     chain.extend(tracked(site, None).map(|target| rule(site, [], target)));
     chain.push(rule(site, [], Target::SetMark(options.marks.nobody())));
@@ -141,7 +142,7 @@ fn destinations(sites: &[Site<'_>], family: Family, kernel: &KernelFacts) -> Ent
             continue;
         }
         let mut lead = |prefix: IpNet| {
-            let to = rule(site, [Match::Destination(prefix)], Target::Goto(network_chain("C", site.hash)));
+            let to = rule(site, [Match::Destination(prefix)], Target::Goto(network_chain("C", site.hash))).bare();
             entries.entry(prefix).or_default().push(to);
         };
         let shared = |pool: IpNet| {

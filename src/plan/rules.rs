@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::sites::Site;
 use super::{HostOptions, KernelFacts, MappingKey, fence, raw, translation};
-use crate::netfilter::{ChainName, Family, Hook, IfName, Match, Owner, Rule, Ruleset, Table, TableRules, Target};
+use crate::netfilter::{ChainName, Family, Hook, HookRule, IfName, Match, Owner, Rule, Ruleset, Table, TableRules, Target};
 
 /// A rule on behalf of the network.
 pub(super) fn rule(site: &Site<'_>, matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
@@ -93,7 +93,7 @@ pub fn close_interfaces(tables: &mut BTreeMap<(Family, Table), TableRules>, inte
 /// Makes `table` jump from `at` to our chain, which exists from then on.
 pub(super) fn hook(table: &mut TableRules, at: Hook, chain: &str) -> ChainName {
     let name = ChainName::lossy(chain);
-    table.hooks.insert(at, name.clone().into());
+    table.hooks.insert(at, HookRule::to(at, name.clone()));
     table.chains.entry(name.clone()).or_default();
     name
 }

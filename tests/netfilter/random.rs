@@ -200,7 +200,21 @@ impl Draft {
             1 => Owner::Network("segment-b".to_owned()),
             _ => Owner::Mapping(format!("default/vm{number:02}")),
         };
-        Rule::new(owner, matches.into_iter().flatten(), target)
+        let rule = Rule::new(owner, matches.into_iter().flatten(), target);
+        if number.is_multiple_of(2) {
+            return rule;
+        }
+        // In the order in which the tools print matches, so that some of them can do without a comment.
+        let place = |m: &Match| match m {
+            Match::Source(_) => 0,
+            Match::Destination(_) => 1,
+            Match::In(_) => 2,
+            Match::Out(_) => 3,
+            _ => 4,
+        };
+        let mut rule = rule.bare();
+        rule.matches.sort_by_key(place);
+        rule
     }
 }
 

@@ -137,7 +137,7 @@ impl FakeHost {
         let content = state.table(family, table);
         let mut touched = Vec::new();
         for (name, rules) in &mut content.chains {
-            let ours = name.starts_with(CHAIN_PREFIX) || rules.iter().any(|r| r.contains(HOOK_COMMENT));
+            let ours = name.starts_with(CHAIN_PREFIX) || rules.iter().any(|r| r.contains(HOOK_COMMENT) || r.contains(CHAIN_PREFIX));
             if ours && !rules.is_empty() {
                 touched.push(name.clone());
             }
