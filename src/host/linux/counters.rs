@@ -50,7 +50,8 @@ pub(super) fn read(
     Ok(found)
 }
 
-/// Reads which rules are in these chains. None if one has none: the answer for a chain that is not there is the same.
+/// Reads which rules are in these chains. None if one has none, since the answer for a chain that is not there is the same, or if one holds a rule without a comment:
+/// what such a rule is recognised by are its words, and the tools know those.
 pub(super) fn chains(
     netlink: &mut Netlink,
     family: Family,
@@ -60,7 +61,7 @@ pub(super) fn chains(
     let mut found = ObservedTable::default();
     for chain in chains {
         let rules = netlink.dump(&request(family, table, chain), |answer| Some(rule(answer).map(|rule| rule.hash)))?;
-        if rules.is_empty() {
+        if rules.is_empty() || rules.iter().any(Option::is_none) {
             return Ok(None);
         }
         found.chains.insert(chain.to_string(), rules);
