@@ -6,7 +6,7 @@
 #[macro_use]
 mod lab;
 
-use lab::{Manifests, Seed, Snapshot, VIP, VIP_80, seconds, wait_until};
+use lab::{Manifests, OUTSIDE_MAC, Seed, Snapshot, VIP, VIP_80, Witness, seconds, wait_until};
 
 const PRODUCTION: &str = "192.168.100.1:80";
 
@@ -35,6 +35,32 @@ fn is_closed(seed: &Seed, after: &str) {
 }
 
 labs! {
+    /// A known connection is translated without any rule. Without its interface the target's address must not be looked for elsewhere: there it is production's.
+    fn connections_go_nowhere_when_the_inside_interface_is_down_or_gone(seed) {
+        seed.vm02.sh(&format!("ip link set eth0 address {OUTSIDE_MAC} && ip route add default via 192.168.100.254"));
+        let manifests = Manifests::seed();
+        manifests.network("sourceTranslation: Preserve\negress: {default: Allow}");
+        let agent = seed.agent(&manifests, &[]);
+        seed.wait_serves("vm03");
+        let dials = || seed.vm01.udp_from("192.168.100.1:40001", VIP_80);
+        assert!(dials().is_some(), "the connection stands");
+        // Nobody is there to notice.
+        assert_eq!(agent.stop("KILL"), None);
+        let mut witness = Witness::start(&seed.segment_a, OUTSIDE_MAC, "dst net 192.168.200.0/24");
+        seed.vm02.sh("ip link set eth1 down");
+        assert_eq!([dials(), dials()], [None, None]);
+        assert_eq!(witness.seen(), [""; 0]);
+        seed.vm02.sh("ip route del blackhole 192.168.200.0/24");
+        assert_eq!(dials(), None);
+        wait_until(seconds(5), "the witness to see what the blackhole keeps", || !witness.seen().is_empty());
+        seed.vm02.sh("ip link set eth1 up && ip route add blackhole 192.168.200.0/24 metric 4294967295 proto 211");
+        wait_until(seconds(20), "the connection to go on", || dials().is_some());
+        witness.forget();
+        seed.vm02.sh("ip link del eth1");
+        assert_eq!([dials(), dials()], [None, None]);
+        assert_eq!(witness.seen(), [""; 0]);
+    }
+
     fn a_subnet_that_the_inside_interface_loses_opens_nothing(seed) {
         open_router(seed);
         let untouched = Snapshot::of(&seed.vm02);

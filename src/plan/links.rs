@@ -6,7 +6,6 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 
 use super::host::{GatewayAddress, HostPlan, LinkSettings, NetworkPlan, ProxyNeighbour, Route, TABLE_MAIN, Via};
-use super::interfaces::connects;
 use super::prefixes::meet;
 use super::sites::{Served, Site};
 use super::validate::ValidNetwork;
@@ -40,7 +39,6 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
     let Some(interface) = facts.interfaces.get(inside.as_str()) else {
         return;
     };
-    let unconnected: Vec<IpNet> = network.inside.iter().filter(|p| !connects(interface, **p)).copied().collect();
     plan.links.insert(
         inside.clone(),
         LinkSettings {
@@ -51,13 +49,10 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
             ..LinkSettings::default()
         },
     );
-    let in_main = site.separate.is_none();
-    plan.routes.extend(
-        unconnected
-            .into_iter()
-            .filter(|_| in_main)
-            .map(|destination| Route::main(destination, Via::Link(inside.clone()))),
-    );
+    if site.separate.is_none() {
+        plan.routes
+            .extend(network.inside.iter().flat_map(|prefix| ways_in_main(*prefix, inside, interface)));
+    }
     if !active {
         return;
     }
@@ -90,6 +85,16 @@ pub(super) fn program(plan: &mut HostPlan, site: &Site<'_>, facts: &NodeFacts) {
             });
         }
     }
+}
+
+/// The way of a network that is not isolated into its prefix. When its interface goes down, the kernel takes the connected route away, and what a known connection still translates would follow the
+/// default route, to production perhaps, past the fence, by its connection mark: the blackhole stands behind that route. A connected subnet that is wider than the prefix is a less
+/// specific route than the blackhole.
+fn ways_in_main(prefix: IpNet, inside: &IfName, facts: &InterfaceFacts) -> impl Iterator<Item = Route> {
+    let connected = facts.addresses.iter().any(|address| address.trunc() == prefix);
+    let link = (!connected).then(|| Via::Link(inside.clone()));
+    let ways = link.into_iter().chain([Via::Blackhole]);
+    ways.map(move |via| Route::main(prefix, via))
 }
 
 /// Strict (1), so that the node does not answer packets which it cannot pass on (their hops are used up, say) whose source is nobody inside: it would answer before the

@@ -22,7 +22,7 @@ pub(super) fn program(plan: &mut HostPlan, sites: &[Site<'_>], kernel: &KernelFa
         let before = plan.policy_rules.len();
         let mut last = BTreeSet::new();
         for site in sites {
-            network(plan, site, family, &mut last);
+            network(plan, site, family, options, &mut last);
         }
         let isolated = plan.policy_rules.len() > before;
         if isolated {
@@ -34,7 +34,7 @@ pub(super) fn program(plan: &mut HostPlan, sites: &[Site<'_>], kernel: &KernelFa
     }
 }
 
-fn network(plan: &mut HostPlan, site: &Site<'_>, family: Family, last: &mut BTreeSet<IpNet>) {
+fn network(plan: &mut HostPlan, site: &Site<'_>, family: Family, options: &HostOptions, last: &mut BTreeSet<IpNet>) {
     let (Some(served), Some(separate)) = (site.served(), site.separate) else {
         return;
     };
@@ -68,14 +68,15 @@ fn network(plan: &mut HostPlan, site: &Site<'_>, family: Family, last: &mut BTre
     };
     plan.policy_rules
         .insert(rule(PREFERENCE_MARK + separate.identifier, Some(separate.mark), None));
-    // The kernel answers ARP for an address only if its route leads elsewhere than where it is asked, and it asks without a mark.
+    // The kernel answers ARP for an address only if its route leads elsewhere than where it is asked, and it asks without a mark. Packets have one: that of nobody must not be led.
     let dialled_inside = site
         .claims
         .iter()
         .any(|(_, claim)| claim.side == Side::Inside && claim.family() == family);
     if dialled_inside {
         let input = Some(served.inside.clone());
-        plan.policy_rules.insert(rule(PREFERENCE_INPUT + separate.identifier, None, input));
+        plan.policy_rules
+            .insert(rule(PREFERENCE_INPUT + separate.identifier, Some(options.marks.none()), input));
     }
 }
 

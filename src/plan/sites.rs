@@ -44,6 +44,8 @@ pub(super) struct Site<'a> {
     pub(super) fence: Vec<IfName>,
     /// How it is told apart, if it shares inside addresses with another network of the node, or did.
     pub(super) separate: Option<Isolated>,
+    /// Whether all of its inside prefixes are in subnets that are connected to its inside interface.
+    pub(super) connected: bool,
     /// Under which addresses those inside leave that have no virtual address of their own.
     pub(super) sources: BTreeMap<Family, IpAddr>,
     /// Why a source address that the network names is not in there.
@@ -85,17 +87,20 @@ impl Site<'_> {
     /// Whether table mangle tells which of its packets come from nobody inside. A node that does not forward IPv6 may have none.
     pub(super) fn marks_nobody(&self, family: Family, kernel: &KernelFacts) -> bool {
         let concerned = match family {
-            Family::V4 => self.served().is_none(),
+            Family::V4 => self.served().is_none() || self.separate.is_some(),
             Family::V6 => kernel.ipv6_forwarding || self.has(family),
         };
-        concerned && (self.separate.is_none() || self.served().is_none()) && !self.fence.is_empty()
+        // Table raw labels the packets of an isolated network in the families that it has.
+        let labelled = self.separate.is_some() && self.served().is_some() && self.has(family);
+        concerned && !labelled && !self.fence.is_empty()
     }
 
-    /// Whether what the node would say to its machines could be heard by those of another network: they share addresses, and it is not served with what would tell them apart.
+    /// Whether what the node would say to its machines could be heard by others: it is not served, and shares addresses with another network, which nothing tells it from, or
+    /// the node has no way inside.
     pub(super) fn mistakable(&self) -> bool {
         const ALIKE: [&str; 3] = [reasons::ISOLATION_PENDING, reasons::ISOLATION_EXHAUSTED, reasons::PREFIX_OVERLAP];
         let problem = self.problem.as_ref();
-        problem.is_some_and(|problem| self.separate.is_some() || ALIKE.contains(&problem.reason))
+        problem.is_some_and(|problem| !self.connected || self.separate.is_some() || ALIKE.contains(&problem.reason))
     }
 
     /// Whether there is something to translate in this family.
@@ -223,6 +228,7 @@ pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFact
             inside: node.interfaces.contains_key(fence.as_str()).then(|| fence.clone()),
             fence: stands,
             separate: None,
+            connected: false,
             sources: BTreeMap::new(),
             source_problems: BTreeMap::new(),
             problem: Some(refusal.clone()),
@@ -325,6 +331,8 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         (None, Ok(outside)) => sources(network, outside, separate, at, held),
         _ => Default::default(),
     };
+    let facts = inside.as_ref().ok().and_then(|name| node.interfaces.get(name.as_str()));
+    let connected = facts.is_some_and(|facts| network.inside.iter().all(|prefix| interfaces::connects(facts, *prefix)));
     Site {
         name,
         generation: verdict.generation,
@@ -335,6 +343,7 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         inside: inside.ok(),
         fence,
         separate,
+        connected,
         sources,
         source_problems,
         problem,

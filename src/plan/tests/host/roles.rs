@@ -18,7 +18,8 @@ fn the_seed() {
     let (_, plan) = plan(&seed());
     assert!(planned(&plan, "vm03"));
     let vip = address("192.168.100.3");
-    assert_eq!(plan.routes, [route("192.168.100.3/32", Via::Loopback)].into());
+    let behind = route("192.168.200.0/24", Via::Blackhole);
+    assert_eq!(plan.routes, [route("192.168.100.3/32", Via::Loopback), behind].into());
     assert_eq!(
         plan.proxies,
         [ProxyNeighbour {
@@ -66,8 +67,9 @@ fn a_standby_has_everything_but_what_attracts() {
         }]
         .into()
     );
-    assert_eq!((on.routes.len(), on.proxies.len()), (1, 1));
-    assert_eq!((by.routes.len(), by.proxies.len(), by.addresses.len()), (0, 0, 0));
+    assert_eq!((on.routes.len(), on.proxies.len()), (2, 1));
+    assert_eq!((by.routes.len(), by.proxies.len(), by.addresses.len()), (1, 0, 0));
+    assert!(by.routes.contains(&route("192.168.200.0/24", Via::Blackhole)));
     assert_eq!(by.links[&link("eth0")].proxy_delay, None);
     assert_eq!(by.links[&link("eth1")].forwarding, Some(true));
 }
@@ -85,15 +87,21 @@ fn without_announcement_there_is_no_proxy_but_the_route_that_catches_unmapped_po
     world.networks = vec![network("net", 0, json!({"outside": {"announce": false}}))];
     let (_, plan) = plan(&world);
     assert!(plan.proxies.is_empty());
-    assert_eq!(plan.routes, [route("192.168.100.3/32", Via::Loopback)].into());
+    assert!(plan.routes.contains(&route("192.168.100.3/32", Via::Loopback)));
     assert_eq!(plan.links[&link("eth0")].proxy_delay, None);
 }
 
+/// What is connected less specifically is led, too: the blackhole behind would be more specific.
 #[test]
 fn an_inside_prefix_that_is_not_connected_gets_a_route() {
-    let mut world = seed();
-    world.nodes = vec![node("vm02", None, &[("eth0", &["192.168.100.2/24"]), ("eth1", &[])])];
-    assert!(plan(&world).1.routes.contains(&route("192.168.200.0/24", Via::Link(link("eth1")))));
+    let way = route("192.168.200.0/24", Via::Link(link("eth1")));
+    for (connected, led) in [(&[][..], true), (&["192.168.200.2/16"], true), (&["192.168.200.2/24"], false)] {
+        let mut world = seed();
+        world.nodes = vec![node("vm02", None, &[("eth0", &["192.168.100.2/24"]), ("eth1", connected)])];
+        let routes = plan(&world).1.routes;
+        assert_eq!(routes.contains(&way), led, "{connected:?}");
+        assert!(routes.contains(&route("192.168.200.0/24", Via::Blackhole)), "{connected:?}");
+    }
 }
 
 #[test]
