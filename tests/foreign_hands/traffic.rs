@@ -118,10 +118,10 @@ impl<'s> Busy<'s> {
 
     fn end(self) {
         let dialler = self.dialler.expect("somebody dials");
-        let (dialled, slowest) = dialler.account();
+        let (calls, slowest) = dialler.account();
         dialler.none_failed("to the end");
         println!(
-            "measured: slowest repair {:?}; gaps {:?}; {dialled} connections, slowest {slowest:?}; {} rounds",
+            "measured: slowest repair {:?}; gaps {:?}; {calls} connections, slowest {slowest:?}; {} rounds",
             self.slowest,
             self.gaps,
             self.probers.end()
