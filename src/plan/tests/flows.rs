@@ -180,7 +180,7 @@ fn what_the_fence_admitted_ends_when_no_plan_knows_it() {
 }
 
 /// `flow`, expected by a helper of a connection from `source` to a port 21.
-fn expected(flow: FlowTuple, source: &str, destination: &str) -> FlowTuple {
+fn expected(flow: &FlowTuple, source: &str, destination: &str) -> FlowTuple {
     FlowTuple {
         master: Some(Dialled {
             protocol: TCP,
@@ -188,7 +188,7 @@ fn expected(flow: FlowTuple, source: &str, destination: &str) -> FlowTuple {
             destination: destination.parse().unwrap(),
             destination_port: 21,
         }),
-        ..flow
+        ..flow.clone()
     }
 }
 
@@ -201,7 +201,7 @@ fn a_transfer_that_a_helper_expected_is_judged_by_the_connection_that_agreed_upo
     for transfer in [passive, active] {
         let transfer = FlowTuple {
             mark: 0x2000,
-            ..expected(transfer, CLIENT, VIP)
+            ..expected(&transfer, CLIENT, VIP)
         };
         let swept = |policy: Policy| {
             let sweep = Sweep {
@@ -227,7 +227,7 @@ fn a_transfer_that_a_helper_expected_is_judged_by_the_connection_that_agreed_upo
 #[test]
 fn a_transfer_of_a_machine_that_dialled_out_lasts_as_long_as_it_may_leave() {
     let server = "192.168.100.9";
-    let transfer = expected(flow(TCP, server, (VIP, 50_000), (VM, 50_000), server), VM, server);
+    let transfer = expected(&flow(TCP, server, (VIP, 50_000), (VM, 50_000), server), VM, server);
     let ssh = json!({"ports": null});
     let allow = |to: &str| policy(json!({"egress": {"default": "Deny", "allow": [{"to": to}]}}), ssh.clone());
     assert!(allow("192.168.100.9/32").agrees(&transfer));
