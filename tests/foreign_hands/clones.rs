@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::lab::clones::{GATEWAY_MAC, mac};
 use crate::lab::{
-    Agent, Backend, Clones, Dialler, Prober, Shape, Snapshot, Steady, Witness, hopeless, in_binary, isolated, packets, seconds, wait_until,
+    Agent, Backend, Clones, Prober, Shape, Snapshot, Steady, Witness, hopeless, in_binary, isolated, packets, seconds, wait_until,
 };
 
 #[test]
@@ -105,7 +105,6 @@ struct Busy {
     probers: Vec<Prober>,
     witnesses: [Witness; 3],
     steady: Vec<Steady>,
-    diallers: Vec<Dialler>,
     slowest: Duration,
 }
 
@@ -118,10 +117,6 @@ impl Busy {
             .all()
             .flat_map(|k| [Steady::connect(&clones.client, &at(k)), Steady::datagrams(&clones.client, &at(k))])
             .collect();
-        let diallers = clones
-            .all()
-            .map(|k| Dialler::start(&clones.client, &[(&at(k), &format!("c{k}a"))], Duration::from_millis(20), u64::MAX))
-            .collect();
         let planned = Snapshot::of(&clones.gateway);
         Self {
             clones,
@@ -130,12 +125,11 @@ impl Busy {
             probers,
             witnesses,
             steady,
-            diallers,
             slowest: Duration::ZERO,
         }
     }
 
-    /// Does something to the gateway and waits until it is as planned and the agent has said so in a line with `words`; both clones go on, and nothing gets
+    /// Does something to the gateway and waits until it is as planned and the agent has said so in a line with `words`; open connections to both clones go on, new ones are made, and nothing gets
     /// through; or, where the hand itself `opens` a way, nothing once it is repaired.
     fn hand(&mut self, line: &str, words: &[&str], opens: bool) {
         let (said, start) = (self.agent.log().len(), Instant::now());
@@ -160,7 +154,11 @@ impl Busy {
         );
         let after = format!("after `{line}`");
         self.steady.iter().for_each(|steady| steady.goes_on(&after));
-        self.diallers.iter().for_each(|dialler| dialler.goes_on(&after));
+        // Who dials while a way is missing may be told that there is none; afterwards everybody is served.
+        for k in self.clones.all() {
+            let served = self.clones.client.tcp(&format!("{}:80", self.clones.vip(k, "a")));
+            assert_eq!(served.map(|c| c.server), Some(format!("c{k}a")), "{after}");
+        }
         if opens {
             crate::lab::fall_silent(&self.clones.gateway, &self.witnesses.each_ref());
             self.witnesses.iter_mut().for_each(Witness::forget);
@@ -178,7 +176,6 @@ impl Busy {
     }
 
     fn end(mut self) {
-        self.diallers.iter().for_each(|dialler| dialler.none_failed("through all of it"));
         self.witnesses.iter_mut().for_each(Witness::end);
         assert!(self.witnesses.iter().all(|w| w.seen().is_empty()));
         println!("measured: slowest repair {:?}, {} rounds", self.slowest, self.probers[0].rounds());

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::lab::{Agent, Dialler, Manifests, Probers, Seed, Snapshot, Steady, VIP, VIP_80, seconds, wait_until};
+use crate::lab::{Agent, Dialler, INSIDE_MAC, Manifests, Probers, Seed, Snapshot, Steady, VIP, VIP_80, seconds, wait_until};
 use crate::{bound, culprit};
 
 const OTHER: &str = "192.168.100.4";
@@ -15,7 +15,7 @@ struct Busy<'s> {
     agent: Agent,
     planned: Snapshot,
     probers: Probers,
-    steady: [Steady; 3],
+    steady: Vec<Steady>,
     dialler: Option<Dialler>,
     slowest: Duration,
     gaps: Vec<(String, usize, Duration)>,
@@ -43,11 +43,7 @@ impl<'s> Busy<'s> {
             agent,
             planned,
             probers,
-            steady: [
-                Steady::connect(&seed.vm01, VIP_80),
-                Steady::connect(&seed.vm01, OTHER_80),
-                Steady::datagrams(&seed.vm01, VIP_80),
-            ],
+            steady: steady(seed),
             dialler: Some(dialler(seed)),
             slowest: Duration::ZERO,
             gaps: Vec::new(),
@@ -110,6 +106,20 @@ impl<'s> Busy<'s> {
         }
     }
 
+    fn everybody_rests(&mut self) {
+        self.goes_on("up to now");
+        self.nobody_dials();
+        self.steady.clear();
+    }
+
+    fn everybody_works(&mut self) {
+        self.seed.wait_serves("vm03");
+        wait_until(seconds(20), "the other mapping", || self.seed.vm01.tcp(OTHER_80).is_some());
+        self.steady = steady(self.seed);
+        self.dialler = Some(dialler(self.seed));
+        self.goes_on("they began anew");
+    }
+
     fn nobody_dials(&mut self) {
         if let Some(dialler) = self.dialler.take() {
             dialler.none_failed("up to now");
@@ -127,6 +137,12 @@ impl<'s> Busy<'s> {
             self.probers.end()
         );
     }
+}
+
+/// Connections that stay.
+fn steady(seed: &Seed) -> Vec<Steady> {
+    let tcp = [VIP_80, OTHER_80].map(|to| Steady::connect(&seed.vm01, to));
+    tcp.into_iter().chain([Steady::datagrams(&seed.vm01, VIP_80)]).collect()
 }
 
 /// New connections, one after the other.
@@ -211,10 +227,21 @@ labs! {
         seed.vm02.sh("ip link set eth1 group 7");
         busy.goes_on("the group of eth1 was changed");
         busy.probers.none_passed("before links go down");
+        // The kernel forgets what it masqueraded when the device goes down (net/netfilter/nf_nat_masquerade.c), so these start anew.
+        busy.everybody_rests();
         seed.vm02.sh("ip link set eth1 down && sleep 0.3 && ip link set eth1 up");
-        busy.goes_on("eth1 was down for a while");
+        busy.everybody_works();
         seed.vm02.sh("ip link set eth0 down && sleep 0.3 && ip link set eth0 up && ip route replace default via 192.168.100.254");
         busy.goes_on("eth0 was down for a while");
+        busy.everybody_rests();
+        seed.vm02.sh("ip link del eth1");
+        std::thread::sleep(Duration::from_millis(300));
+        seed.replug_inside();
+        seed.vm02.sh(&format!("ip link set eth1 address {INSIDE_MAC}"));
+        for vm in [&seed.vm03, &seed.vm04] {
+            vm.sh("ip neigh flush all");
+        }
+        busy.everybody_works();
         busy.probers.round();
         // What somebody outside sends to the closed network's addresses goes back outside while there is no way inside: the gateway is a router.
         let passed = busy.probers.passed();
