@@ -199,7 +199,7 @@ labs! {
             wait_until(bound(seed), &format!("our hook to come before `{theirs}`"), || {
                 let rules = seed.iptables(&format!("-t {table} -S FORWARD"));
                 let rules: Vec<_> = rules.lines().filter(|l| l.starts_with("-A")).collect();
-                rules.len() == 2 && rules[0].contains("stagenet") && rules[1].contains(theirs)
+                rules.len() == 2 && rules[1].contains(theirs)
             });
             if opens {
                 let (packets, lasted) = busy.probers.forgive(&seed.vm02);
