@@ -36,6 +36,13 @@ pub(super) fn read(netlink: &mut Netlink) -> io::Result<u32> {
     netlink.ask(NetfilterMessage::new(header, inner), id)
 }
 
+/// How many generations the restore of `text` makes: one a table. A refused one makes fewer, nobody knows how many, so that none counts as
+/// ours: the only one that came meanwhile may be somebody else's.
+pub(super) fn expected(text: &str, restored: bool) -> u32 {
+    let commits = text.lines().filter(|line| *line == "COMMIT" && restored).count();
+    u32::try_from(commits).unwrap_or_default()
+}
+
 /// The generation that a `NFT_MSG_NEWGEN` tells.
 pub(super) fn id(answer: &Answer<'_>) -> Option<u32> {
     let (_, value) = answer.attributes(NFGENMSG).find(|(kind, _)| *kind == NFTA_GEN_ID)?;
@@ -101,6 +108,16 @@ mod tests {
         assert!(own.told(6));
         own.begin(None);
         assert!(!own.told(6) && !own.told(6));
+    }
+
+    #[test]
+    fn what_somebody_else_did_during_a_refused_restore_is_not_ours() {
+        let text = "*mangle\n-A IN -j DROP\nCOMMIT\n*nat\nCOMMIT\n";
+        let mut own = Own::default();
+        own.note(10, 12, expected(text, false));
+        assert!(!own.made(11) && !own.made(12));
+        own.note(10, 12, expected(text, true));
+        assert!(own.made(11) && own.made(12));
     }
 
     #[test]

@@ -211,8 +211,7 @@ impl Host for LinuxHost {
         let before = generation().await;
         let outcome = tables::restore(tools, family, text).await;
         if let (Ok(before), Ok(after)) = (before, generation().await) {
-            let commits = text.lines().filter(|line| *line == "COMMIT").count();
-            own.note(before, after, u32::try_from(commits).unwrap_or_default());
+            own.note(before, after, generation::expected(text, outcome.is_ok()));
         }
         self.gone(outcome)
     }
