@@ -42,7 +42,7 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
     );
     let mut written: Option<GatewayNodeStatus> = None;
     let mut read = Instant::now();
-    let mut told: Vec<(String, String)> = Vec::new();
+    let mut told = Told::default();
     let mut wait = RETRY;
     loop {
         let Some(report) = reports.borrow_and_update().clone() else {
@@ -62,7 +62,7 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
                     metrics.reports.get_or_create(&ResultLabel { result: "written" }).inc();
                 }
                 wait = RETRY;
-                tell(&recorder, &node, &report, &mut told).await;
+                publish(&recorder, &node, told.news(&report)).await;
                 MIN_INTERVAL
             }
             Err(error) => {
@@ -111,37 +111,54 @@ async fn write(api: &Api<GatewayNode>, node: &str, report: &Report, written: &mu
     Ok(true)
 }
 
-/// Events of a pass: drift, addresses in use, failures. What was told and still holds is not told again.
-async fn tell(recorder: &Recorder, node: &str, report: &Report, told: &mut Vec<(String, String)>) {
-    let outcome = &report.outcome;
-    let mut events: Vec<(EventType, &str, String)> = Vec::new();
-    for drift in outcome.drift.iter().take(8).filter(|_| outcome.complete) {
-        let by = report.by.as_ref().map(|by| format!(", by {by}")).unwrap_or_default();
-        events.push((EventType::Warning, reasons::DRIFT_REPAIRED, format!("{}{by}; put back", drift.what)));
-    }
-    let mut lasting: Vec<(String, String)> = outcome.troubles.iter().map(|t| (t.reason.to_owned(), t.message.clone())).collect();
-    for (key, state) in &outcome.mappings {
-        if let crate::plan::MappingState::Failed(why) = state
-            && (why.reason == reasons::ADDRESS_IN_USE || why.reason == reasons::RESTORE_REJECTED)
-            && lasting.len() < 16
-        {
-            lasting.push((why.reason.to_owned(), format!("NatMapping {key}: {}", why.message)));
+/// What a person was told.
+#[derive(Default)]
+struct Told {
+    /// The last report that was told of: what it repaired was repaired once.
+    report: Option<Arc<Report>>,
+    /// Reason and message of what still holds.
+    lasting: Vec<(String, String)>,
+}
+
+impl Told {
+    /// Reason and message of each event of a pass: drift, addresses in use, failures. What was told and still holds is not told again, and no report is told twice.
+    fn news(&mut self, report: &Arc<Report>) -> Vec<(String, String)> {
+        if self.report.as_ref().is_some_and(|told| Arc::ptr_eq(told, report)) {
+            return Vec::new();
         }
+        self.report = Some(report.clone());
+        let outcome = &report.outcome;
+        let mut events = Vec::new();
+        for drift in outcome.drift.iter().take(8).filter(|_| outcome.complete) {
+            let by = report.by.as_ref().map(|by| format!(", by {by}")).unwrap_or_default();
+            events.push((reasons::DRIFT_REPAIRED.to_owned(), format!("{}{by}; put back", drift.what)));
+        }
+        let mut lasting: Vec<(String, String)> = outcome.troubles.iter().map(|t| (t.reason.to_owned(), t.message.clone())).collect();
+        for (key, state) in &outcome.mappings {
+            if let crate::plan::MappingState::Failed(why) = state
+                && (why.reason == reasons::ADDRESS_IN_USE || why.reason == reasons::RESTORE_REJECTED)
+                && lasting.len() < 16
+            {
+                lasting.push((why.reason.to_owned(), format!("NatMapping {key}: {}", why.message)));
+            }
+        }
+        events.extend(lasting.iter().filter(|l| !self.lasting.contains(l)).cloned());
+        self.lasting = lasting;
+        events
     }
-    let news: Vec<(String, String)> = lasting.iter().filter(|l| !told.contains(l)).cloned().collect();
-    *told = lasting;
-    for (reason, message) in &news {
-        events.push((EventType::Warning, reason, message.clone()));
-    }
+}
+
+/// Publishes warnings about this node.
+async fn publish(recorder: &Recorder, node: &str, events: Vec<(String, String)>) {
     let reference = GatewayNode::new(node, GatewayNodeSpec {}).object_ref(&());
-    for (type_, reason, message) in events {
+    for (reason, message) in events {
         let mut text = conditions::shorten(&message);
         while text.len() > NOTE_MAX {
             text.pop();
         }
         let event = Event {
-            type_,
-            reason: reason.to_owned(),
+            type_: EventType::Warning,
+            reason: reason.clone(),
             note: Some(text),
             action: "Programming".to_owned(),
             secondary: None,
@@ -149,5 +166,55 @@ async fn tell(recorder: &Recorder, node: &str, report: &Report, told: &mut Vec<(
         if let Err(error) = recorder.publish(&event, &reference).await {
             tracing::debug!(error = chain(&error), reason, "publishing an event");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::outcome::{Drift, Outcome, Trouble};
+    use crate::agent::source::Snapshot;
+
+    #[test]
+    fn a_repair_is_told_once_and_what_lasts_is_not_told_again() {
+        let report = |drift: &[&str], trouble: &[&str]| {
+            let outcome = Outcome {
+                complete: true,
+                drift: drift
+                    .iter()
+                    .map(|what| Drift {
+                        place: "mangle",
+                        what: (*what).to_owned(),
+                    })
+                    .collect(),
+                troubles: trouble
+                    .iter()
+                    .map(|said| Trouble {
+                        reason: reasons::APPLY_FAILED,
+                        message: (*said).to_owned(),
+                    })
+                    .collect(),
+                ..Outcome::default()
+            };
+            Arc::new(Report {
+                snapshot: Arc::new(Snapshot::default()),
+                outcome,
+                by: None,
+                contended: false,
+            })
+        };
+        let reasons_of = |news: Vec<(String, String)>| news.into_iter().map(|(reason, _)| reason).collect::<Vec<_>>();
+        let mut told = Told::default();
+        let first = report(&["a chain is gone"], &["no"]);
+        assert_eq!(reasons_of(told.news(&first)), [reasons::DRIFT_REPAIRED, reasons::APPLY_FAILED]);
+        assert_eq!(told.news(&first), [], "the status is looked at again while nothing happens");
+        let again = report(&["a chain is gone"], &["no"]);
+        assert_eq!(reasons_of(told.news(&again)), [reasons::DRIFT_REPAIRED], "undone and repaired anew");
+        assert_eq!(told.news(&report(&[], &[])), []);
+        assert_eq!(
+            reasons_of(told.news(&report(&[], &["no"]))),
+            [reasons::APPLY_FAILED],
+            "it failed anew"
+        );
     }
 }
