@@ -195,6 +195,11 @@ impl<H: Host> Runner<H> {
         } else {
             self.schedule.want();
         }
+        // Only a pass reports that a fight has ended.
+        let contended = self.reports.borrow().as_ref().is_some_and(|report| report.contended);
+        if contended && !self.schedule.contended(Instant::now()) {
+            self.schedule.want();
+        }
         check::look_interval(self.options.resync, started.elapsed())
     }
 
