@@ -61,17 +61,41 @@ pub(super) fn close(tables: &mut BTreeMap<(Family, Table), TableRules>, held: &B
     for family in [Family::V4, Family::V6] {
         let table = tables.entry((family, Table::Mangle)).or_default();
         table.hooks.entry(Hook::Input).or_insert_with(|| input.clone().into());
-        let rules = table.chains.entry(input.clone()).or_default();
-        if rules.is_empty() {
-            rules.push(Rule::new(
-                Owner::Base,
-                [Match::State(ConnState::EstablishedOrRelated)],
-                Target::Return,
-            ));
-        }
-        rules.extend(
-            held.iter()
-                .map(|name| Rule::new(Owner::Base, [Match::In(name.clone())], Target::Drop)),
-        );
+        // Ahead of all else: what follows may lead packets of several interfaces away by the beginning of their names.
+        let closed = held.iter().flat_map(|name| {
+            let from = Match::In(name.clone());
+            let answers = [from.clone(), Match::State(ConnState::EstablishedOrRelated)];
+            [
+                Rule::new(Owner::Base, answers, Target::Return),
+                Rule::new(Owner::Base, [from], Target::Drop),
+            ]
+        });
+        table.chains.entry(input.clone()).or_default().splice(0..0, closed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_held_interface_is_closed_before_names_that_begin_alike_lead_away() {
+        let (input, other) = (ChainName::new("IN").unwrap(), ChainName::new("N-0123ABCD").unwrap());
+        let leads = Rule::new(Owner::Base, [], Target::Goto(other));
+        let mut table = TableRules::default();
+        table.chains.insert(input.clone(), vec![leads.clone()]);
+        let mut tables = BTreeMap::from([((Family::V4, Table::Mangle), table)]);
+        let held = IfName::new("br3").unwrap();
+        close(&mut tables, &BTreeSet::from([held.clone()]));
+        let from = Match::In(held);
+        let answers = [from.clone(), Match::State(ConnState::EstablishedOrRelated)];
+        let closed = [
+            Rule::new(Owner::Base, answers, Target::Return),
+            Rule::new(Owner::Base, [from], Target::Drop),
+        ];
+        let chain = |family| tables[&(family, Table::Mangle)].chains[&input].clone();
+        assert_eq!(chain(Family::V4), [&closed[..], &[leads]].concat());
+        assert_eq!(chain(Family::V6), closed, "also where there is no fence");
+        assert!(tables.values().all(|table| table.hooks.contains_key(&Hook::Input)));
     }
 }
