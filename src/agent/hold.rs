@@ -75,6 +75,7 @@ pub(super) fn close(tables: &mut BTreeMap<(Family, Table), TableRules>, held: &B
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
