@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use netlink_sys::protocols::NETLINK_ROUTE;
 use tokio::task::spawn_blocking;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::events::Sender;
 use super::facts;
@@ -54,7 +54,7 @@ impl Unannounced {
         Ok(Self {
             proxies: observe::ours(&observe::proxies(&mut netlink)?),
             settings: links.into_values().map(setting).collect(),
-            reflect: facts::FWMARK_REFLECT.map(|(_, setting)| observe::sysctl(setting)),
+            reflect: reflect(),
         })
     }
 
@@ -74,7 +74,11 @@ impl Unannounced {
     }
 }
 
-/// Looks until the receiver is gone.
+fn reflect() -> [Option<u8>; 2] {
+    facts::FWMARK_REFLECT.map(|(_, setting)| observe::sysctl(setting))
+}
+
+/// Looks until the receiver is gone. At `fwmark_reflect` always at the least interval: without it, what the node answers to isolated networks goes by its own routes, which the fence has to know.
 pub(super) async fn watch(sender: Sender, found: Arc<Lock<Found>>) -> io::Result<()> {
     let mut before = Unannounced::default();
     loop {
@@ -90,7 +94,17 @@ pub(super) async fn watch(sender: Sender, found: Arc<Lock<Found>>) -> io::Result
         let proxies = u32::try_from(now.proxies.len()).unwrap_or(u32::MAX);
         let pause = LOOK_EACH.saturating_mul(proxies).clamp(LOOK_INTERVAL, LOOK_LATEST);
         before = now;
-        sleep(pause).await;
+        let due = Instant::now() + pause;
+        while Instant::now() < due {
+            sleep(LOOK_INTERVAL.min(due - Instant::now())).await;
+            let reflect = reflect();
+            if before.reflect != reflect {
+                before.reflect = reflect;
+                if sender.send(HostEvent::Links).await.is_err() {
+                    return Ok(());
+                }
+            }
+        }
     }
 }
 
