@@ -44,7 +44,7 @@ pub(super) struct Site<'a> {
     pub(super) fence: Vec<IfName>,
     /// How it is told apart, if it shares inside addresses with another network of the node, or did.
     pub(super) separate: Option<Isolated>,
-    /// Whether all of its inside prefixes are in subnets that are connected to its inside interface.
+    /// Whether all of its inside prefixes are in subnets that are connected to its inside interface, or to what that is a port of.
     pub(super) connected: bool,
     /// Under which addresses those inside leave that have no virtual address of their own.
     pub(super) sources: BTreeMap<Family, IpAddr>,
@@ -331,8 +331,11 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         (None, Ok(outside)) => sources(network, outside, separate, at, held),
         _ => Default::default(),
     };
-    let facts = inside.as_ref().ok().and_then(|name| node.interfaces.get(name.as_str()));
-    let connected = facts.is_some_and(|facts| network.inside.iter().all(|prefix| interfaces::connects(facts, *prefix)));
+    let fenced = || fence.iter().filter_map(|name| node.interfaces.get(name.as_str()));
+    let connected = network
+        .inside
+        .iter()
+        .all(|prefix| fenced().any(|facts| interfaces::connects(facts, *prefix)));
     Site {
         name,
         generation: verdict.generation,
