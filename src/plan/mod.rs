@@ -15,6 +15,7 @@ mod interfaces;
 pub mod isolation;
 mod judge;
 mod links;
+mod policy;
 mod prefixes;
 mod raw;
 pub mod rules;
@@ -29,10 +30,8 @@ pub mod verdict;
 
 pub use conflicts::written;
 pub use flows::{Dialled, FlowPolicy, FlowTuple, Reach, Sweep};
-pub use host::{
-    GatewayAddress, HostPlan, Isolated, LinkSettings, MappingState, NetworkPlan, PolicyRule, ProxyNeighbour, Route, RuleAction, TABLE_MAIN,
-    Via,
-};
+pub use host::{GatewayAddress, HostPlan, Isolated, LinkSettings, MappingState, NetworkPlan, ProxyNeighbour, Route, TABLE_MAIN, Via};
+pub use policy::{PolicyRule, RuleAction};
 pub use verdict::{Claim, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -7,10 +7,11 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::host::{HostPlan, PolicyRule, Route, RuleAction, Via};
+use super::host::{HostPlan, Route, Via};
 use super::isolation::{
     PREFERENCE_END, PREFERENCE_INPUT, PREFERENCE_LAST, PREFERENCE_MARK, PREFERENCE_NOBODY, PREFERENCE_SKIP, TABLE_LAST,
 };
+use super::policy::{PolicyRule, RuleAction};
 use super::sites::Site;
 use super::{HostOptions, KernelFacts};
 use crate::api::mapping::Side;
