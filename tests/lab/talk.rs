@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, sockopt};
 use nix::sys::time::TimeVal;
@@ -186,9 +186,16 @@ impl Conversation {
         self.says("still here", PATIENCE)
     }
 
-    /// Whether the connection has gone silent.
+    /// Whether the connection goes silent: rules change before the connection table is swept, which takes a busy machine a while.
     pub fn is_cut(&mut self) -> bool {
-        !self.says("anybody", SILENCE)
+        let start = Instant::now();
+        while self.says("anybody", SILENCE) {
+            if start.elapsed() > 3 * PATIENCE {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        true
     }
 
     fn says(&mut self, line: &str, wait: Duration) -> bool {
