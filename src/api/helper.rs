@@ -12,7 +12,6 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::mapping::Protocol;
 use super::schema;
 
 /// A protocol that announces the addresses and ports of further connections in what it says.
@@ -36,15 +35,6 @@ pub enum HelperName {
     Snmp,
     /// TFTP, RFC 1350, UDP 69, both families (`nf_conntrack_tftp.c`).
     Tftp,
-}
-
-/// One kernel helper of a protocol: what `-p PROTOCOL … -j CT --helper NAME` takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KernelHelper {
-    /// Its name in the kernel, which case matters in.
-    pub name: &'static str,
-    /// The transport that it is registered for.
-    pub protocol: Protocol,
 }
 
 impl HelperName {
@@ -72,25 +62,6 @@ impl HelperName {
             Self::Sip => "sip",
             Self::Snmp => "snmp",
             Self::Tftp => "tftp",
-        }
-    }
-
-    /// The kernel's helpers for it, one a transport. The name differs from ours in H.323, whose two halves have names of their own.
-    #[must_use]
-    pub const fn kernel(self) -> &'static [KernelHelper] {
-        use Protocol::{Tcp, Udp};
-        const fn of(name: &'static str, protocol: Protocol) -> KernelHelper {
-            KernelHelper { name, protocol }
-        }
-        match self {
-            Self::Amanda => &const { [of("amanda", Udp)] },
-            Self::Ftp => &const { [of("ftp", Tcp)] },
-            Self::H323 => &const { [of("Q.931", Tcp), of("RAS", Udp)] },
-            Self::Irc => &const { [of("irc", Tcp)] },
-            Self::Pptp => &const { [of("pptp", Tcp)] },
-            Self::Sip => &const { [of("sip", Tcp), of("sip", Udp)] },
-            Self::Snmp => &const { [of("snmp", Udp)] },
-            Self::Tftp => &const { [of("tftp", Udp)] },
         }
     }
 
@@ -129,7 +100,6 @@ mod tests {
         for name in HelperName::ALL {
             assert_eq!(serde_json::to_value(name).unwrap(), name.as_str());
             assert_eq!(serde_json::from_value::<HelperName>(name.to_string().into()).unwrap(), name);
-            assert!(!name.kernel().is_empty(), "{name}");
         }
         assert!(HelperName::ALL.is_sorted());
     }

@@ -118,6 +118,19 @@ pub enum Helper {
 }
 
 impl Helper {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::Amanda,
+        Self::Ftp,
+        Self::H323Signalling,
+        Self::H323Ras,
+        Self::Irc,
+        Self::Pptp,
+        Self::Sip,
+        Self::Snmp,
+        Self::Tftp,
+    ];
+
     /// The kernel's name.
     pub fn as_str(self) -> &'static str {
         match self {

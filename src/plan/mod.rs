@@ -72,9 +72,14 @@ pub struct KernelFacts {
 impl KernelFacts {
     /// Helpers that the kernel has every part of, sorted. Empty if that could not be found out.
     pub fn helper_names(&self) -> Vec<HelperName> {
-        let Some(known) = &self.helpers else { return Vec::new() };
-        let whole = |name: &HelperName| values::kernel_helpers(*name).iter().all(|(_, part)| known.contains(part));
+        let whole = |name: &HelperName| self.helpers.is_some() && self.lacks(*name).next().is_none();
         HelperName::ALL.into_iter().filter(whole).collect()
+    }
+
+    /// Parts of a helper that the kernel has not. None if that could not be found out.
+    pub fn lacks(&self, name: HelperName) -> impl Iterator<Item = Helper> {
+        let parts = values::kernel_helpers(name).iter().map(|(_, part)| *part);
+        parts.filter(|part| self.helpers.as_ref().is_some_and(|known| !known.contains(part)))
     }
 }
 

@@ -124,8 +124,7 @@ fn helpers(site: &Site<'_>, family: Family, kernel: &KernelFacts) -> Entries {
 
 /// Whether the kernel has a helper. One of which nothing is known is tried: the kernel refuses what it has not.
 pub(super) fn available(kernel: &KernelFacts, name: HelperName) -> bool {
-    let Some(known) = &kernel.helpers else { return true };
-    kernel_helpers(name).iter().all(|(_, helper)| known.contains(helper))
+    kernel.lacks(name).next().is_none()
 }
 
 /// What is told by the address outside: isolated networks' packets, and helpers of the others.

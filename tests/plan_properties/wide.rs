@@ -308,21 +308,10 @@ impl MoreMapping {
 }
 
 fn kernel_helpers(all: u8) -> Option<std::collections::BTreeSet<Helper>> {
-    let known = [
-        Helper::Amanda,
-        Helper::Ftp,
-        Helper::H323Signalling,
-        Helper::H323Ras,
-        Helper::Irc,
-        Helper::Pptp,
-        Helper::Sip,
-        Helper::Snmp,
-        Helper::Tftp,
-    ];
     match all {
         0 => None,
         1 => Some([Helper::Ftp].into()),
-        _ => Some(known.into()),
+        _ => Some(Helper::ALL.into()),
     }
 }
 

@@ -7,7 +7,7 @@ use super::preflight::finding;
 use crate::api::helper::HelperName;
 use crate::api::reasons::{self, types};
 use crate::host::{Finding, Needs};
-use crate::netfilter::{Family, Helper, IfName};
+use crate::netfilter::{Family, IfName};
 use crate::plan::{InterfaceFacts, KernelFacts};
 
 /// All of them, in a fixed order.
@@ -83,24 +83,17 @@ fn fwmark_reflect(needs: &Needs, kernel: &KernelFacts) -> Finding {
 
 /// Our names of those helpers of which the kernel has all parts.
 fn helpers(kernel: &KernelFacts) -> Finding {
-    let Some(there) = &kernel.helpers else {
+    if kernel.helpers.is_none() {
         return finding(
             types::HELPERS,
             false,
             reasons::NOT_CHECKED,
             "The kernel does not say which connection tracking helpers are built in (/proc/kallsyms is empty), and no module of one is loaded.",
         );
-    };
-    let lacked = |name: HelperName| {
-        let parts = name
-            .kernel()
-            .iter()
-            .filter_map(|part| ALL.into_iter().find(|helper| helper.as_str() == part.name));
-        parts.filter(|helper| !there.contains(helper)).find_map(facts::module)
-    };
+    }
     let (mut has, mut load) = (Vec::new(), Vec::new());
     for name in HelperName::ALL {
-        match lacked(name) {
+        match kernel.lacks(name).find_map(facts::module) {
             None => has.push(name.as_str()),
             Some(module) => load.push(module),
         }
@@ -117,24 +110,24 @@ fn helpers(kernel: &KernelFacts) -> Finding {
     finding(types::HELPERS, false, reasons::HELPER_MISSING, message)
 }
 
-const ALL: [Helper; 9] = [
-    Helper::Amanda,
-    Helper::Ftp,
-    Helper::H323Signalling,
-    Helper::H323Ras,
-    Helper::Irc,
-    Helper::Pptp,
-    Helper::Sip,
-    Helper::Snmp,
-    Helper::Tftp,
-];
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::netfilter::Helper;
+
+    #[test]
+    fn every_helper_has_parts_that_a_kernel_may_lack() {
+        let nothing = KernelFacts {
+            helpers: Some(BTreeSet::new()),
+            ..KernelFacts::default()
+        };
+        for name in HelperName::ALL {
+            assert!(nothing.lacks(name).next().is_some(), "{name}");
+        }
+    }
 
     fn needs() -> Needs {
         Needs {
@@ -148,7 +141,7 @@ mod tests {
     #[test]
     fn nothing_is_amiss_where_nothing_is_needed() {
         let kernel = KernelFacts {
-            helpers: Some(ALL.into()),
+            helpers: Some(Helper::ALL.into()),
             ..KernelFacts::default()
         };
         let found = findings(&Needs::default(), &kernel, &BTreeMap::new());
