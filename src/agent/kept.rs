@@ -4,7 +4,8 @@
 //! than changing it. The memory holds nothing that the kernel does not say again after a restart.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
+use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
 use ipnet::IpNet;
@@ -16,7 +17,7 @@ use crate::host::{Finding, Needs, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::dump::{ObservedTable, RuleHash};
 use crate::netfilter::{ChainName, Family, IfName, Owner, Rule, Table, TableRules, Target, render};
-use crate::plan::{Claim, FlowPolicy, InterfaceFacts, KernelFacts, MappingKey, PolicyRule, ProxyNeighbour};
+use crate::plan::{Claim, FlowPolicy, InterfaceFacts, KernelFacts, MappingKey, Memory, PolicyRule, ProxyNeighbour, Route, Via};
 
 /// Where we may have rules: what is not there and not wanted is looked at once, when the agent starts.
 pub(super) const TABLES: [(Family, Table); 8] = [
@@ -81,6 +82,8 @@ pub struct Kept {
     /// Addresses that nobody answered for when asked.
     pub(super) asked: BTreeSet<ProxyNeighbour>,
     pub(super) quarantined: BTreeMap<MappingKey, Quarantine>,
+    /// What was judged of each mapping by itself.
+    pub(super) judged: Memory,
     /// The policy that the connection table was last swept by.
     pub(super) swept: Option<Arc<FlowPolicy>>,
     /// Inside prefixes, with their conntrack zone, whose fence went up and whose older flows have not been deleted yet.
@@ -134,7 +137,14 @@ impl Kept {
     /// Whether a route to `destination` is thought to be in a table of the kernel.
     pub fn has_route(&self, table: u32, destination: &IpNet) -> bool {
         let Some(links) = &self.links else { return true };
-        links.routes.iter().any(|r| r.table == table && r.destination == *destination)
+        // Ways are ordered: a foreign flush of ten thousand routes asks this ten thousand times.
+        let first = Route {
+            table,
+            destination: *destination,
+            via: Via::Loopback,
+        };
+        let next = links.routes.range(first..).next();
+        next.is_some_and(|route| route.table == table && route.destination == *destination)
     }
 
     /// Whether a policy routing rule is thought to be in the kernel.
@@ -145,7 +155,19 @@ impl Kept {
     /// Whether a proxy neighbour `address` is thought to be in the kernel.
     pub fn has_proxy(&self, address: IpAddr) -> bool {
         let Some(links) = &self.links else { return true };
-        links.proxies.iter().any(|p| p.address == address)
+        // One look for each interface that has proxies, and those are few.
+        let mut from = Bound::Unbounded;
+        while let Some(first) = links.proxies.range((from, Bound::Unbounded)).next() {
+            let at = |address| ProxyNeighbour {
+                interface: first.interface.clone(),
+                address,
+            };
+            if links.proxies.contains(&at(address)) {
+                return true;
+            }
+            from = Bound::Excluded(at(IpAddr::V6(Ipv6Addr::from_bits(u128::MAX))));
+        }
+        false
     }
 
     /// Takes in a whole table as read now. What changed since it was last verified is drift.
@@ -247,5 +269,50 @@ fn part(seen: &ObservedTable, desired: &TableRules, names: &BTreeSet<ChainName>)
         hooks: seen.hooks.clone(),
         chains: wanted.map(|(name, rules)| (name.clone(), rules.clone())).collect(),
         referenced: seen.referenced.clone(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_kernel_is_found_by_its_place() {
+        let interface = |name: &str| IfName::new(name).unwrap();
+        let proxy = |name: &str, address: &str| ProxyNeighbour {
+            interface: interface(name),
+            address: address.parse().unwrap(),
+        };
+        let route = |table, destination: &str, via| Route {
+            table,
+            destination: destination.parse().unwrap(),
+            via,
+        };
+        let known = ObservedLinks {
+            routes: BTreeSet::from([
+                route(254, "10.0.0.1/32", Via::Loopback),
+                route(254, "10.1.0.0/16", Via::Blackhole),
+                route(211_001, "10.2.0.0/16", Via::Link(interface("br1"))),
+            ]),
+            proxies: BTreeSet::from([proxy("br1", "10.0.0.3"), proxy("eth0", "10.0.0.1"), proxy("eth0", "fd00::1")]),
+            ..ObservedLinks::default()
+        };
+        let kept = Kept {
+            links: Some(known),
+            ..Kept::default()
+        };
+        let routed = |table, to: &str| kept.has_route(table, &to.parse().unwrap());
+        assert!(routed(254, "10.0.0.1/32") && routed(254, "10.1.0.0/16") && routed(211_001, "10.2.0.0/16"));
+        assert!(!routed(211_001, "10.0.0.1/32") && !routed(254, "10.1.0.0/15") && !routed(254, "10.2.0.0/16"));
+        for (address, there) in [
+            ("10.0.0.3", true),
+            ("10.0.0.1", true),
+            ("fd00::1", true),
+            ("10.0.0.2", false),
+            ("fd00::2", false),
+        ] {
+            assert_eq!(kept.has_proxy(address.parse().unwrap()), there, "{address}");
+        }
     }
 }

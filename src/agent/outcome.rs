@@ -98,9 +98,12 @@ impl Outcome {
 
     pub(super) fn tally(&mut self) {
         let mut tallies: BTreeMap<&str, (u32, &str)> = BTreeMap::new();
+        // Both are by key: one walk, where looking each up would take longer than most changes.
+        let mut states = self.mappings.iter().peekable();
         for (key, verdict) in &self.verdicts.mappings {
             let (programmed, synced) = tallies.entry(&verdict.network).or_default();
-            if let Some(MappingState::Planned { .. }) = self.mappings.get(key) {
+            while states.next_if(|(other, _)| *other < key).is_some() {}
+            if let Some((_, MappingState::Planned { .. })) = states.next_if(|(other, _)| *other == key) {
                 *programmed += 1;
             }
             if synced.is_empty() || version::reached(&verdict.resource_version, synced) {

@@ -78,7 +78,7 @@ pub async fn run(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, sett
     let nodes = snapshot.nodes(facts.clone());
     let world = snapshot.view(&nodes);
     outcome.facts = facts;
-    let verdicts = plan::judge(world);
+    let verdicts = plan::judge_again(world, &mut kept.judged);
     release_quarantine(kept, &verdicts);
     let mut work = Work {
         host,
@@ -236,6 +236,11 @@ impl Work<'_> {
 
     /// Takes the mappings out of what is programmed whose route or proxy did not come to be.
     fn blame_links(&mut self) {
+        if self.outcome.complete && self.unasked.is_empty() {
+            // Every change was acknowledged, or none was needed.
+            debug_assert!(apply::missing(&self.outcome.plan, self.kept.links.as_ref()).is_empty());
+            return;
+        }
         let why = apply::link_errors(&self.outcome.troubles);
         let missing = apply::missing(&self.outcome.plan, self.kept.links.as_ref());
         for state in self.outcome.mappings.values_mut() {
@@ -269,8 +274,8 @@ impl Work<'_> {
     pub(super) fn reject(&mut self, owner: Option<&Owner>, said: &str, trouble: Trouble) -> Step {
         let key = match owner {
             Some(Owner::Mapping(name)) => name.split_once('/').map(|(namespace, name)| MappingKey {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
+                namespace: namespace.into(),
+                name: name.into(),
             }),
             _ => None,
         };

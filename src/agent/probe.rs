@@ -11,7 +11,7 @@ use super::outcome::Trouble;
 use super::pass::{Step, Work};
 use super::source::Snapshot;
 use crate::api::reasons;
-use crate::host::HostError;
+use crate::host::{HostError, LinkChange};
 use crate::netfilter::IfName;
 use crate::plan::{HostPlan, ProxyNeighbour};
 
@@ -56,16 +56,18 @@ impl Work<'_> {
         }
     }
 
-    /// Asks for the addresses that are about to be attracted for the first time.
-    pub(super) async fn probe(&mut self, plan: &HostPlan) -> Step {
+    /// Asks for the addresses that are about to be attracted for the first time, by `additions`.
+    pub(super) async fn probe(&mut self, plan: &HostPlan, additions: &[LinkChange]) -> Step {
         // With ten thousand, telling that all are still planned takes longer than most changes.
         if !plan.proxies.is_superset(&self.kept.asked) {
             self.kept.asked.retain(|proxy| plan.proxies.contains(proxy));
         }
-        let nothing = BTreeSet::new();
-        let ours = self.kept.links.as_ref().map_or(&nothing, |l| &l.proxies);
         let mut questions = Questions::new();
-        for proxy in plan.proxies.difference(ours).filter(|proxy| !self.kept.asked.contains(proxy)) {
+        let coming = additions.iter().filter_map(|change| match change {
+            LinkChange::AddProxy(proxy) => Some(proxy),
+            _ => None,
+        });
+        for proxy in coming.filter(|proxy| !self.kept.asked.contains(proxy)) {
             questions.entry(proxy.interface.clone()).or_default().insert(proxy.address);
         }
         if questions.is_empty() {

@@ -101,7 +101,7 @@ impl Work<'_> {
         if !separated || !self.change_links(&stages.ways).await {
             return Step::Stop;
         }
-        if let step @ (Step::Again | Step::Stop) = self.probe(plan).await {
+        if let step @ (Step::Again | Step::Stop) = self.probe(plan, &stages.additions).await {
             return step;
         }
         if let step @ (Step::Again | Step::Stop) = self.restore_both(&[Table::Nat, Table::Filter], &closed).await {

@@ -32,7 +32,7 @@ pub(super) fn json(planned: &Planned) -> Value {
         };
         let claim = verdict.accepted.as_ref().ok();
         let entry = json!({
-            "network": verdict.network,
+            "network": &*verdict.network,
             "virtual": claim.map(|c| written(c.virtual_prefix)),
             "target": claim.map(|c| written(c.target)),
             "programmed": refusal.is_none() && plan.mappings.contains_key(key),

@@ -60,7 +60,7 @@ fn mappings(planned: &Planned, out: &mut String) {
             Err(_) => ("-".to_owned(), "-".to_owned()),
         };
         let result = refusal.map_or(if state.is_some() { "programmed" } else { "not here" }, |r| r.reason);
-        rows.push([key.to_string(), verdict.network.clone(), from, to, result.to_owned()]);
+        rows.push([key.to_string(), verdict.network.to_string(), from, to, result.to_owned()]);
         why.extend(refusal.map(|r| format!("{key}: {}", r.message)));
     }
     section(out, "Mappings", &rows, &why);

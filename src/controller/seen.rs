@@ -83,8 +83,8 @@ impl Sighting {
 /// `namespace/name` of an object.
 pub fn key(mapping: &NatMapping) -> MappingKey {
     MappingKey {
-        namespace: mapping.namespace().unwrap_or_default(),
-        name: mapping.name_any(),
+        namespace: mapping.namespace().unwrap_or_default().into(),
+        name: mapping.name_any().into(),
     }
 }
 

@@ -12,7 +12,9 @@
 //!
 //! Levels are four bits apart, and those at which everything goes one way are left out: a chain of the tree has at most sixteen branches.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::mem;
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
@@ -57,19 +59,15 @@ pub type Entries = BTreeMap<IpNet, Vec<Rule>>;
 ///   "leave root". An entry that lets a packet pass sets a mark, and the rule behind the dispatch asks for the mark.
 /// - Sub-chains are named after the root and the digits of their prefix (IPv6: twelve digits of its hash), so a change touches the one chain it is in, and the chain
 ///   above only if its first or last rule comes or goes. Roots longer than 19 characters (IPv6: 15) have no room for that and stay flat.
-pub fn dispatch(chains: &mut BTreeMap<ChainName, Chain>, root: &ChainName, key: Key, entries: &Entries) {
+pub fn dispatch(chains: &mut BTreeMap<ChainName, Chain>, root: &ChainName, key: Key, entries: Entries) {
     debug_assert!(
         entries.values().flatten().all(|rule| rule.target != Target::Return),
         "RETURN in an entry of {root}"
     );
-    let all: Vec<Entry<'_>> = entries
-        .iter()
-        .filter(|(_, rules)| !rules.is_empty())
-        .map(|(prefix, rules)| (*prefix, rules.as_slice()))
-        .collect();
+    let mut all: Vec<Entry> = entries.into_iter().filter(|(_, rules)| !rules.is_empty()).collect();
     let fits = all.first().is_none_or(|(prefix, _)| sub_chain(root, host(*prefix)).is_some());
     let mut branches = Tree { chains, root, key };
-    let appended = if fits { branches.branch(&all, None) } else { flat(&all) };
+    let appended = if fits { branches.branch(&mut all, None) } else { flat(&mut all) };
     chains.entry(root.clone()).or_default().extend(appended);
 }
 
@@ -78,10 +76,10 @@ const GUARD_MIN: usize = 3;
 
 /// Rules that lead a packet to the `entries` of its address, for chains that every packet of the node walks: prefixes that begin alike stand behind one rule, in a
 /// tree below a chain `SNET-LABEL` with four digits. Conditions on `entries` as for [`dispatch`].
-pub fn guarded(chains: &mut BTreeMap<ChainName, Chain>, label: &str, key: Key, entries: &Entries) -> Chain {
+pub fn guarded(chains: &mut BTreeMap<ChainName, Chain>, label: &str, key: Key, entries: Entries) -> Chain {
     let mut chain = Chain::new();
-    let all: Vec<Entry<'_>> = entries.iter().map(|(prefix, rules)| (*prefix, rules.as_slice())).collect();
-    for group in all.chunk_by(|a, b| beginning(a.0) == beginning(b.0)) {
+    let mut all: Vec<Entry> = entries.into_iter().collect();
+    for group in all.chunk_by_mut(|a, b| beginning(a.0) == beginning(b.0)) {
         let (Some((first, _)), Some((last, _))) = (group.first(), group.last()) else {
             continue;
         };
@@ -90,8 +88,7 @@ pub fn guarded(chains: &mut BTreeMap<ChainName, Chain>, label: &str, key: Key, e
             continue;
         };
         let name = ChainName::lossy(&format!("{label}{:04X}", beginning(*first)));
-        let own = group.iter().map(|(prefix, rules)| (*prefix, rules.to_vec())).collect();
-        dispatch(chains, &name, key, &own);
+        dispatch(chains, &name, key, group.iter_mut().map(mem::take).collect());
         chain.push(Rule::new(Owner::Base, [key.matching(guard)], Target::Jump(name)).bare());
     }
     chain
@@ -106,14 +103,14 @@ fn beginning(prefix: IpNet) -> u16 {
 }
 
 /// The longest prefix around all of `group`, which begins with `first` and ends with `last`. None if that is everything.
-fn common(first: IpNet, last: IpNet, group: &[Entry<'_>]) -> Option<IpNet> {
+fn common(first: IpNet, last: IpNet, group: &[Entry]) -> Option<IpNet> {
     let shortest = group.iter().map(|(prefix, _)| prefix.prefix_len()).min()?;
     let around = (1..=shortest).rev().map(|length| (widened(first, length), widened(last, length)));
     around.into_iter().find(|(a, b)| a == b).map(|(prefix, _)| prefix)
 }
 
-/// A prefix and its rules.
-type Entry<'a> = (IpNet, &'a [Rule]);
+/// A prefix and its rules. Rules are moved to where they stand: ten thousand are not copied for each plan.
+type Entry = (IpNet, Vec<Rule>);
 
 struct Tree<'a> {
     chains: &'a mut BTreeMap<ChainName, Chain>,
@@ -123,21 +120,34 @@ struct Tree<'a> {
 
 impl Tree<'_> {
     /// The rules that stand for `entries` (ordered) in the chain of `at`, which covers them all; what stands below is added. `at` is None at the root.
-    fn branch(&mut self, entries: &[Entry<'_>], at: Option<IpNet>) -> Chain {
+    fn branch(&mut self, entries: &mut [Entry], at: Option<IpNet>) -> Chain {
         let most = if at.is_none() { FLAT_MAX } else { LEAF_MAX };
         let level = at.map_or(0, |prefix| prefix.prefix_len());
         let Some(below) = level_below(entries, level).filter(|_| weight(entries) > most) else {
             return flat(entries);
         };
-        let (deeper, own): (Vec<Entry<'_>>, Vec<Entry<'_>>) = entries.iter().partition(|(prefix, _)| prefix.prefix_len() >= below);
+        let shorter = |(prefix, _): &Entry| prefix.prefix_len() < below;
+        let mut own: Vec<Entry> = Vec::new();
+        let mut longer: Vec<Entry> = Vec::new();
+        let deeper = if entries.iter().any(shorter) {
+            for entry in entries {
+                let side = if shorter(entry) { &mut own } else { &mut longer };
+                side.push(mem::take(entry));
+            }
+            longer.as_mut_slice()
+        } else {
+            entries
+        };
         let mut chain = Chain::new();
-        for group in deeper.chunk_by(|a, b| widened(a.0, below) == widened(b.0, below)) {
-            let Some((first, rules)) = group.first() else { continue };
+        for group in deeper.chunk_by_mut(|a, b| alike(a.0, b.0, below)) {
             // One rule needs no chain of its own.
-            if let ([_], [rule]) = (group, rules) {
-                chain.push(rule.clone());
+            if let [(_, rules)] = group
+                && rules.len() == 1
+            {
+                chain.append(rules);
                 continue;
             }
+            let Some((first, _)) = group.first() else { continue };
             let prefix = widened(*first, below);
             let Some(name) = sub_chain(self.root, prefix) else { continue };
             let inside = self.branch(group, Some(prefix));
@@ -150,29 +160,42 @@ impl Tree<'_> {
             };
             chain.push(Rule::new(Owner::Base, [self.key.matching(prefix)], target).bare());
         }
-        chain.extend(flat(&own));
+        chain.append(&mut flat(&mut own));
         chain
     }
 }
 
 /// The next level below `level` at which `entries` part ways or one of them has ended. None if no prefix reaches further.
-fn level_below(entries: &[Entry<'_>], level: u8) -> Option<u8> {
+fn level_below(entries: &[Entry], level: u8) -> Option<u8> {
     let longest = entries.iter().map(|(prefix, _)| prefix.prefix_len()).max()?;
     let shortest = entries.iter().map(|(prefix, _)| prefix.prefix_len()).min()?;
     let (first, last) = (entries.first()?.0, entries.last()?.0);
     let mut levels = (level + STEP..=longest).step_by(STEP.into());
-    levels.find(|l| *l > shortest || widened(first, *l) != widened(last, *l) || *l + STEP > longest)
+    levels.find(|l| *l > shortest || !alike(first, last, *l) || *l + STEP > longest)
 }
 
-fn weight(entries: &[Entry<'_>]) -> usize {
+fn weight(entries: &[Entry]) -> usize {
     entries.iter().map(|(_, rules)| rules.len()).sum()
 }
 
 /// All rules, those of longer prefixes first.
-fn flat(entries: &[Entry<'_>]) -> Chain {
-    let mut entries = entries.to_vec();
-    entries.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.prefix_len()));
-    entries.iter().flat_map(|(_, rules)| rules.iter().cloned()).collect()
+fn flat(entries: &mut [Entry]) -> Chain {
+    entries.sort_by_key(|(prefix, _)| Reverse(prefix.prefix_len()));
+    let mut chain = Chain::with_capacity(weight(entries));
+    for (_, rules) in entries {
+        chain.append(rules);
+    }
+    chain
+}
+
+/// Whether the first `length` bits of two prefixes of one family are the same.
+fn alike(a: IpNet, b: IpNet, length: u8) -> bool {
+    let differing = match (a, b) {
+        (IpNet::V4(a), IpNet::V4(b)) => (a.addr().to_bits() ^ b.addr().to_bits()).leading_zeros(),
+        (IpNet::V6(a), IpNet::V6(b)) => (a.addr().to_bits() ^ b.addr().to_bits()).leading_zeros(),
+        _ => return false,
+    };
+    differing >= length.into()
 }
 
 fn host(prefix: IpNet) -> IpNet {
@@ -227,7 +250,7 @@ mod tests {
 
     fn build(entries: &Entries) -> BTreeMap<ChainName, Chain> {
         let mut chains = BTreeMap::new();
-        dispatch(&mut chains, &root(), Key::Destination, entries);
+        dispatch(&mut chains, &root(), Key::Destination, entries.clone());
         chains
     }
 
@@ -336,7 +359,7 @@ mod tests {
     #[test]
     fn what_follows_the_dispatch_stays_behind_it() {
         let mut chains = BTreeMap::from([(root(), vec![drop_to(net("127.0.0.1/32"), "first")])]);
-        dispatch(&mut chains, &root(), Key::Destination, &entries(40, 1));
+        dispatch(&mut chains, &root(), Key::Destination, entries(40, 1));
         assert_eq!(chains[&root()][0], drop_to(net("127.0.0.1/32"), "first"));
         assert!(
             matches!(chains[&root()][1].target, Target::Jump(_)),
@@ -348,14 +371,14 @@ mod tests {
     fn a_root_without_room_for_names_stays_flat() {
         let long = ChainName::new("ABCDEFGHIJKLMNOPQ").unwrap();
         let mut chains = BTreeMap::new();
-        dispatch(&mut chains, &long, Key::Source, &entries(40, 1));
+        dispatch(&mut chains, &long, Key::Source, entries(40, 1));
         assert_eq!(chains[&long].len(), 40);
     }
 
     #[test]
     fn per_network_roots_have_room() {
         let mut chains = BTreeMap::new();
-        dispatch(&mut chains, &ChainName::new("E-0123ABCD").unwrap(), Key::Source, &entries(5000, 1));
+        dispatch(&mut chains, &ChainName::new("E-0123ABCD").unwrap(), Key::Source, entries(5000, 1));
         assert!(chains.len() > 300);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -15,6 +16,7 @@ use crate::api::{NatMapping, reasons};
 use crate::netfilter::Family;
 
 /// Addresses that no claim may have, whichever pool they are in.
+#[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Taken {
     /// Interface addresses of nodes: which node, which interface.
     nodes: BTreeMap<IpAddr, (String, String)>,
@@ -30,13 +32,7 @@ pub(super) struct Taken {
 
 impl Taken {
     pub(super) fn new(world: View<'_>, networks: &BTreeMap<String, NetworkVerdict>) -> Self {
-        let mut taken = Self {
-            nodes: BTreeMap::new(),
-            edges: BTreeMap::new(),
-            gateway_addresses: BTreeMap::new(),
-            source_addresses: BTreeMap::new(),
-            inside: PrefixIndex::default(),
-        };
+        let mut taken = Self::default();
         let mut nodes: Vec<_> = world.nodes.iter().collect();
         nodes.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         for node in nodes {
@@ -113,8 +109,14 @@ impl Problems {
     }
 }
 
-/// The claim, unless the network or the nodes forbid it. All problems are told; the first gives the reason.
-pub(super) fn claim(raw: &NatMapping, valid: ValidMapping, network: &ValidNetwork, taken: &Taken) -> Result<Claim, Refusal> {
+/// The claim to addresses of network `name`, unless the network or the nodes forbid it. All problems are told; the first gives the reason.
+pub(super) fn claim(
+    raw: &NatMapping,
+    name: Arc<str>,
+    valid: ValidMapping,
+    network: &ValidNetwork,
+    taken: &Taken,
+) -> Result<Claim, Refusal> {
     let mut problems = Problems::default();
     match valid.side {
         Side::Outside => dialled_outside(&mut problems, &valid, network, taken),
@@ -138,7 +140,7 @@ pub(super) fn claim(raw: &NatMapping, valid: ValidMapping, network: &ValidNetwor
     let Some(first) = problems.0.first() else {
         return Ok(Claim {
             created: raw.metadata.creation_timestamp.as_ref().map(|t| t.0),
-            network: valid.network,
+            network: name,
             side: valid.side,
             virtual_prefix: valid.virtual_prefix,
             target: valid.target,

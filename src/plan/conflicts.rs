@@ -19,8 +19,10 @@ use crate::netfilter::Transport;
 /// A claim that stands by itself: since when, whose, what.
 pub(super) type Contender<'a> = (Option<Timestamp>, &'a MappingKey, &'a Claim);
 
-/// Claims that an older one rules out, given all claims from the oldest to the youngest.
-pub(super) fn losers(claims: &[Contender<'_>]) -> Vec<(MappingKey, Refusal)> {
+/// Claims that an older one rules out.
+pub(super) fn losers(claims: Vec<Contender<'_>>) -> Vec<(MappingKey, Refusal)> {
+    let mut claims = disputed(claims);
+    claims.sort_unstable_by_key(|(created, key, _)| (*created, *key));
     let mut outside: PrefixIndex<Held> = PrefixIndex::default();
     let mut inside: BTreeMap<&str, PrefixIndex<Held>> = BTreeMap::new();
     let mut lost = Vec::new();
@@ -29,12 +31,35 @@ pub(super) fn losers(claims: &[Contender<'_>]) -> Vec<(MappingKey, Refusal)> {
             Side::Outside => &mut outside,
             Side::Inside => inside.entry(&claim.network).or_default(),
         };
-        match winner(claims, space, key, claim).and_then(|w| claims.get(w)) {
+        match winner(&claims, space, key, claim).and_then(|w| claims.get(w)) {
             None => space.entry(claim.virtual_prefix).add(claim, at),
             Some(winner) => lost.push(((*key).clone(), conflict(key, claim, winner))),
         }
     }
     lost
+}
+
+/// Those that share virtual addresses with another claim: of ten thousand mostly none, and only among these can anybody lose.
+fn disputed(mut claims: Vec<Contender<'_>>) -> Vec<Contender<'_>> {
+    fn place<'a>((.., claim): &Contender<'a>) -> (Option<&'a str>, IpNet) {
+        let own = (claim.side == Side::Inside).then_some(&*claim.network);
+        (own, claim.virtual_prefix)
+    }
+    claims.sort_unstable_by(|a, b| place(a).cmp(&place(b)));
+    // Ordered by address, then length: a prefix stands before all that lie in it.
+    let meets = |first: &Contender<'_>, other: &Contender<'_>| {
+        let ((space, around), (other, within)) = (place(first), place(other));
+        space == other && around.contains(&within)
+    };
+    let mut found = Vec::new();
+    let mut rest = claims.as_slice();
+    while let Some((first, after)) = rest.split_first() {
+        let others = after.iter().take_while(|other| meets(first, other)).count();
+        let (run, after) = rest.split_at(1 + others);
+        found.extend_from_slice(if others > 0 { run } else { &[] });
+        rest = after;
+    }
+    found
 }
 
 /// The position of the claim that rules `claim` out.
@@ -82,7 +107,7 @@ impl Held {
     }
 
     fn all_of(&self, claims: &[Contender<'_>], namespace: &str) -> bool {
-        let of = |at: &usize| claims.get(*at).is_some_and(|(_, key, _)| key.namespace == namespace);
+        let of = |at: &usize| claims.get(*at).is_some_and(|(_, key, _)| *key.namespace == *namespace);
         self.claims.iter().all(of)
     }
 

@@ -215,7 +215,7 @@ fn unmapped(chains: &mut BTreeMap<ChainName, Chain>, sites: &[Site<'_>], family:
                 .or_insert_with(|| vec![rule(site, [Match::Destination(prefix), Match::Out(lo.clone())], to)]);
         }
     }
-    guarded(chains, "LO", Key::Destination, &entries)
+    guarded(chains, "LO", Key::Destination, entries)
 }
 
 /// Step 5.
@@ -228,7 +228,7 @@ fn astray(chains: &mut BTreeMap<ChainName, Chain>, sites: &[Site<'_>], family: F
             entries.entry(inside).or_insert_with(|| vec![rule(site, translated, to)]);
         }
     }
-    guarded(chains, "AST", Key::Destination, &entries)
+    guarded(chains, "AST", Key::Destination, entries)
 }
 
 /// `SNET-V`: drops what goes to virtual addresses that other nodes serve. None if there are none.
@@ -240,6 +240,6 @@ fn claimed_by_others(chains: &mut BTreeMap<ChainName, Chain>, family: Family, ad
         return None;
     }
     let name = ChainName::lossy("V");
-    dispatch(chains, &name, Key::Destination, &entries);
+    dispatch(chains, &name, Key::Destination, entries);
     Some(name)
 }

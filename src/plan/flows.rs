@@ -166,7 +166,13 @@ impl FlowPolicy {
                     Side::Outside => &mut zone.mappings,
                     Side::Inside => &mut flows.inward,
                 };
-                space.entry(claim.virtual_prefix).extend(made(claim));
+                let held = space.entry(claim.virtual_prefix);
+                if held.is_empty() {
+                    // No room for more: this is kept for as long as it is in force.
+                    *held = made(claim);
+                } else {
+                    held.extend(made(claim));
+                }
             }
             for family in Family::ALL {
                 let Some(leaving) = leaving(site, family) else { continue };

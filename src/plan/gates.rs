@@ -112,7 +112,7 @@ fn leave(
             .iter()
             .map(|(target, (key, _))| (*target, mark(target, key)))
             .collect();
-        dispatch(chains, &sources, Key::Source, &entries);
+        dispatch(chains, &sources, Key::Source, entries);
         Target::Jump(sources)
     };
     // What an Inside mapping translated, whatever else is denied. Its network has a source address.
@@ -128,7 +128,7 @@ fn leave(
             .or_default()
             .push(rule_of(key, translated, admit.clone()));
     }
-    dispatch(chains, egress, Key::Destination, &entries);
+    dispatch(chains, egress, Key::Destination, entries);
     let mut allowed = Chain::new();
     if leaving.open {
         allowed.push(rule(site, [], passed.clone()));

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 
+use super::links::Attracted;
 use super::policy::PolicyRule;
 use super::sites::{self, Site};
 use super::verdict::Claim;
@@ -79,8 +80,6 @@ pub enum MappingState {
     Planned {
         /// What is dialled.
         virtual_prefix: IpNet,
-        /// `metadata.resourceVersion` of the mapping.
-        resource_version: String,
         /// How it is made known where it is dialled.
         announcement: Announcement,
         /// Helpers that it asks for and the kernel has not: it works as it would without them.
@@ -194,6 +193,7 @@ pub(super) fn host_plan(world: View<'_>, verdicts: &Verdicts, node: &str, option
     };
     let mut sites = sites::sites(world, verdicts, facts, options);
     plan.mappings = assign(&mut sites, verdicts, facts, options);
+    let mut attracted = Attracted::default();
     for site in &sites {
         plan.networks.insert(
             site.name.to_owned(),
@@ -207,8 +207,9 @@ pub(super) fn host_plan(world: View<'_>, verdicts: &Verdicts, node: &str, option
                 impaired: impaired(site),
             },
         );
-        links::program(&mut plan, site, facts);
+        links::program(&mut plan, &mut attracted, site, facts);
     }
+    attracted.enter(&mut plan);
     separation::program(&mut plan, &sites, &facts.kernel, options);
     links::route_clients(&mut plan, world, verdicts, facts);
     plan.ruleset = rules::ruleset(&sites, &claimed_elsewhere(&sites, verdicts), &facts.kernel, options);
@@ -242,9 +243,9 @@ fn assign<'a>(
         .iter()
         .flat_map(|(name, interface)| interface.addresses.iter().map(move |a| (a.addr(), name.as_str())))
         .collect();
-    let mut states = BTreeMap::new();
+    let mut states = Vec::with_capacity(verdicts.mappings.len());
     for (key, verdict) in &verdicts.mappings {
-        let (Ok(claim), Some(position)) = (&verdict.accepted, positions.get(verdict.network.as_str())) else {
+        let (Ok(claim), Some(position)) = (&verdict.accepted, positions.get(&*verdict.network)) else {
             continue;
         };
         let Some(site) = sites.get_mut(*position) else { continue };
@@ -254,14 +255,13 @@ fn assign<'a>(
             site.claims.push((key, claim));
             MappingState::Planned {
                 virtual_prefix: claim.virtual_prefix,
-                resource_version: verdict.resource_version.clone(),
                 announcement: links::announcement(claim, site.network),
                 missing_helpers: missing(claim, facts),
             }
         };
-        states.insert(key.clone(), state);
+        states.push((key.clone(), state));
     }
-    states
+    states.into_iter().collect()
 }
 
 /// Helpers of the claim that the kernel has not.

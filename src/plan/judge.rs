@@ -4,44 +4,73 @@
 //! of them compete for addresses, oldest first: what is refused for another reason blocks nobody.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use jiff::Timestamp;
 
 use super::claims::{self, Taken};
-use super::conflicts::{Contender, losers};
+use super::conflicts::losers;
+use super::memory::Memory;
 use super::validate;
 use super::verdict::{MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
-use super::{View, selector};
+use super::{Mappings, View, selector};
 use crate::api::{NatMapping, StagingNetwork, reasons};
 
-/// See [`super::judge`].
-pub(super) fn judge(world: View<'_>) -> Verdicts {
+/// See [`super::judge_again`].
+pub(super) fn judge(world: View<'_>, memory: &mut Memory) -> Verdicts {
     let networks = networks(world);
-    let taken = Taken::new(world, &networks);
-    let mut mappings: BTreeMap<MappingKey, MappingVerdict> = by_key(world)
-        .into_iter()
-        .map(|(object, twice)| {
-            let (namespace, name) = names(object);
-            let key = MappingKey {
-                namespace: namespace.to_owned(),
-                name: name.to_owned(),
-            };
-            let verdict = mapping(&key, object, twice, &networks, &taken);
-            (key, verdict)
-        })
-        .collect();
-    let mut contenders: Vec<Contender<'_>> = mappings
+    memory.begin(&networks, Taken::new(world, &networks));
+    let names: BTreeMap<&str, Arc<str>> = networks.keys().map(|name| (name.as_str(), name.as_str().into())).collect();
+    let alone = |object: &NatMapping, taken: &Taken| {
+        let key = key(object);
+        let verdict = mapping(&key, object, false, &networks, &names, taken);
+        (key, Arc::new(verdict))
+    };
+    let judged = |object, (key, verdict)| Judged { key, object, verdict };
+    let mut all: Vec<Judged<'_>> = match world.mappings {
+        Mappings::Owned(objects) => objects.iter().map(|object| judged(object, alone(object, memory.taken()))).collect(),
+        Mappings::Shared(objects) => {
+            let mut recall = |object: &Arc<NatMapping>| memory.recall(object, |taken| alone(object, taken));
+            objects.iter().map(|object| judged(object, recall(object))).collect()
+        }
+    };
+    memory.end();
+    all.sort_by(|a, b| a.key.cmp(&b.key));
+    // The API server has one object a key; a directory of files may have several.
+    let decisive = all.chunk_by_mut(|a, b| a.key == b.key).filter_map(|objects| {
+        if objects.len() > 1 {
+            objects.sort_by_cached_key(|m| rank(&m.object.metadata, &m.object.spec));
+        }
+        let twice = objects
+            .windows(2)
+            .any(|pair| matches!(pair, [a, b] if a.object.spec != b.object.spec));
+        let Judged { key, object, verdict } = objects.first()?;
+        let verdict = if twice {
+            Arc::new(mapping(key, object, twice, &networks, &names, memory.taken()))
+        } else {
+            verdict.clone()
+        };
+        Some((key.clone(), verdict))
+    });
+    let mut mappings: BTreeMap<MappingKey, Arc<MappingVerdict>> = decisive.collect();
+    let claims = mappings
         .iter()
-        .filter_map(|(key, verdict)| verdict.accepted.as_ref().ok().map(|claim| (claim.created, key, claim)))
-        .collect();
-    contenders.sort_unstable_by_key(|(created, key, _)| (*created, *key));
-    for (key, refusal) in losers(&contenders) {
+        .filter_map(|(key, verdict)| verdict.accepted.as_ref().ok().map(|claim| (claim.created, key, claim)));
+    for (key, refusal) in losers(claims.collect()) {
         if let Some(verdict) = mappings.get_mut(&key) {
+            let verdict = Arc::make_mut(verdict);
             verdict.conflicted = true;
             verdict.accepted = Err(refusal);
         }
     }
     Verdicts { networks, mappings }
+}
+
+/// A mapping and what is said of it by itself.
+struct Judged<'a> {
+    key: MappingKey,
+    object: &'a NatMapping,
+    verdict: Arc<MappingVerdict>,
 }
 
 fn networks(world: View<'_>) -> BTreeMap<String, NetworkVerdict> {
@@ -89,28 +118,13 @@ fn gateways(network: &StagingNetwork, world: View<'_>) -> Vec<String> {
     names
 }
 
-/// Namespace and name of a mapping, the way it is judged.
-fn names(mapping: &NatMapping) -> (&str, &str) {
+/// The name of a mapping, the way it is judged.
+fn key(mapping: &NatMapping) -> MappingKey {
     let meta = &mapping.metadata;
-    (
-        meta.namespace.as_deref().unwrap_or("default"),
-        meta.name.as_deref().unwrap_or_default(),
-    )
-}
-
-/// The decisive object of each namespace and name, and whether others of that name say something else. The API server has one object a key; a
-/// directory of files may have several.
-fn by_key(world: View<'_>) -> Vec<(&NatMapping, bool)> {
-    let mut all = world.mappings.all();
-    all.sort_by_key(|mapping| names(mapping));
-    all.chunk_by_mut(|a, b| names(a) == names(b))
-        .filter_map(|objects| {
-            if objects.len() > 1 {
-                objects.sort_by_cached_key(|m| rank(&m.metadata, &m.spec));
-            }
-            Some((*objects.first()?, differ(objects, |a, b| a.spec == b.spec)))
-        })
-        .collect()
+    MappingKey {
+        namespace: meta.namespace.as_deref().unwrap_or("default").into(),
+        name: meta.name.as_deref().unwrap_or_default().into(),
+    }
 }
 
 type Metadata = k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -138,9 +152,18 @@ fn declared_twice(kind: &str, name: &str) -> Refusal {
     }
 }
 
-fn mapping(key: &MappingKey, raw: &NatMapping, twice: bool, networks: &BTreeMap<String, NetworkVerdict>, taken: &Taken) -> MappingVerdict {
-    let name = raw.spec.network_ref.name.clone();
-    let network = networks.get(&name);
+fn mapping(
+    key: &MappingKey,
+    raw: &NatMapping,
+    twice: bool,
+    networks: &BTreeMap<String, NetworkVerdict>,
+    names: &BTreeMap<&str, Arc<str>>,
+    taken: &Taken,
+) -> MappingVerdict {
+    let name = raw.spec.network_ref.name.as_str();
+    let network = networks.get(name);
+    // One for all mappings of the network.
+    let name = names.get(name).cloned().unwrap_or_else(|| name.into());
     let not_found = || Refusal {
         reason: reasons::NETWORK_NOT_FOUND,
         message: format!(
@@ -159,7 +182,7 @@ fn mapping(key: &MappingKey, raw: &NatMapping, twice: bool, networks: &BTreeMap<
             reason: reasons::NETWORK_NOT_ACCEPTED,
             message: format!("network {name} is not accepted itself: {}: {}", refusal.reason, refusal.message),
         }),
-        Some(Ok(network)) => claims::claim(raw, valid, network, taken),
+        Some(Ok(network)) => claims::claim(raw, name.clone(), valid, network, taken),
     });
     MappingVerdict {
         generation: raw.metadata.generation.unwrap_or(0),

@@ -15,6 +15,7 @@ mod interfaces;
 pub mod isolation;
 mod judge;
 mod links;
+mod memory;
 mod policy;
 mod prefixes;
 mod raw;
@@ -31,6 +32,7 @@ pub mod verdict;
 pub use conflicts::written;
 pub use flows::{Dialled, FlowPolicy, FlowTuple, Reach, Sweep};
 pub use host::{GatewayAddress, HostPlan, Isolated, LinkSettings, MappingState, NetworkPlan, ProxyNeighbour, Route, TABLE_MAIN, Via};
+pub use memory::Memory;
 pub use policy::{PolicyRule, RuleAction};
 pub use verdict::{Claim, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
 
@@ -146,15 +148,6 @@ pub enum Mappings<'a> {
     Shared(&'a [Arc<NatMapping>]),
 }
 
-impl<'a> Mappings<'a> {
-    fn all(self) -> Vec<&'a NatMapping> {
-        match self {
-            Self::Owned(mappings) => mappings.iter().collect(),
-            Self::Shared(mappings) => mappings.iter().map(AsRef::as_ref).collect(),
-        }
-    }
-}
-
 impl<'a> From<&'a World> for View<'a> {
     fn from(world: &'a World) -> Self {
         Self {
@@ -241,7 +234,12 @@ impl Default for HostOptions {
 
 /// Judges every object. The controller, the agents, the command line and the standalone mode call just this.
 pub fn judge<'a>(world: impl Into<View<'a>>) -> Verdicts {
-    judge::judge(world.into())
+    judge::judge(world.into(), &mut Memory::default())
+}
+
+/// The same as [`judge`], sooner where little has changed since the memory was last used.
+pub fn judge_again<'a>(world: impl Into<View<'a>>, memory: &mut Memory) -> Verdicts {
+    judge::judge(world.into(), memory)
 }
 
 /// How a claim that stands is made known where it is dialled.

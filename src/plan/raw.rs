@@ -39,7 +39,7 @@ pub(super) fn table(sites: &[Site<'_>], family: Family, kernel: &KernelFacts, op
     }
     let root = hook(&mut table, Hook::Prerouting, "RAW");
     let rest = ChainName::lossy("RAWDST");
-    let by_address = guarded(&mut table.chains, "RAWA", Key::Destination, &entries);
+    let by_address = guarded(&mut table.chains, "RAWA", Key::Destination, entries);
     let names: BTreeMap<_, _> = isolated()
         .flat_map(|site| {
             site.fence
@@ -79,7 +79,7 @@ fn network(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Fam
     let name = network_chain("C", site.hash);
     let Some(separate) = site.separate else { return };
     chains.insert(name.clone(), Chain::new());
-    dispatch(chains, &name, Key::Destination, &helpers(site, family, kernel));
+    dispatch(chains, &name, Key::Destination, helpers(site, family, kernel));
     let chain = chains.entry(name).or_default();
     chain.extend(tracked(site, None).map(|target| rule(site, [], target).bare()));
     chain.push(rule(site, [], Target::SetMark(separate.mark)).bare());

@@ -26,7 +26,7 @@ pub(super) fn rule(site: &Site<'_>, matches: impl IntoIterator<Item = Match>, ta
 
 /// A rule on behalf of a mapping.
 pub(super) fn rule_of(key: &MappingKey, matches: impl IntoIterator<Item = Match>, target: Target) -> Rule {
-    Rule::new(Owner::Mapping(key.to_string()), matches, target)
+    Rule::new(Owner::Mapping([&*key.namespace, "/", &*key.name].concat()), matches, target)
 }
 
 /// Sources that lead nobody out of the closed network when they are answered: its own, and in IPv6 those of the link and none, which multicast listeners have at one hop.

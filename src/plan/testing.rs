@@ -112,7 +112,7 @@ pub(super) fn plan(world: &World) -> (Verdicts, HostPlan) {
 pub(super) fn key(name: &str) -> MappingKey {
     let (namespace, name) = name.split_once('/').unwrap_or(("default", name));
     MappingKey {
-        namespace: namespace.to_owned(),
-        name: name.to_owned(),
+        namespace: namespace.into(),
+        name: name.into(),
     }
 }

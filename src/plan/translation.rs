@@ -11,6 +11,7 @@
 //! own traffic passes here too.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use ipnet::IpNet;
 
@@ -35,12 +36,11 @@ pub(super) fn table(sites: &[Site<'_>], family: Family) -> TableRules {
     let mut entries = Entries::new();
     for site in sites {
         for (key, claim) in of(site, family, Side::Outside) {
-            let rules = entries.entry(claim.virtual_prefix).or_default();
-            rules.extend(to_target(key, claim, site.own().as_ref()));
+            add(&mut entries, claim.virtual_prefix, to_target(key, claim, site.own().as_ref()));
         }
     }
     table.chains.entry(destinations.clone()).or_default().append(&mut chain);
-    dispatch(&mut table.chains, &destinations, Key::Destination, &entries);
+    dispatch(&mut table.chains, &destinations, Key::Destination, entries);
 
     let mut chain = Chain::new();
     for (site, served) in sites.iter().filter_map(|site| site.served().map(|served| (site, served))) {
@@ -61,15 +61,22 @@ fn inward(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, family: Fami
     let inside = site.served()?.inside.clone();
     let mut entries = Entries::new();
     for (key, claim) in of(site, family, Side::Inside) {
-        let rules = entries.entry(claim.virtual_prefix).or_default();
-        rules.extend(to_target(key, claim, None));
+        add(&mut entries, claim.virtual_prefix, to_target(key, claim, None));
     }
     if entries.is_empty() {
         return None;
     }
     let name = network_chain("I", site.hash);
-    dispatch(chains, &name, Key::Destination, &entries);
+    dispatch(chains, &name, Key::Destination, entries);
     Some(rule(site, [Match::In(inside)], Target::Jump(name)))
+}
+
+/// Adds rules of one claim behind those of others for the same prefix. Mostly there are none: then they are taken as they are.
+fn add(entries: &mut Entries, prefix: IpNet, mut rules: Vec<Rule>) {
+    match entries.entry(prefix) {
+        Entry::Vacant(place) => drop(place.insert(rules)),
+        Entry::Occupied(mut place) => place.get_mut().append(&mut rules),
+    }
 }
 
 /// Translates one prefix to another of the same length: one address by DNAT or SNAT, several by NETMAP.
@@ -124,11 +131,11 @@ fn hide_clients(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served
     }));
     let mut entries = Entries::new();
     for (key, claim) in of(site, family, Side::Outside).filter(|(_, claim)| hidden(claim)) {
-        entries.entry(claim.target).or_default().extend(hide(key, claim));
+        add(&mut entries, claim.target, hide(key, claim));
     }
     if !entries.is_empty() {
         let name = network_chain("X", site.hash);
-        dispatch(chains, &name, Key::Destination, &entries);
+        dispatch(chains, &name, Key::Destination, entries);
         chain.push(rule(site, [out, Match::State(ConnState::Dnat)], Target::Jump(name)));
     }
     chain
@@ -167,7 +174,7 @@ fn outward(chains: &mut BTreeMap<ChainName, Chain>, site: &Site<'_>, served: Ser
         })
         .collect();
     let name = network_chain("M", site.hash);
-    dispatch(chains, &name, Key::Source, &entries);
+    dispatch(chains, &name, Key::Source, entries);
     let rest = leaving.source.map(|to| rule(site, [], Target::Snat { to }));
     chains.entry(name.clone()).or_default().extend(rest);
     let to = Match::Out(served.outside.clone());

@@ -113,8 +113,6 @@ pub struct ClaimedHelper {
 /// A mapping that is well-formed by itself; whether its claim stands is for [`super::judge`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ValidMapping {
-    /// The network's name.
-    pub network: String,
     /// Who dials.
     pub side: Side,
     /// What is dialled: a single address is a prefix of full length.
@@ -213,7 +211,6 @@ pub fn mapping(raw: &NatMapping) -> Result<ValidMapping, Refusal> {
     let helpers = p.helpers(&spec.helpers, &ports, virtual_prefix);
     let (virtual_prefix, target) = ends.unwrap_or_default();
     p.finish(ValidMapping {
-        network: network.clone(),
         side: spec.side.unwrap_or_default(),
         virtual_prefix,
         target,

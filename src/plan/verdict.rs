@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -13,13 +14,13 @@ use crate::api::mapping::Side;
 use crate::api::network::{ActiveGateway, Isolation, SourceTranslation};
 use crate::netfilter::{Family, PortRange, Transport};
 
-/// `namespace/name` of a mapping.
+/// `namespace/name` of a mapping. Cheap to clone, like all that is told of ten thousand mappings in several places.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MappingKey {
     /// Namespace.
-    pub namespace: String,
+    pub namespace: Arc<str>,
     /// Name.
-    pub name: String,
+    pub name: Arc<str>,
 }
 
 impl fmt::Display for MappingKey {
@@ -64,7 +65,7 @@ pub struct Claim {
     /// `metadata.creationTimestamp`; None sorts as oldest.
     pub created: Option<Timestamp>,
     /// The network's name.
-    pub network: String,
+    pub network: Arc<str>,
     /// Who dials.
     pub side: Side,
     /// What is dialled: a single address is a prefix of full length.
@@ -99,7 +100,7 @@ pub struct MappingVerdict {
     /// `metadata.resourceVersion` of the object judged.
     pub resource_version: String,
     /// The network that it names, whether or not there is one.
-    pub network: String,
+    pub network: Arc<str>,
     /// The claim if it stands.
     pub accepted: Result<Claim, Refusal>,
     /// Whether what it refers to exists (the network).
@@ -128,8 +129,8 @@ pub struct NetworkVerdict {
 pub struct Verdicts {
     /// By name.
     pub networks: BTreeMap<String, NetworkVerdict>,
-    /// By key.
-    pub mappings: BTreeMap<MappingKey, MappingVerdict>,
+    /// By key. Shared with what is remembered of them: see [`super::Memory`].
+    pub mappings: BTreeMap<MappingKey, Arc<MappingVerdict>>,
 }
 
 /// Which node attracts a network's traffic: the present one while it is among the healthy `candidates`, else the first by name of those that have

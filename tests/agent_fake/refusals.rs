@@ -47,7 +47,7 @@ fn many(count: u8) -> Arc<Snapshot> {
 
 fn failed(outcome: &Outcome) -> Vec<(&str, &str)> {
     let failed = outcome.mappings.iter().filter_map(|(key, state)| match state {
-        MappingState::Failed(why) => Some((key.name.as_str(), why.message.as_str())),
+        MappingState::Failed(why) => Some((&*key.name, why.message.as_str())),
         MappingState::Planned { .. } => None,
     });
     failed.collect()

@@ -94,7 +94,7 @@ fn one_change_among_5000_mappings_rewrites_one_small_chain() {
         let ruleset_of = |entries: &Entries| {
             let mut nat = TableRules::default();
             nat.hooks.insert(Hook::Prerouting, name("DNAT").into());
-            dispatch(&mut nat.chains, &name("DNAT"), Key::Destination, entries);
+            dispatch(&mut nat.chains, &name("DNAT"), Key::Destination, entries.clone());
             Ruleset {
                 tables: [((Family::V4, Table::Nat), nat)].into(),
             }

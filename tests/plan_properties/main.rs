@@ -6,6 +6,7 @@ mod kernel;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod lines;
+mod memory;
 #[allow(dead_code, reason = "the tools of the netfilter labs alone are needed")]
 #[path = "../netfilter/mod.rs"]
 mod netfilter;

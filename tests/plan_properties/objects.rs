@@ -54,7 +54,7 @@ proptest! {
         let mut accepted = world.clone();
         accepted.mappings.retain(|m| {
             verdicts.mappings.iter().any(|(key, v)| {
-                v.accepted.is_ok() && Some(&key.namespace) == m.metadata.namespace.as_ref() && Some(&key.name) == m.metadata.name.as_ref()
+                v.accepted.is_ok() && Some(&*key.namespace) == m.metadata.namespace.as_deref() && Some(&*key.name) == m.metadata.name.as_deref()
             })
         });
         let (again, same) = decide(&accepted);
@@ -75,7 +75,7 @@ proptest! {
         });
         more.networks.insert(0, object("StagingNetwork", json!({"name": "invalid"}), None, &spec));
         let (mut with, same) = decide(&more);
-        with.mappings.retain(|key, verdict| key.name != "invalid" || verdict.accepted.is_ok());
+        with.mappings.retain(|key, verdict| &*key.name != "invalid" || verdict.accepted.is_ok());
         with.networks.retain(|name, verdict| name != "invalid" || verdict.accepted.is_ok());
         prop_assert_eq!(verdicts, with);
         prop_assert_eq!(plan, same);

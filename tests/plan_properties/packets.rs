@@ -65,8 +65,8 @@ fn may_leave(verdicts: &Verdicts, plan: &HostPlan, input: &str, source: IpAddr, 
         .filter_map(|v| v.accepted.as_ref().ok())
         .any(|c| c.virtual_prefix.contains(&destination));
     planned(verdicts, plan).into_iter().any(|claim| {
-        let here = &plan.networks[&claim.network];
-        let Ok(network) = &verdicts.networks[&claim.network].accepted else {
+        let here = &plan.networks[&*claim.network];
+        let Ok(network) = &verdicts.networks[&*claim.network].accepted else {
             return false;
         };
         claim.ports.is_empty()
@@ -125,7 +125,7 @@ proptest! {
             (Some(claim), fate) => {
                 prop_assert_eq!(fate, &Fate::Forwarded, "{}", trace);
                 prop_assert!(claim.target.contains(&trace.packet.destination));
-                prop_assert_eq!(trace.packet.output.as_ref(), plan.networks[&claim.network].inside.as_ref());
+                prop_assert_eq!(trace.packet.output.as_ref(), plan.networks[&*claim.network].inside.as_ref());
             }
             (None, Fate::Forwarded) => {
                 let output = trace.packet.output.as_ref().unwrap();

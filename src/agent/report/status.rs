@@ -114,8 +114,8 @@ fn kept_networks(outcome: &Outcome, present: &[NetworkReport]) -> Vec<NetworkRep
 
 fn failures(outcome: &Outcome) -> Vec<FailureReport> {
     let report = |key: &MappingKey, reason: &str, message: &str| FailureReport {
-        namespace: key.namespace.clone(),
-        name: key.name.clone(),
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
         reason: reason.to_owned(),
         message: conditions::shorten(message),
     };

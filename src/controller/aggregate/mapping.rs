@@ -39,7 +39,7 @@ pub(super) fn status(
         impaired: served.impaired,
     };
     let announced = || {
-        let valid = inputs.verdicts.networks.get(&verdict.network)?.accepted.as_ref().ok()?;
+        let valid = inputs.verdicts.networks.get(&*verdict.network)?.accepted.as_ref().ok()?;
         Some(plan::announcement(claim?, valid))
     };
     NatMappingStatus {
@@ -82,7 +82,11 @@ fn unserved(name: &str, network: Option<&StagingNetworkStatus>) -> Finding {
 }
 
 fn served(inputs: &Inputs<'_>, key: &MappingKey, claim: &Claim, node: &str, before: &[Condition]) -> Served {
-    let generation = inputs.verdicts.networks.get(&claim.network).map_or(0, |network| network.generation);
+    let generation = inputs
+        .verdicts
+        .networks
+        .get(&*claim.network)
+        .map_or(0, |network| network.generation);
     let (report, told) = match gateway::state(node, inputs.reports.get(node), &claim.network, generation, before) {
         GatewayState::Silent(why) => return Programmed::Unknown(why).into(),
         GatewayState::Not(why) => return Programmed::No(why).into(),
@@ -126,12 +130,12 @@ fn covers(told: &NetworkReport, requirement: Requirement<'_>) -> bool {
 /// What went wrong with the mapping, or may have: the list of failures is sorted and cut, so what sorts behind its end is unknown.
 fn failure(node: &str, report: &Report, key: &MappingKey) -> Option<Finding> {
     let listed = &report.status.failures;
-    if let Some(why) = listed.iter().find(|f| f.name == key.name && f.namespace == key.namespace) {
+    if let Some(why) = listed.iter().find(|f| *f.name == *key.name && *f.namespace == *key.namespace) {
         return Some(Finding::new(why.reason.as_str(), format!("Node {node}: {}", why.message)));
     }
     let end = listed.iter().map(|f| (f.namespace.as_str(), f.name.as_str())).max();
     let cut = report.status.failure_count as usize > listed.len();
-    (cut && end < Some((key.namespace.as_str(), key.name.as_str()))).then(|| {
+    (cut && end < Some((&*key.namespace, &*key.name))).then(|| {
         Finding::new(
             reasons::PENDING,
             format!(

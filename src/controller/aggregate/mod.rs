@@ -84,7 +84,7 @@ pub fn mapping(
 ) -> Option<(MappingKey, NatMappingStatus)> {
     let key = key(object);
     let verdict = inputs.verdicts.mappings.get(&key)?;
-    let status = mapping::status(inputs, &key, object, verdict, networks.get(&verdict.network));
+    let status = mapping::status(inputs, &key, object, verdict, networks.get(&*verdict.network));
     Some((key, status))
 }
 

@@ -1,5 +1,7 @@
 //! Which claims stand, and what the others are told.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::super::testing::{key, mapping, network, node, seed};
@@ -7,7 +9,7 @@ use super::super::{MappingVerdict, Verdicts, World, judge};
 use crate::api::reasons;
 
 /// The seed and one more mapping.
-fn with(address: &str, target: &str, change: Value) -> MappingVerdict {
+fn with(address: &str, target: &str, change: Value) -> Arc<MappingVerdict> {
     let mut world = seed();
     world.mappings.push(mapping("new", 9, address, target, change));
     judge(&world).mappings.remove(&key("new")).unwrap()
@@ -96,6 +98,7 @@ fn only_a_missing_network_is_an_unresolved_reference() {
     assert_eq!(
         with("192.168.100.4", "192.168.200.4", json!({"networkRef": {"name": "gone"}}))
             .resolved_refs
+            .clone()
             .unwrap_err()
             .reason,
         reasons::NETWORK_NOT_FOUND
@@ -211,7 +214,7 @@ fn standing(verdicts: &Verdicts) -> Vec<String> {
         .mappings
         .iter()
         .filter(|(_, v)| v.accepted.is_ok())
-        .map(|(k, _)| k.name.clone())
+        .map(|(k, _)| k.name.to_string())
         .collect()
 }
 
@@ -287,7 +290,7 @@ fn one_address_leads_into_one_network() {
         reasons::CONFLICT,
         "an older claim in another namespace holds 192.168.100.3 for another network since",
     );
-    let message = verdict.accepted.unwrap_err().message;
+    let message = verdict.accepted.clone().unwrap_err().message;
     assert!(
         !message.contains("default") && !message.contains("one holds"),
         "names nothing of another namespace: {message}"
