@@ -121,7 +121,7 @@ labs! {
         let mut agent = seed.agent(&manifests, &[]);
         agent.wait_status(seconds(20), &["Nothing passes eth1"]);
         is_closed(seed, "while nobody can tell what was declared");
-        assert!(seed.vm02.ping("192.168.200.3"), "the node's own calls are its own");
+        assert!(seed.vm02.echoes("192.168.200.3"), "the node's own calls are its own");
 
         manifests.network("");
         seed.wait_serves("vm03");
@@ -190,7 +190,7 @@ labs! {
         assert_eq!(received(), before, "packets that reached production");
         assert!(seed.dropped("SNET-FO-") > dropped, "they came as far as the fence");
         assert!(seed.vm01.tcp_is_dropped("192.168.200.3:80"), "and nothing gets in");
-        assert!(seed.vm03.ping("192.168.200.2"), "the bridge does lead to the gateway");
+        assert!(seed.vm03.echoes("192.168.200.2"), "the bridge does lead to the gateway");
         let ran = seed.once(&Manifests::seed());
         let ready = ran.stdout.lines().find(|l| l.starts_with("default/vm03 ")).unwrap_or_default();
         assert!(ran.code == 2 && ready.contains("  False  "), "Ready is False: {}", ran.said());

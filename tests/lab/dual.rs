@@ -195,9 +195,9 @@ impl Dual {
         ]
     }
 
-    /// Starts the agent on the gateway.
-    pub fn agent(&self) -> Agent {
-        Agent::start(&self.gateway, &self.arguments())
+    /// Starts the agent on the gateway, with `more` arguments.
+    pub fn agent(&self, more: &[&str]) -> Agent {
+        Agent::start(&self.gateway, &[&self.arguments(), more].concat())
     }
 
     /// Runs the agent with `--once`: what it printed, and the status of all objects.

@@ -60,7 +60,7 @@ pub use seed::{Backend, Manifests, Seed, VIP, VIP_80, mapping, network};
 pub use snapshot::Snapshot;
 pub use steady::{Dialler, Steady};
 pub use talk::{Conversation, Server};
-pub use world::isolated;
+pub use world::{isolated, skipped};
 
 use std::time::{Duration, Instant};
 

@@ -176,6 +176,17 @@ impl Witness {
         text.lines().filter(|l| !l.is_empty()).map(str::to_owned).collect()
     }
 
+    /// Fails if anything was seen. `what` says where and when.
+    pub fn saw_nothing(&self, what: &str) {
+        let seen = self.seen();
+        assert!(
+            seen.is_empty(),
+            "{what}: {} packets, such as {:#?}",
+            seen.len(),
+            &seen[..seen.len().min(8)]
+        );
+    }
+
     /// Ends the capture; fails if the kernel could not hand over every packet.
     pub fn end(&mut self) {
         let interrupt = format!("kill -s INT {}", self.child.id());
@@ -342,13 +353,7 @@ impl Probers {
     /// Fails if anything ever got through.
     pub fn none_passed(&self, when: &str) {
         for (way, witness) in &self.witnesses {
-            let seen = witness.seen();
-            assert!(
-                seen.is_empty(),
-                "{way} the fence, {when}: {} packets, such as {:#?}",
-                seen.len(),
-                &seen[..seen.len().min(8)]
-            );
+            witness.saw_nothing(&format!("{way} the fence, {when}"));
         }
     }
 

@@ -2,14 +2,13 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
-use std::net::{IpAddr, Shutdown, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use super::net::command;
-use super::talk::repeat_lines;
-use super::{Ns, Ran, Server, seconds, wait_until};
+use super::{Ns, Ran, seconds, wait_until};
 
 /// A daemon in a host's namespace, killed when dropped.
 #[derive(Debug)]
@@ -83,26 +82,6 @@ impl FtpMode {
 }
 
 impl Ns {
-    /// Serves TCP and UDP as [`Ns::serve`] does, at one address and under a name of its own.
-    pub fn serve_as(&self, name: &str, address: &str, port: u16) -> Server {
-        let at = (address.parse::<IpAddr>().unwrap(), port);
-        let (tcp, udp) = self.enter(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap()));
-        let (name, told) = (name.to_owned(), name.to_owned());
-        std::thread::spawn(move || {
-            for stream in tcp.incoming().map_while(Result::ok) {
-                let name = told.clone();
-                std::thread::spawn(move || repeat_lines(&name, stream));
-            }
-        });
-        std::thread::spawn(move || {
-            let mut buffer = [0; 1500];
-            while let Ok((n, peer)) = udp.recv_from(&mut buffer) {
-                let _ = udp.send_to(format!("{name} {peer} {}", String::from_utf8_lossy(&buffer[..n])).as_bytes(), peer);
-            }
-        });
-        Server
-    }
-
     /// The folder that the host's file servers offer.
     fn offer(&self) -> String {
         let folder = format!("/run/lab/files-{}", self.name());
@@ -114,12 +93,21 @@ impl Ns {
 
     /// vsftpd for anybody, at port 21 of both families.
     pub fn ftp_server(&self) -> Daemon {
+        self.ftp_daemon("")
+    }
+
+    /// The same, sending `rate` bytes a second in each transfer.
+    pub fn slow_ftp_server(&self, rate: u32) -> Daemon {
+        self.ftp_daemon(&format!("anon_max_rate={rate}\n"))
+    }
+
+    fn ftp_daemon(&self, more: &str) -> Daemon {
         let folder = self.offer();
         let settings = format!("/run/lab/vsftpd-{}.conf", self.name());
         let text = format!(
             "listen=NO\nlisten_ipv6=YES\nbackground=NO\nanonymous_enable=YES\nno_anon_password=YES\nanon_root={folder}\nlocal_enable=NO\n\
              write_enable=NO\nconnect_from_port_20=YES\nsecure_chroot_dir=/run/lab/empty\nftp_username=daemon\nnopriv_user=nobody\n\
-             seccomp_sandbox=NO\nisolate=NO\nisolate_network=NO\nxferlog_enable=NO\naccept_timeout={WAIT}\nconnect_timeout={WAIT}\n"
+             seccomp_sandbox=NO\nisolate=NO\nisolate_network=NO\nxferlog_enable=NO\naccept_timeout={WAIT}\nconnect_timeout={WAIT}\n{more}"
         );
         fs::write(&settings, text).unwrap();
         Daemon::start(self, "vsftpd", &[&settings]).listens(self, "tcp", 21)

@@ -3,7 +3,7 @@
 //! Every server says who it is and whom it sees, so a test reads from an answer both where a packet went and as whom.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
@@ -32,14 +32,16 @@ pub struct Conversation {
 }
 
 impl Ns {
-    /// Serves TCP and UDP on `port` of every address of both families. Greets with "NAME PEER"; repeats every line.
+    /// Serves TCP and UDP on `port` of every address of both families, under the host's own name.
     pub fn serve(&self, port: u16) -> Server {
-        let name = self.name().to_owned();
-        let (tcp, udp) = self.enter(|| {
-            let any = (Ipv6Addr::UNSPECIFIED, port);
-            (TcpListener::bind(any).unwrap(), UdpSocket::bind(any).unwrap())
-        });
-        let told = name.clone();
+        self.serve_as(self.name(), "::", port)
+    }
+
+    /// Serves TCP and UDP on `port` of `address`. Greets with "NAME PEER"; repeats every line.
+    pub fn serve_as(&self, name: &str, address: &str, port: u16) -> Server {
+        let at = (address.parse::<IpAddr>().unwrap(), port);
+        let (tcp, udp) = self.enter(|| (TcpListener::bind(at).unwrap(), UdpSocket::bind(at).unwrap()));
+        let (name, told) = (name.to_owned(), name.to_owned());
         std::thread::spawn(move || {
             for stream in tcp.incoming().map_while(Result::ok) {
                 let name = told.clone();
@@ -68,6 +70,12 @@ impl Ns {
             Ok(_) => false,
             Err(e) => matches!(e.kind(), ErrorKind::TimedOut | ErrorKind::WouldBlock),
         }
+    }
+
+    /// Whether a connection attempt gets nowhere, be it met with silence or with a refusal.
+    pub fn tcp_fails(&self, to: &str) -> bool {
+        let to: SocketAddr = to.parse().unwrap();
+        self.enter(|| TcpStream::connect_timeout(&to, SILENCE)).is_err()
     }
 
     /// Connects from a chosen local address and port, of which there may be several connections.
@@ -143,12 +151,13 @@ impl Ns {
         });
     }
 
-    /// Whether one of several ICMP echoes is answered: on a busy machine one may be late.
+    /// Whether one of several ICMP echoes is answered. One may be late on a busy machine; and a kernel answers all its namespaces' echoes by one socket a
+    /// processor, so while another lab's answers wait for neighbours that do not exist, none are made.
     pub fn echoes(&self, to: &str) -> bool {
-        (0..5).any(|_| self.ping(to))
+        (0..20).any(|_| self.ping(to))
     }
 
-    /// Whether an ICMP echo is answered within a second.
+    /// Whether an ICMP echo is answered within a second: to show that none is.
     pub fn ping(&self, to: &str) -> bool {
         self.exec("ping", &["-n", "-c", "1", "-W", "1", to]).code == 0
     }
@@ -208,7 +217,7 @@ impl Conversation {
     }
 }
 
-pub(super) fn repeat_lines(name: &str, stream: TcpStream) {
+fn repeat_lines(name: &str, stream: TcpStream) {
     let Ok(peer) = stream.peer_addr().map(canonical) else { return };
     let mut reader = BufReader::new(stream);
     if writeln!(reader.get_mut(), "{name} {peer}").is_err() {

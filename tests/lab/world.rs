@@ -71,6 +71,10 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
         panic!("{name} did not end within {BOUND:?}; it said:\n{said}")
     };
     assert!(status.success(), "{name} ended with {status}; it said:\n{said}");
+    // What a lab did not test is said, as above.
+    for line in said.lines().filter_map(|l| l.find("SKIPPED ").map(|at| &l[at..])) {
+        let _ = writeln!(std::io::stderr(), "{line}");
+    }
     // What a lab measured is shown with --nocapture.
     said.lines()
         .filter_map(|l| l.find("measured: ").map(|at| &l[at..]))
@@ -79,6 +83,12 @@ pub fn isolated(name: &str, body: impl FnOnce()) {
         said.contains("1 passed"),
         "{name} is not the path of a test, so nothing ran:\n{said}"
     );
+}
+
+/// To be said by a lab that does not test what it is for, because of what this machine lacks.
+pub fn skipped(why: &str) {
+    let name = std::env::var(INNER).unwrap_or_default();
+    eprintln!("\nSKIPPED {name}: {why}");
 }
 
 fn text(file: &mut File) -> String {

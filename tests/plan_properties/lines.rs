@@ -138,12 +138,17 @@ fn check_world(world: &World) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 5000, failure_persistence: None, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+    // The tests of `kernel` check ten thousand worlds more.
+    #![proptest_config(ProptestConfig { cases: 1000, failure_persistence: None, max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn a_line_has_one_rule_in_plain_words(world in wide_worlds()) {
         check_world(&world)?;
     }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 10_000, failure_persistence: None, max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     #[test]
     fn hostile_names_break_no_line(world in hostile_worlds()) {

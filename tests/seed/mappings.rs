@@ -5,7 +5,7 @@ use crate::lab::{Manifests, Snapshot, VIP, VIP_80, network, seconds, stagenet, w
 labs! {
     /// What the experiment began with: nobody answers for the address, and the segments do not reach each other.
     fn before_anything_the_virtual_address_is_silent(seed) {
-        assert!(seed.vm01.ping("192.168.100.2"), "neighbours in segment A");
+        assert!(seed.vm01.echoes("192.168.100.2"), "neighbours in segment A");
         assert_eq!(seed.vm02.tcp("192.168.200.3:80").unwrap().server, "vm03");
         assert!(!seed.vm01.ping(VIP));
         assert!(!seed.vm01.ping("192.168.200.3"));
@@ -22,11 +22,11 @@ labs! {
         let before = Snapshot::of(&seed.vm02);
         seed.converge(&Manifests::seed());
 
-        assert!(seed.vm01.ping(VIP));
+        assert!(seed.vm01.echoes(VIP));
         let mut open = seed.vm01.tcp(VIP_80).expect("tcp through the virtual address");
         assert_eq!((open.server.as_str(), open.seen_as.ip().to_string().as_str()), ("vm03", "192.168.200.2"));
         assert_eq!(seed.vm01.udp(VIP_80).expect("udp through the virtual address").0, "vm03");
-        assert!(seed.gw_a.ping(VIP), "any host of the segment is a client");
+        assert!(seed.gw_a.echoes(VIP), "any host of the segment is a client");
         assert!(!seed.vm02.sh("ip -4 -o addr").contains(VIP), "no host owns the address");
 
         seed.cleanup();
@@ -40,7 +40,7 @@ labs! {
     fn cleanup_of_a_fresh_node_leaves_nothing(seed) {
         let before = Snapshot::of(&seed.vm02);
         seed.converge(&Manifests::seed());
-        assert!(seed.vm01.ping(VIP));
+        assert!(seed.vm01.echoes(VIP));
         seed.cleanup();
         before.assert_same(&Snapshot::of(&seed.vm02));
         let ran = stagenet(&seed.vm02, &["cleanup"]);
@@ -212,7 +212,7 @@ labs! {
         let seen = seed.vm01.tcp("192.168.100.4:80").expect("the mapping with its own setting").seen_as.ip().to_string();
         assert!(seen == "192.168.200.2" || seen == "192.168.200.254", "{seen} is the gateway's");
         assert_eq!(seed.vm01.udp(VIP_80).unwrap().1.ip().to_string(), "192.168.100.1");
-        assert!(seed.vm03.ping("192.168.200.254"));
+        assert!(seed.vm03.echoes("192.168.200.254"));
         seed.cleanup();
         before.assert_same(&Snapshot::of(&seed.vm02));
     }

@@ -36,7 +36,7 @@ ways! {
     /// Neighbours answer each other in both families; what is behind routers is reached by routes; nobody has the virtual address.
     fn the_lab_is_what_it_says(dual) {
         for n in [0, 1] {
-            assert!(dual.client.ping(GATEWAY[n]) && dual.client.ping(DNS[n]), "outside, family {n}");
+            assert!(dual.client.echoes(GATEWAY[n]) && dual.client.echoes(DNS[n]), "outside, family {n}");
             assert_eq!(dual.gateway.tcp(&at(WEB[n], 80)).expect("inside").server, "web");
             assert_eq!(dual.gateway.udp(&at(WEB[n], 80)).expect("inside").0, "web");
             assert_eq!(dual.client.tcp(&at(DNS[n], 53)).expect("the internet").server, "dns");

@@ -37,7 +37,7 @@ ways! {
             assert_eq!(dual.web.udp(&at(DNS[n], 53)).expect("UDP").1.ip().to_string(), VIRTUAL_WEB[n]);
             assert_eq!(dual.db.udp(&at(DNS[n], 53)).expect("UDP").1.ip().to_string(), SOURCE[n]);
             assert_eq!(call(&dual.db, OTHER[n], 80), is("other", SOURCE[n]), "any port");
-            assert!(dual.web.ping(OTHER[n]) && dual.db.ping(OTHER[n]), "any protocol");
+            assert!(dual.web.echoes(OTHER[n]) && dual.db.echoes(OTHER[n]), "any protocol");
             for ns in [&dual.web, &dual.db] {
                 denied(dual, ns, DNS[n], 80);
                 denied(dual, ns, CLIENT[n], 80);

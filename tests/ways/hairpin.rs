@@ -18,7 +18,7 @@ bridges! {
                     let mut call = call.unwrap_or_else(|| panic!("{what}\n{}", dual.rules()));
                     assert!(call.server == "web" && call.works(), "{what}");
                     assert_eq!(ns.udp(&at(VIRTUAL_WEB[n], 80)).unwrap_or_else(|| panic!("UDP of {what}")).0, "web");
-                    assert!(ns.ping(VIRTUAL_WEB[n]), "ping of {what}");
+                    assert!(ns.echoes(VIRTUAL_WEB[n]), "ping of {what}");
                 }
                 let direct = dual.db.tcp(&at(WEB[n], 80)).expect("directly");
                 assert_eq!((direct.server.as_str(), direct.seen_as.ip().to_string().as_str()), ("web", DB[n]));

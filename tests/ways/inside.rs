@@ -60,7 +60,7 @@ ways! {
         dual.converge();
         for n in [0, 1] {
             assert_eq!(dual.db.tcp(&at(NEAR[n], 80)).expect("any port").server, "dns");
-            assert!(dual.db.ping(NEAR[n]), "ping");
+            assert!(dual.db.echoes(NEAR[n]), "ping");
         }
     }
 

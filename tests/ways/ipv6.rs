@@ -14,7 +14,7 @@ ways! {
         dual.mapping("db", VIRTUAL_DB[1], DB[1], "sourceTranslation: Preserve");
         let status = dual.converge();
         assert_eq!(status.announcement("web"), Some("Neighbour"));
-        assert!(dual.client.ping(VIP) && dual.router.ping(VIP), "any host of the segment is a client");
+        assert!(dual.client.echoes(VIP) && dual.router.echoes(VIP), "any host of the segment is a client");
         let mut open = dual.client.tcp(&at(VIP, 80)).unwrap_or_else(|| panic!("{}", dual.rules()));
         assert_eq!((open.server.as_str(), open.seen_as.ip().to_string().as_str()), ("web", GATEWAY_INSIDE[1]));
         assert_eq!(dual.client.udp(&at(VIP, 80)).expect("UDP").0, "web");
@@ -80,7 +80,7 @@ ways! {
         for (n, gateway) in ["192.168.200.254", "fd00:200::fe"].iter().enumerate() {
             assert_eq!(dual.client.tcp(&at(VIRTUAL_WEB[n], 80)).expect("in").seen_as.ip().to_string(), CLIENT[n]);
             assert_eq!(dual.web.tcp(&at(CLIENT[n], 80)).expect("out").seen_as.ip().to_string(), VIRTUAL_WEB[n]);
-            assert!(dual.db.ping(gateway), "{gateway}");
+            assert!(dual.db.echoes(gateway), "{gateway}");
         }
         dual.cleanup();
         before.assert_same(&Snapshot::of(&dual.gateway));
@@ -106,7 +106,7 @@ ways! {
     fn a_running_agent_follows_changes(dual) {
         dual.network("", "", "");
         dual.mappings("web", VIRTUAL_WEB, WEB, "");
-        let agent = dual.agent();
+        let agent = dual.agent(&[]);
         let serves = |virtual_at: &str, name: Option<&str>| {
             wait_until(seconds(20), &format!("{virtual_at} to lead to {name:?}\n{}", agent.log()), || {
                 dual.client.tcp(&at(virtual_at, 80)).map(|c| c.server).as_deref() == name

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::format_collect)]
 
+mod clones;
+#[path = "../lab/mod.rs"]
 mod lab;
 
 use std::fs;
@@ -69,7 +71,7 @@ fn a_mapping_lives_and_dies_by_kubectl() {
         c.api.kubectl("wait --for=condition=Ready natmapping/vm03 --timeout=30s");
         let mut open = c.seed.vm01.tcp(VIP_80).expect("traffic flows once the mapping is Ready");
         assert_eq!(open.server, "vm03");
-        assert!(c.seed.vm01.ping(VIP));
+        assert!(c.seed.vm01.echoes(VIP));
         assert!(c.seed.vm03.tcp_is_dropped("192.168.100.1:80"));
 
         answers_what_people_ask(&c);
