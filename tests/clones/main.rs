@@ -31,6 +31,7 @@ mod life;
 mod many;
 mod marks;
 mod traffic;
+mod ways;
 
 /// Gateways. Each setting meets each other one with either tool in some of them.
 mod shapes {
