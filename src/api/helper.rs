@@ -31,7 +31,8 @@ pub enum HelperName {
     Pptp,
     /// SIP, RFC 3261, UDP and TCP 5060, both families (`nf_conntrack_sip.c`). TLS hides what it would have to read.
     Sip,
-    /// Addresses in messages of SNMP version 1, UDP 161, IPv4 only (`nf_conntrack_snmp.c`, `nf_nat_snmp_basic_main.c`).
+    /// The sender's own address in what it sends of SNMP version 2c, such as traps at UDP 162; IPv4 only (`nf_conntrack_snmp.c`,
+    /// `nf_nat_snmp_basic_main.c`). Traps of version 1 and all of version 3 are dropped where it is.
     Snmp,
     /// TFTP, RFC 1350, UDP 69, both families (`nf_conntrack_tftp.c`).
     Tftp,

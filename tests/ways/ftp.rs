@@ -1,8 +1,8 @@
 //! FTP with a real server and real clients: every way to make the data connection.
 
-use crate::lab::dual::{DB, DNS, MAIL, PRODUCTION, VIRTUAL_DB, VIRTUAL_WEB, WEB, address, mapping, network};
+use crate::lab::dual::{DB, DNS, MAIL, PRODUCTION, VIRTUAL_DB, VIRTUAL_WEB, WEB, address, at, mapping, network};
 use crate::lab::services::FtpMode;
-use crate::lab::{Dual, Ns, bridge};
+use crate::lab::{Dual, Ns, bridge, seconds, wait_until};
 
 /// Only the control connection's port is mapped: the data connection passes by the helper or not at all.
 const HELPED: &str = "ports: [{protocol: TCP, port: 21}]\nhelpers: [{name: ftp, port: 21}]";
@@ -29,7 +29,96 @@ fn all_are(client: &Ns, host: &str, expected: Option<&str>, dual: &Dual) {
     }
 }
 
+/// A transfer that would take minutes.
+struct Transfer {
+    how: String,
+    file: String,
+}
+
+impl Transfer {
+    /// What the server sends of it in a second, and in all.
+    const RATE: u32 = 256 << 10;
+    const SIZE: u64 = 1 << 30;
+
+    /// Begins it by curl, `how` being its option for the data connection.
+    fn begin(dual: &Dual, n: usize, host: &str, how: &str) -> Self {
+        let file = format!("/run/lab/transfer-{n}");
+        let args = format!("-q -sS --noproxy '*' {how} -o {file} ftp://{host}/big");
+        dual.client.sh(&format!("curl {args} >/dev/null 2>&1 &"));
+        let transfer = Self { how: args, file };
+        wait_until(seconds(20), &format!("curl {} to begin", transfer.how), || transfer.got() > 0);
+        transfer
+    }
+
+    fn got(&self) -> u64 {
+        std::fs::metadata(&self.file).map_or(0, |file| file.len())
+    }
+}
+
+/// Waits until more has come of each than can have been on its way.
+fn go_on(transfers: &[Transfer], after: &str) {
+    let enough: Vec<_> = transfers.iter().map(|t| t.got() + u64::from(Transfer::RATE)).collect();
+    for (transfer, enough) in transfers.iter().zip(enough) {
+        wait_until(seconds(20), &format!("curl {} to go on {after}", transfer.how), || {
+            transfer.got() >= enough
+        });
+    }
+}
+
+/// Waits until nothing more comes of any.
+fn stop(transfers: &[Transfer], after: &str) {
+    let got = || transfers.iter().map(Transfer::got).collect::<Vec<_>>();
+    let mut last = got();
+    wait_until(seconds(30), &format!("all transfers to stop {after}"), || {
+        // Six blocks' time.
+        std::thread::sleep(seconds(3) / 2);
+        let now = got();
+        std::mem::replace(&mut last, now.clone()) == now
+    });
+}
+
 ways! {
+    /// Transfers under way go on whatever else changes, their own mapping included as long as its control connection may stay, and end with the mapping.
+    fn transfers_under_way_go_on_until_their_mapping_ends(dual) {
+        let _server = dual.web.slow_ftp_server(Transfer::RATE);
+        dual.web.sh(&format!("truncate -s {} /run/lab/files-web/big", Transfer::SIZE));
+        dual.network("", "", ALLOWED);
+        dual.mappings("web", VIRTUAL_WEB, WEB, HELPED);
+        dual.mappings("db", VIRTUAL_DB, DB, UNHELPED);
+        dual.converge();
+        let [four, six] = [VIRTUAL_WEB[0].to_owned(), format!("[{}]", VIRTUAL_WEB[1])];
+        let transfers: Vec<_> = [(&four, "--ftp-pasv"), (&four, "--ftp-port -"), (&six, "--ftp-pasv"), (&six, "--ftp-port -")]
+            .iter()
+            .enumerate()
+            .map(|(n, (host, how))| Transfer::begin(dual, n, host, how))
+            .collect();
+
+        dual.manifests.remove("db4.yaml");
+        dual.mapping("db6", VIRTUAL_DB[1], WEB[1], UNHELPED);
+        dual.converge();
+        go_on(&transfers, "after the change of another mapping");
+        for (n, name) in ["web4", "web6"].iter().enumerate() {
+            let text = mapping("default", name, "closed", VIRTUAL_WEB[n], WEB[n], HELPED);
+            let labelled = text.replace(", namespace: default}", ", namespace: default, labels: {team: blue}, annotations: {note: \"restored; see #7\"}}");
+            assert_ne!(text, labelled);
+            dual.manifests.write(&format!("{name}.yaml"), &labelled);
+        }
+        dual.converge();
+        go_on(&transfers, "with a label on their own mapping");
+        dual.mappings("web", VIRTUAL_WEB, WEB, &HELPED.replace("port: 21}]\n", "port: 21}, {protocol: TCP, port: 80}]\n"));
+        dual.converge();
+        assert!(dual.client.tcp(&at(VIRTUAL_WEB[0], 80)).is_some(), "the new port");
+        go_on(&transfers, "with another port on their own mapping");
+
+        dual.manifests.remove("web4.yaml");
+        dual.converge();
+        stop(&transfers[..2], "after the end of their mapping");
+        go_on(&transfers[2..], "after the end of the other family's");
+        dual.manifests.remove("web6.yaml");
+        dual.converge();
+        stop(&transfers[2..], "after the end of their mapping");
+    }
+
     /// With the helper every way works in both families, whatever is done with sources; without it none does.
     fn data_connections_follow_where_the_helper_is_and_nowhere_else(dual) {
         let _servers = [dual.web.ftp_server(), dual.db.ftp_server()];

@@ -55,6 +55,7 @@ macro_rules! bridges {
 #[path = "../lab/mod.rs"]
 mod lab;
 mod by_hand;
+mod calls;
 mod egress;
 mod fence6;
 mod ftp;
@@ -63,4 +64,5 @@ mod helpers;
 mod inside;
 mod ipv6;
 mod mtu;
+mod payloads;
 mod prefixes;
