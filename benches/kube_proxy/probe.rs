@@ -13,7 +13,7 @@ pub const PORT: u16 = 7;
 /// Between two packets.
 const PACE: Duration = Duration::from_micros(500);
 /// Nothing takes longer.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(900);
 
 /// A client that sends, and the server behind the gateway.
 pub struct Probe {
