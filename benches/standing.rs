@@ -12,10 +12,9 @@ mod packet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use lab::{Agent, Backend, Ns, seconds, wait_until};
-use packet::flow::openers;
+use lab::{Agent, Backend, Ns, crowd, heard, last_heard, seconds, wait_until};
 use packet::world::{Rules, Served, World, manifests, mapping, virtual_address};
 
 /// Set in the inner run: what to measure, and with which tools.
@@ -147,10 +146,6 @@ fn removal(backend: Backend) {
         fill(&world);
         let client = world.client.enter(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap());
         let to = SocketAddrV4::new(virtual_address(0, doomed), 7);
-        let mut passes = || {
-            client.send_to(b"?", to).unwrap();
-            listening.recv(&mut [0; 64]).is_ok()
-        };
         // A flow that began too early stays untranslated, so the mapping has to be there first.
         wait_until(seconds(20), "the mapping", || {
             world
@@ -158,20 +153,11 @@ fn removal(backend: Backend) {
                 .sh(&format!("iptables-{}-save -t nat", backend.name()))
                 .contains(&format!("{}/32", to.ip()))
         });
-        wait_until(seconds(20), "a flow through the mapping", &mut passes);
+        wait_until(seconds(20), "a flow through the mapping", || heard(&client, to, &listening));
         let entries: usize = world.gateway.get("netfilter/nf_conntrack_count").parse().unwrap();
         assert!(entries >= FLOWS, "only {entries} entries in the connection table");
         fs::remove_file(&file).unwrap();
-        let start = Instant::now();
-        let mut last = start;
-        while last.elapsed() < Duration::from_secs(2) {
-            if passes() {
-                last = Instant::now();
-            }
-            assert!(start.elapsed() < Duration::from_secs(20), "the flow goes on");
-            std::thread::sleep(Duration::from_micros(500));
-        }
-        took.push((last - start).as_secs_f64() * 1000.0);
+        took.push(last_heard(&client, to, &listening).as_secs_f64() * 1000.0);
     }
     agent.assert_alive();
     println!(
@@ -190,8 +176,6 @@ fn fill(world: &World) {
             let from = SocketAddrV4::new(client, 20_000 + u16::try_from(n).unwrap());
             (from, SocketAddrV4::new(virtual_address(0, to), 9))
         });
-        let pairs: Vec<_> = pairs.collect();
-        let count = pairs.len();
-        openers(&world.client, pairs.into_iter()).send(count);
+        crowd(&world.client, pairs);
     }
 }

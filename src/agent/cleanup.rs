@@ -7,6 +7,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::kept::TABLES;
+use super::staging;
 use crate::host::{Host, HostError, LinkChange, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::{Family, Table, TableRules, render};
@@ -46,6 +47,7 @@ pub async fn run(hosts: &mut [&mut dyn Host], lenient: bool) -> Cleaned {
     }
     if let Some(first) = hosts.first_mut() {
         flows(*first, &links, &mut cleaned).await;
+        shut(*first, &links, &mut cleaned).await;
     }
     for host in hosts.iter_mut() {
         tables(*host, &[Table::Raw], lenient, &mut cleaned).await;
@@ -70,6 +72,13 @@ async fn attracting(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cl
 
 fn attracts(route: &Route) -> bool {
     matches!(route.via, Via::Loopback | Via::Gateway(_))
+}
+
+/// Inside interfaces forward no more: the node would answer what it cannot pass on before it asks the fence, and the labels by which it does not are about to go.
+async fn shut(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned) {
+    let changes = staging::shutting(&links.inside, links);
+    let errors = host.change_links(&changes).await.err().unwrap_or_default();
+    cleaned.errors.extend(errors.iter().map(HostError::to_string));
 }
 
 /// What led translated packets into their networks: with it gone earlier, table main might lead them into production. Blackholes go last.

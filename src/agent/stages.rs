@@ -69,8 +69,8 @@ impl Work<'_> {
         };
         let held = hold::held(&closing, links, plan, self.verdicts, self.unreadable, &self.outcome.facts);
         hold::close(&mut tables, &held);
-        let closing: BTreeSet<IfName> = closing.difference(&held).cloned().collect();
         stages.removals.extend(staging::shutting(&closing, links));
+        let closing: BTreeSet<IfName> = closing.difference(&held).cloned().collect();
         self.outcome.held = held;
         let (open, closed) = if closing.is_empty() {
             let open = shared(tables);

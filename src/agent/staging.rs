@@ -198,7 +198,8 @@ pub fn closing(plan: &HostPlan, seen: &ObservedLinks) -> BTreeSet<IfName> {
         .collect()
 }
 
-/// Interfaces that are `closing` forward no more. What was found is put back when they open.
+/// Interfaces that are `closing` forward no more, those that stay closed included: the node would answer what it cannot pass on before it asks the fence. What was found is put back when
+/// they open.
 pub fn shutting(closing: &BTreeSet<IfName>, seen: &ObservedLinks) -> Vec<LinkChange> {
     let off = LinkSettings {
         forwarding: Some(false),

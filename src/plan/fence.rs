@@ -85,7 +85,7 @@ fn forward(table: &mut TableRules, sites: &[Site<'_>], family: Family, options: 
 }
 
 /// `SNET-PRE`: marks what comes from inside under a source that is nobody's inside. The node answers a packet that it cannot pass on before FORWARD, and answers whoever the source says it is.
-/// In IPv4 the strict reverse path filter drops such packets; IPv6 has none. Isolated networks see to it in table raw. A network that is not served has neither filter nor labels;
+/// In IPv4 the strict reverse path filter drops such packets, or table raw marks them where it has to be loose; IPv6 has none. A network that is not served has neither filter nor labels;
 /// if another one may have the same addresses, nobody of it is answered.
 fn nobody(table: &mut TableRules, sites: &[Site<'_>], family: Family, kernel: &KernelFacts, options: &HostOptions) {
     let concerned: Vec<&Site<'_>> = sites.iter().filter(|site| site.marks_nobody(family, kernel)).collect();

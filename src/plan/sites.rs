@@ -84,15 +84,14 @@ impl Site<'_> {
         prefixes.any(|prefix| Family::of_net(prefix) == family)
     }
 
-    /// Whether table mangle tells which of its packets come from nobody inside. A node that does not forward IPv6 may have none.
+    /// Whether table mangle tells which of its packets come from nobody inside. A node that does not forward IPv6 may have none. Table raw says the same of the packets of an isolated
+    /// network in the families that it has; but when a network becomes isolated while other labels go, raw is written after mangle, and IPv6 has no reverse path filter for the time between.
     pub(super) fn marks_nobody(&self, family: Family, kernel: &KernelFacts) -> bool {
         let concerned = match family {
-            Family::V4 => self.served().is_none() || self.separate.is_some(),
+            Family::V4 => self.served().is_none() || (self.separate.is_some() && !self.has(family)),
             Family::V6 => kernel.ipv6_forwarding || self.has(family),
         };
-        // Table raw labels the packets of an isolated network in the families that it has.
-        let labelled = self.separate.is_some() && self.served().is_some() && self.has(family);
-        concerned && !labelled && !self.fence.is_empty()
+        concerned && !self.fence.is_empty()
     }
 
     /// Whether what the node would say to its machines could be heard by others: it is not served, and shares addresses with another network, which nothing tells it from, or

@@ -6,6 +6,7 @@ use crate::lab::{Dialler, Manifests, Probers, Steady, VIP, VIP_80, seconds, wait
 
 pub(crate) const OTHER: &str = "192.168.100.4";
 pub(crate) const OTHER_80: &str = "192.168.100.4:80";
+pub(crate) const OTHER6_80: &str = "[fd00:100::4]:80";
 /// New connections while everything is rewritten.
 const CONNECTIONS: u64 = 20_000;
 

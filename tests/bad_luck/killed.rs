@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use crate::crowd::{OTHER, OTHER_80, two_mappings};
-use crate::lab::{Dialler, End, Manifests, Probers, Seed, Snapshot, Steady, VIP, VIP_80, killed_at};
-use crate::second::{SECOND_VIP, Second};
+use crate::crowd::{OTHER, OTHER_80, OTHER6_80, two_mappings};
+use crate::lab::{Dialler, End, Manifests, Probers, Seed, Snapshot, Steady, VIP, VIP_80, VIP6, VIP6_80, killed_at};
+use crate::second::{Inside, SECOND_VIP, Second};
 
 /// The agent's arguments for one pass.
 fn once<'a>(seed: &Seed, manifests: &'a Manifests) -> Vec<&'a str> {
@@ -86,31 +86,38 @@ labs! {
         println!("measured: {}, {} rounds", told(&[started, cleaned]), probers.end());
     }
 
-    /// A mapping that comes, moves to another target and goes, beside one that stays.
+    /// A mapping of either family that comes, moves to another target and goes, beside ones that stay.
     fn killed_at_every_point_of_a_change_of_a_mapping(seed) {
-        let probers = Probers::start(seed, &[VIP, OTHER]);
+        seed.dual_stack();
+        let probers = Probers::start(seed, &[VIP, OTHER, VIP6]);
         let manifests = Manifests::empty("changes");
-        manifests.network("");
+        manifests.dual_network("");
         manifests.mapping("other", OTHER, "192.168.200.4", "");
-        let declare = |target: &str| match target {
-            "" => drop(std::fs::remove_file(format!("{}/changes.yaml", manifests.path()))),
-            target => manifests.mapping("changes", VIP, target, ""),
+        manifests.mapping("other6", "fd00:100::4", "fd00:200::4", "");
+        let declare = |host: &str| {
+            for (name, address, inside) in [("changes", VIP, "192.168.200."), ("changes6", VIP6, "fd00:200::")] {
+                match host {
+                    "" => drop(std::fs::remove_file(format!("{}/{name}.yaml", manifests.path()))),
+                    host => manifests.mapping(name, address, &format!("{inside}{host}"), ""),
+                }
+            }
         };
-        let states = [("", None), ("192.168.200.3", Some("vm03")), ("192.168.200.4", Some("vm04"))];
-        let planned = states.map(|(target, _)| {
-            declare(target);
+        seed.converge_dual(&manifests);
+        let states = [("", None), ("3", Some("vm03")), ("4", Some("vm04"))];
+        let planned = states.map(|(host, _)| {
+            declare(host);
             seed.converge(&manifests);
             Snapshot::of(&seed.vm02)
         });
-        let steady = Steady::connect(&seed.vm01, OTHER_80);
-        let dialler = Dialler::start(&seed.vm01, &[(OTHER_80, "vm04")], Duration::from_millis(20), u64::MAX);
+        let steady = [OTHER_80, OTHER6_80].map(|to| Steady::connect(&seed.vm01, to));
+        let dialler = Dialler::start(&seed.vm01, &[(OTHER_80, "vm04"), (OTHER6_80, "vm04")], Duration::from_millis(20), u64::MAX);
         let mut points = Vec::new();
         for (from, to) in [(0, 1), (1, 2), (2, 0)] {
-            let (target, server) = states[to];
+            let (host, server) = states[to];
             let prepare = || {
                 declare(states[from].0);
                 seed.converge(&manifests);
-                declare(target);
+                declare(host);
             };
             points.push(at_every_point(seed, &once(seed, &manifests), prepare, |point| {
                 linger(&probers, point);
@@ -119,15 +126,19 @@ labs! {
                 if server.is_none() {
                     assert_eq!(seed.vm02.flows(VIP), Vec::<String>::new(), "{point}");
                 } else {
-                    assert_eq!(seed.vm01.tcp(VIP_80).map(|c| c.server).as_deref(), server, "{point}");
+                    for to in [VIP_80, VIP6_80] {
+                        assert_eq!(seed.vm01.tcp(to).map(|c| c.server).as_deref(), server, "{to}, {point}");
+                    }
                 }
-                steady.goes_on(point);
+                for steady in &steady {
+                    steady.goes_on(point);
+                }
                 dialler.none_failed(point);
                 probers.none_passed(point);
             }));
         }
-        let (lines, slowest) = steady.account();
-        println!("measured: {}, {lines} lines, slowest {slowest:?}, {} rounds", told(&points), probers.end());
+        let slowest = steady.iter().map(|steady| steady.account().1).max();
+        println!("measured: {}, slowest line {slowest:?}, {} rounds", told(&points), probers.end());
     }
 
     /// A whole network that comes and goes, beside one that stays.
@@ -137,7 +148,7 @@ labs! {
         let manifests = two_mappings();
         seed.converge(&manifests);
         let alone = Snapshot::of(&seed.vm02);
-        Second::declare(&manifests);
+        Second::declare(&manifests, Inside::Own);
         seed.converge(&manifests);
         let both = Snapshot::of(&seed.vm02);
         let remove = || Second::withdraw(&manifests);
@@ -158,7 +169,7 @@ labs! {
             || {
                 remove();
                 seed.converge(&manifests);
-                Second::declare(&manifests);
+                Second::declare(&manifests, Inside::Own);
             },
             |point| {
                 check(point, &both);
@@ -169,7 +180,7 @@ labs! {
             seed,
             &once(seed, &manifests),
             || {
-                Second::declare(&manifests);
+                Second::declare(&manifests, Inside::Own);
                 seed.converge(&manifests);
                 remove();
             },

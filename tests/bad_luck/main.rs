@@ -5,7 +5,10 @@
 #[path = "../lab/mod.rs"]
 #[macro_use]
 mod lab;
+mod clones;
 mod crowd;
 mod killed;
+mod removal;
 mod second;
 mod steps;
+mod wishes;

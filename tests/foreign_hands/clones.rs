@@ -2,10 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::lab::clones::{GATEWAY_MAC, mac};
-use crate::lab::{
-    Agent, Backend, Clones, Prober, Shape, Snapshot, Steady, Witness, hopeless, in_binary, isolated, packets, seconds, wait_until,
-};
+use crate::lab::{Agent, Backend, Clones, Escapes, Shape, Snapshot, Steady, in_binary, isolated, seconds, wait_until};
 
 #[test]
 fn nft() {
@@ -17,84 +14,52 @@ fn legacy() {
     isolated(in_binary(concat!(module_path!(), "::legacy")), || hands_on_clones(Backend::Legacy));
 }
 
-/// Types of service of the probers in the two clones.
-const MARKS: [u8; 2] = [0xb4, 0x34];
-
-/// Somebody in each clone who tries to get out, or into the other one.
-fn probers(clones: &Clones) -> Vec<Prober> {
-    clones
-        .all()
-        .zip(MARKS)
-        .map(|(k, mark)| {
-            let other = 3 - k;
-            let vips = [clones.vip(other, "a"), clones.vip(other, "b"), clones.address(other, 9)];
-            let mut to = vec!["192.168.100.1", "192.168.100.254", "192.168.100.77", "198.51.100.7"];
-            to.extend(vips.iter().map(String::as_str));
-            let borrowed = ["192.168.100.1", "192.168.100.88"];
-            let all = [
-                packets(mark, &["10.0.0.66", "10.0.0.3", borrowed[0], borrowed[1]], &to),
-                hopeless(mark, &borrowed, &to),
-            ];
-            Prober::on(&clones.join(k, &format!("probe{k}")), &mac(k), &all.concat())
-        })
-        .collect()
-}
-
-/// Sees what gets out of either clone, or into the other one.
-fn witnesses(clones: &Clones) -> [Witness; 3] {
-    let marked = |mark: u8| format!("(ip[1] = {mark} or (icmp and ip[29] = {mark}))");
-    let outside = format!("ether src {GATEWAY_MAC} and ({} or {})", marked(MARKS[0]), marked(MARKS[1]));
-    let inside = |k: usize| {
-        let filter = format!("ether src {} and {}", mac(k), marked(MARKS[2 - k]));
-        Witness::on(&clones.gateway, &format!("br{k}"), &filter)
-    };
-    [Witness::on(&clones.segment, "br0", &outside), inside(1), inside(2)]
-}
-
 fn hands_on_clones(backend: Backend) {
     let clones = Clones::new(Shape::node(backend), 2);
-    let witnesses = witnesses(&clones);
-    let probers = probers(&clones);
-    // The control: an open router lets them out.
-    clones.gateway.set("ipv4/ip_forward", "1");
-    wait_until(seconds(20), "the witness to see what an open router lets out", || {
-        let seen = witnesses[0].seen().join("\n");
-        ["> 192.168.100.1", "> 198.51.100.7", "UDP", "Flags [S]", "exceeded"]
-            .iter()
-            .all(|w| seen.contains(w))
-    });
-    clones.gateway.set("ipv4/ip_forward", "0");
-    clones.gateway.forget_flows();
+    let escapes = Escapes::start(&clones, &[1, 2]);
     for k in clones.all() {
-        clones.write(k, false, "Deny");
+        clones.write(k, true, "Deny");
     }
     let agent = clones.agent(&[]);
     clones.all().for_each(|k| clones.wait_serves(k));
-    let mut busy = Busy::new(clones, agent, probers, witnesses);
-    let tool = format!("{} -w", backend.iptables());
-    let rules = busy.clones.gateway.sh("ip rule");
-    let preferences: Vec<_> = rules
-        .lines()
-        .filter(|l| l.contains("proto 211"))
-        .map(|l| l.split(':').next().unwrap().to_owned())
-        .collect();
-    assert!(preferences.len() >= 4, "{rules}");
-    for preference in preferences {
-        // Without those that tell marks apart, what the node says to a clone, and to nobody inside, follows its own routes until they are back.
-        let opens = !["20000", "30000", "32900"].contains(&preference.as_str());
-        busy.hand(&format!("ip rule del pref {preference}"), &["rule"], opens);
+    let mut busy = Busy::new(clones, agent, escapes);
+    let b = backend.name();
+    for (ip, tables) in [
+        ("ip", [format!("iptables-{b} -w"), "10.0.0.0/24".to_owned()]),
+        ("ip -6", [format!("ip6tables-{b} -w"), "fd00:10::/64".to_owned()]),
+    ] {
+        let [tool, inside] = tables;
+        let rules = busy.clones.gateway.sh(&format!("{ip} rule"));
+        let preferences: Vec<_> = rules
+            .lines()
+            .filter(|l| l.contains("proto 211"))
+            .map(|l| l.split(':').next().unwrap().to_owned())
+            .collect();
+        assert!(preferences.len() >= 4, "{rules}");
+        for preference in preferences {
+            // Without those that tell marks apart, what the node says to a clone, and to nobody inside, follows its own routes until they are back.
+            let opens = !["20000", "30000", "32900"].contains(&preference.as_str());
+            busy.hand(&format!("{ip} rule del pref {preference}"), &["rule"], opens);
+        }
+        let routes = busy.clones.gateway.sh(&format!("{ip} route show table all proto 211"));
+        let table = routes
+            .lines()
+            .find_map(|l| l.split_once(" table 2110")?.1.split(' ').next())
+            .map(|t| format!("2110{t}"))
+            .unwrap();
+        busy.hand(
+            &format!(
+                "{ip} route del {inside} dev br{} table {table}",
+                table.trim_start_matches("2110").trim_start_matches('0')
+            ),
+            &["route", &inside],
+            false,
+        );
+        busy.hand(&format!("{tool} -t nat -F"), &["nat"], false);
+        busy.hand(&format!("{tool} -t raw -F"), &["raw"], true);
+        busy.hand(&format!("{tool} -t raw -I SNET-RAW 1 -j RETURN"), &["raw"], true);
+        busy.hand(&format!("{tool} -t raw -D PREROUTING 1"), &["raw"], true);
     }
-    let routes = busy.clones.gateway.sh("ip route show table all proto 211");
-    let table = routes
-        .lines()
-        .find_map(|l| l.split_once(" table 2110")?.1.split(' ').next())
-        .map(|t| format!("2110{t}"))
-        .unwrap();
-    busy.hand(&format!("ip route del 10.0.0.0/24 table {table}"), &["route", "10.0.0.0/24"], false);
-    busy.hand(&format!("{tool} -t nat -F"), &["nat"], false);
-    busy.hand(&format!("{tool} -t raw -F"), &["raw"], true);
-    busy.hand(&format!("{tool} -t raw -I SNET-RAW 1 -j RETURN"), &["raw"], true);
-    busy.hand(&format!("{tool} -t raw -D PREROUTING 1"), &["raw"], true);
     busy.end();
 }
 
@@ -103,28 +68,34 @@ struct Busy {
     clones: Clones,
     agent: Agent,
     planned: Snapshot,
-    probers: Vec<Prober>,
-    witnesses: [Witness; 3],
+    escapes: Escapes,
     steady: Vec<Steady>,
     slowest: Duration,
 }
 
 impl Busy {
-    fn new(clones: Clones, agent: Agent, probers: Vec<Prober>, mut witnesses: [Witness; 3]) -> Self {
-        crate::lab::fall_silent(&clones.gateway, &witnesses.each_ref());
-        witnesses.iter_mut().for_each(Witness::forget);
-        let at = |k: usize| format!("{}:80", clones.vip(k, "a"));
-        let steady = clones
-            .all()
-            .flat_map(|k| [Steady::connect(&clones.client, &at(k)), Steady::datagrams(&clones.client, &at(k))])
+    fn new(clones: Clones, agent: Agent, mut escapes: Escapes) -> Self {
+        escapes.begin(&clones.gateway);
+        let [four, six] = [false, true].map(|six| {
+            let at = |k: usize| {
+                if six {
+                    format!("[{}]:80", clones.vip6(k, "a"))
+                } else {
+                    format!("{}:80", clones.vip(k, "a"))
+                }
+            };
+            clones.all().map(at).collect::<Vec<_>>()
+        });
+        let connected = four.iter().chain(&six).map(|at| Steady::connect(&clones.client, at));
+        let steady = connected
+            .chain(four.iter().map(|at| Steady::datagrams(&clones.client, at)))
             .collect();
         let planned = Snapshot::of(&clones.gateway);
         Self {
             clones,
             agent,
             planned,
-            probers,
-            witnesses,
+            escapes,
             steady,
             slowest: Duration::ZERO,
         }
@@ -161,16 +132,13 @@ impl Busy {
             assert_eq!(served.map(|c| c.server), Some(format!("c{k}a")), "{after}");
         }
         if opens {
-            crate::lab::fall_silent(&self.clones.gateway, &self.witnesses.each_ref());
-            self.witnesses.iter_mut().for_each(Witness::forget);
+            self.escapes.begin(&self.clones.gateway);
         }
-        self.probers.iter().for_each(Prober::full_round);
-        self.witnesses.iter().for_each(|witness| witness.saw_nothing(&after));
+        self.escapes.round();
+        self.escapes.none_passed(&after);
     }
 
-    fn end(mut self) {
-        self.witnesses.iter_mut().for_each(Witness::end);
-        self.witnesses.iter().for_each(|witness| witness.saw_nothing("by the end"));
-        println!("measured: slowest repair {:?}, {} rounds", self.slowest, self.probers[0].rounds());
+    fn end(self) {
+        println!("measured: slowest repair {:?}, {} rounds", self.slowest, self.escapes.end());
     }
 }

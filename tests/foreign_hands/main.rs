@@ -206,20 +206,3 @@ labs! {
         agent.assert_alive();
     }
 }
-
-/// Only legacy tools take the lock: while another program holds it nothing is changed, that is said, and it is tried again.
-#[test]
-fn a_held_xtables_lock_is_reported_and_waited_for() {
-    lab::isolated("a_held_xtables_lock_is_reported_and_waited_for", || {
-        let seed = Seed::new(Backend::Legacy);
-        let (manifests, mut agent, _) = standing(&seed);
-        seed.vm02.try_sh("flock /run/xtables.lock sleep 9 >/dev/null 2>&1 &");
-        std::thread::sleep(Duration::from_millis(200));
-        manifests.mapping("late", "192.168.100.4", "192.168.200.4", "");
-        agent.wait_log(seconds(30), &["xtables lock is held by flock (pid "]);
-        assert_eq!(seed.vm01.tcp(VIP_80).expect("what stood goes on meanwhile").server, "vm03");
-        wait_until(seconds(60), "the mapping once the lock is free", || {
-            seed.vm01.tcp("192.168.100.4:80").is_some()
-        });
-    });
-}

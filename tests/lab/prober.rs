@@ -3,7 +3,7 @@
 //! A [`Prober`] sends hand-made frames to the gateway's hardware address: true and borrowed sources; hosts, routers, empty addresses and
 //! the rest of the world as destinations; every protocol that a packet filter might treat in its own way. Its packets bear a mark in a field
 //! that no translation changes. A [`Witness`] captures on the other segment, with a filter that runs in the kernel, so that busy rightful traffic hides
-//! nothing. [`Probers::start`] first proves on the gateway as it is without a fence, forwarding, that the witnesses see.
+//! nothing. Whoever places them first proves on the gateway as it is without a fence, forwarding, that the witnesses see.
 
 use std::fs::{self, File};
 use std::path::PathBuf;
@@ -15,17 +15,9 @@ use std::time::{Duration, Instant};
 
 use pnet_datalink::{Channel, Config, NetworkInterface, channel};
 
-use super::frames::{hopeless, packets};
 use super::net::{command, plug};
-use super::{Ns, Seed, seconds, wait_until};
+use super::{Frames6, Ns, seconds, wait_until};
 
-/// The marks of who probes from inside, from outside and from a second closed network: types of service. No translation changes them, and ICMP errors repeat them.
-const FROM_INSIDE: u8 = 0xb4;
-const FROM_OUTSIDE: u8 = 0x74;
-const FROM_SECOND: u8 = 0x34;
-/// Hardware addresses of the seed's gateway while it is probed, also of interfaces that are made anew.
-pub const OUTSIDE_MAC: &str = "02:00:00:00:00:02";
-pub const INSIDE_MAC: &str = "02:00:00:00:01:02";
 /// Between two rounds. A round of some hundred packets takes a few milliseconds.
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long a gateway that forwards no more has said nothing when it has nothing more to say: many times its patience with neighbours.
@@ -227,168 +219,24 @@ pub fn fall_silent(gateway: &Ns, witnesses: &[&Witness]) {
     }
 }
 
-/// The seed's closed network probed from inside, and from outside for what nobody mapped.
-#[derive(Debug)]
-pub struct Probers {
-    probers: Vec<Prober>,
-    witnesses: Vec<(&'static str, Witness)>,
-}
-
-/// Nobody may ever hear of these.
-const HOST: &str = "192.168.100.1";
-const ROUTER: &str = "192.168.100.254";
-const NOBODY: &str = "192.168.100.77";
-const BORROWED: &str = "192.168.100.88";
-const STRANGER: &str = "198.51.100.7";
-const UNUSED: &str = "192.168.100.200";
-/// Words of tcpdump for what a prober sends.
-const KINDS: [&str; 6] = ["UDP", "Flags [S]", "Flags [.]", "ICMP echo request", "unreachable", "GREv0"];
-
-impl Probers {
-    /// Places and proves them. To be called before anything of ours is there. `virtual_addresses` are probed from inside as well.
-    pub fn start(seed: &Seed, virtual_addresses: &[&str]) -> Self {
-        let mut probers = Self::place(seed, virtual_addresses);
-        probers.prove(seed);
-        probers
-    }
-
-    /// Gives the gateway known hardware addresses and a default route, and begins to probe.
-    pub fn place(seed: &Seed, virtual_addresses: &[&str]) -> Self {
-        let gateway = &seed.vm02;
-        gateway.sh(&format!(
-            "ip link set eth0 address {OUTSIDE_MAC} && ip link set eth1 address {INSIDE_MAC}"
-        ));
-        gateway.sh(&format!("ip route add default via {ROUTER}"));
-        for ns in [&seed.vm01, &seed.vm03, &seed.vm04, &seed.gw_a, &seed.gw_b] {
-            ns.sh("ip neigh flush all");
-        }
-        // Rightful traffic goes to the client, and unmarked.
-        let strange = format!("ip and not dst host {HOST} and not multicast and not broadcast");
-        let asked = [ROUTER, NOBODY, BORROWED, UNUSED].map(|a| format!("arp dst host {a}")).join(" or ");
-        let escape = format!(
-            "{} or ({strange}) or (arp[6:2] = 1 and ({asked}))",
-            marked(&[FROM_INSIDE, FROM_SECOND])
-        );
-        let intrusion = marked(&[FROM_OUTSIDE, FROM_SECOND]);
-        let own = ["192.168.200.66", "192.168.200.3", "192.168.200.4"];
-        let from_inside = everything(FROM_INSIDE, &own, &destinations(virtual_addresses));
-        let from_outside = packets(
-            FROM_OUTSIDE,
-            &["192.168.100.66", BORROWED, STRANGER],
-            &["192.168.200.3", "192.168.200.4", "192.168.200.66", "192.168.200.254"],
-        );
-        Self {
-            witnesses: vec![
-                ("out of", Witness::start(&seed.segment_a, OUTSIDE_MAC, &escape)),
-                ("into", Witness::start(&seed.segment_b, INSIDE_MAC, &intrusion)),
-            ],
-            probers: vec![
-                Prober::start("probe-in", &seed.segment_b, INSIDE_MAC, &from_inside),
-                Prober::start("probe-out", &seed.segment_a, OUTSIDE_MAC, &from_outside),
-            ],
-        }
-    }
-
-    /// Probes a second closed network as well, which is behind `mac` on `switch`: the way out, to the first one, and from both others into it.
-    pub fn second(&mut self, switch: &Ns, mac: &str, sources: &[&str], virtual_addresses: &[&str]) {
-        let mut to = destinations(virtual_addresses);
-        to.extend(["192.168.200.3", "192.168.200.4"]);
-        let intrusion = marked(&[FROM_INSIDE, FROM_OUTSIDE]);
-        self.witnesses
-            .push(("into the second network through", Witness::start(switch, mac, &intrusion)));
-        self.probers
-            .push(Prober::start("probe-second", switch, mac, &everything(FROM_SECOND, sources, &to)));
-    }
-
-    /// Proves on the gateway as it is without a fence, forwarding, that everything gets through and is seen. What is seen from then on counts.
-    pub fn prove(&mut self, seed: &Seed) {
-        let gateway = &seed.vm02;
-        // Who answers nobody's question is given up after three tries; then the kernel tells every source, and asks for routers to do so.
-        let patience = "ipv4/neigh/eth0/retrans_time_ms";
-        let found = gateway.get(patience);
-        gateway.set(patience, "50");
-        gateway.set("ipv4/ip_forward", "1");
-        wait_until(seconds(20), "the witnesses to see what gets through an open router", || {
-            let ways: Vec<_> = self.witnesses.iter().map(|(_, witness)| witness.seen().join("\n")).collect();
-            let all = |way: &str, words: &[&str]| words.iter().all(|word| way.contains(word));
-            all(&ways[0], &KINDS)
-                && all(&ways[0], &[HOST, NOBODY, UNUSED, "> 10.1.2.3"])
-                && all(&ways[1], &KINDS)
-                && all(&ways[1], &["> 192.168.200.3", "> 192.168.200.4"])
-        });
-        gateway.set("ipv4/ip_forward", "0");
-        gateway.forget_flows();
-        self.round();
-        fall_silent(gateway, &self.witnesses.iter().map(|(_, witness)| witness).collect::<Vec<_>>());
-        gateway.set(patience, &found);
-        self.witnesses.iter_mut().for_each(|(_, witness)| witness.forget());
-    }
-
-    /// Waits until all have tried everything once more.
-    pub fn round(&self) {
-        self.probers.iter().for_each(Prober::full_round);
-    }
-
-    /// What got through, without what the gateway then asked and said by itself, and how long that went on. Nothing of it counts any more.
-    pub fn forgive(&mut self, gateway: &Ns) -> (usize, Duration) {
-        fall_silent(gateway, &self.witnesses.iter().map(|(_, witness)| witness).collect::<Vec<_>>());
-        let passed = self
-            .passed()
-            .into_iter()
-            .filter(|line| !line.contains("unreachable") && !line.contains("ARP"));
-        let times: Vec<_> = passed.filter_map(|line| time_of_day(&line)).collect();
-        self.witnesses.iter_mut().for_each(|(_, witness)| witness.forget());
-        let ends = times.iter().min().zip(times.iter().max());
-        (
-            times.len(),
-            ends.map_or(Duration::ZERO, |(first, last)| last.saturating_sub(*first)),
-        )
-    }
-
-    /// What got through, a line a packet.
-    pub fn passed(&self) -> Vec<String> {
-        self.witnesses.iter().flat_map(|(_, witness)| witness.seen()).collect()
-    }
-
-    /// Fails if anything ever got through.
-    pub fn none_passed(&self, when: &str) {
-        for (way, witness) in &self.witnesses {
-            witness.saw_nothing(&format!("{way} the fence, {when}"));
-        }
-    }
-
-    /// Fails if anything ever got through, or if the witnesses cannot know. Returns how often everything was tried.
-    pub fn end(mut self) -> u64 {
-        self.round();
-        self.none_passed("by the end");
-        self.witnesses.iter_mut().for_each(|(_, witness)| witness.end());
-        self.none_passed("by the end");
-        self.probers.iter().map(Prober::rounds).min().unwrap_or_default()
-    }
-}
-
 /// When tcpdump saw what it prints in a line that begins as in `12:34:56.789012 `.
-fn time_of_day(line: &str) -> Option<Duration> {
+pub(super) fn time_of_day(line: &str) -> Option<Duration> {
     let mut fields = line.split(' ').next()?.split(':');
     let [hours, minutes] = [fields.next()?.parse::<u64>().ok()?, fields.next()?.parse().ok()?];
     let seconds = Duration::try_from_secs_f64(fields.next()?.parse().ok()?).ok()?;
     Some(seconds + Duration::from_secs(hours * 3600 + minutes * 60))
 }
 
-/// Where a restored VM may turn to.
-fn destinations<'a>(virtual_addresses: &[&'a str]) -> Vec<&'a str> {
-    [&[HOST, ROUTER, NOBODY, UNUSED, "10.1.2.3"], virtual_addresses].concat()
+/// Packets of either family with one of `marks` as type of service or traffic class, and ICMP errors about such.
+pub fn marked(marks: &[u8]) -> String {
+    let one = |mark: &u8| {
+        let class = u16::from(*mark) << 4;
+        format!("ip[1] = {mark} or (icmp and ip[29] = {mark}) or (ip6[0:2] & 0x0ff0 = {class}) or (icmp6 and ip6[48:2] & 0x0ff0 = {class})")
+    };
+    format!("({})", marks.iter().map(one).collect::<Vec<_>>().join(" or "))
 }
 
-/// Everything from inside, under the sources there and under borrowed ones; of the latter also what the gateway would answer by itself.
-fn everything(mark: u8, sources: &[&str], destinations: &[&str]) -> Vec<Vec<u8>> {
-    let borrowed = [HOST, BORROWED, STRANGER];
-    let all = packets(mark, &[sources, &borrowed].concat(), destinations);
-    [all, hopeless(mark, &borrowed, destinations)].concat()
-}
-
-/// Packets with one of `marks`, and ICMP errors about such.
-fn marked(marks: &[u8]) -> String {
-    let one = |mark: &u8| format!("ip[1] = {mark} or (icmp and ip[29] = {mark})");
-    marks.iter().map(one).collect::<Vec<_>>().join(" or ")
+/// What bears `mark` as [`marked`] asks for it, of IPv6.
+pub fn frames6(mark: u8) -> Frames6 {
+    Frames6(u32::from(mark) << 20)
 }

@@ -74,6 +74,12 @@ impl Manifests {
         self.write("network.yaml", &network("segment-b", "192.168.100.0/24", "192.168.200.0/24", more));
     }
 
+    /// The same network of both families ([`Seed::dual_stack`]).
+    pub fn dual_network(&self, more: &str) {
+        let (pool, inside) = ("192.168.100.0/24, \"fd00:100::/64\"", "192.168.200.0/24, \"fd00:200::/64\"");
+        self.write("network.yaml", &network("segment-b", pool, inside, more));
+    }
+
     /// Writes the mapping `default/NAME` in `segment-b`, with further lines below `spec`.
     pub fn mapping(&self, name: &str, virtual_address: &str, target: &str, more: &str) {
         self.write(&format!("{name}.yaml"), &mapping(name, "segment-b", virtual_address, target, more));
@@ -127,6 +133,9 @@ pub struct Seed {
 /// The virtual address, and TCP and UDP port 80 there.
 pub const VIP: &str = "192.168.100.3";
 pub const VIP_80: &str = "192.168.100.3:80";
+/// The same of IPv6.
+pub const VIP6: &str = "fd00:100::3";
+pub const VIP6_80: &str = "[fd00:100::3]:80";
 
 impl Seed {
     /// The hosts as they are before anybody thought of stagenet, with servers on port 80 of every VM and of the client.
@@ -174,6 +183,40 @@ impl Seed {
         }
     }
 
+    /// Gives the hosts IPv6 beside IPv4: `fd00:100::` outside and `fd00:200::` inside, ending as the IPv4 addresses do. The gateway may answer for others and does not forward yet.
+    pub fn dual_stack(&self) {
+        let gateway = &self.vm02;
+        for interface in ["all", "default", "eth0", "eth1"] {
+            gateway.set(&format!("ipv6/conf/{interface}/proxy_ndp"), "1");
+            // Addresses outlive that their interface is down for a while, as those of IPv4 do.
+            gateway.set(&format!("ipv6/conf/{interface}/keep_addr_on_down"), "1");
+        }
+        for (ns, interface, address) in [
+            (&self.vm01, "eth0", "fd00:100::1"),
+            (gateway, "eth0", "fd00:100::2"),
+            (&self.gw_a, "eth0", "fd00:100::fe"),
+            (gateway, "eth1", "fd00:200::2"),
+            (&self.vm03, "eth0", "fd00:200::3"),
+            (&self.vm04, "eth0", "fd00:200::4"),
+        ] {
+            ns.sh(&format!("ip addr add {address}/64 dev {interface} nodad"));
+        }
+        gateway.sh("ip route add default via fd00:100::fe");
+        for vm in [&self.vm03, &self.vm04] {
+            vm.sh("ip route add default via fd00:200::2");
+        }
+    }
+
+    /// Whether [`Seed::dual_stack`] was called.
+    pub fn is_dual_stack(&self) -> bool {
+        self.vm02.get("ipv6/conf/default/proxy_ndp") == "1"
+    }
+
+    /// Whether the gateway forwards IPv6, which only its administrator can say.
+    pub fn route_ipv6(&self, on: bool) {
+        self.vm02.set("ipv6/conf/all/forwarding", if on { "1" } else { "0" });
+    }
+
     /// Rules of somebody else in every table of the gateway, as a node in use has them.
     pub fn add_foreign_rules(&self) {
         let tool = self.backend.iptables();
@@ -206,6 +249,9 @@ impl Seed {
     pub fn replug_inside(&self) {
         plug(&self.segment_b, "new", &self.vm02, "eth1");
         self.vm02.sh("ip addr add 192.168.200.2/24 dev eth1");
+        if self.is_dual_stack() {
+            self.vm02.sh("ip addr add fd00:200::2/64 dev eth1 nodad");
+        }
     }
 
     /// Gives the gateway a new outside interface in place of one that was deleted.
@@ -243,6 +289,13 @@ impl Seed {
     pub fn converge(&self, manifests: &Manifests) {
         let ran = self.once(manifests);
         assert_eq!(ran.code, 0, "agent --once: {}", ran.said());
+    }
+
+    /// The same where IPv6 is not forwarded yet: not before the fence stands.
+    pub fn converge_dual(&self, manifests: &Manifests) {
+        self.once(manifests);
+        self.route_ipv6(true);
+        self.converge(manifests);
     }
 
     /// Runs `stagenet cleanup` on the gateway.

@@ -63,6 +63,11 @@ impl Snapshot {
         );
     }
 
+    /// The same where `from` reads as `to`.
+    pub fn reading(&self, from: &str, to: &str) -> Self {
+        Self(self.0.replace(from, to))
+    }
+
     /// The text.
     pub fn text(&self) -> &str {
         &self.0
