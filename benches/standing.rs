@@ -65,6 +65,8 @@ fn isolated(case: &str) {
         .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
         .arg(std::env::current_exe().unwrap())
         .env(INNER, case)
+        // As the image has it.
+        .env("MIMALLOC_PURGE_DELAY", "0")
         .status()
         .unwrap_or_else(|e| panic!("starting unshare (package util-linux): {e}"));
     assert!(status.success(), "{case}: {status}");

@@ -236,6 +236,7 @@ fn difference(before: &Ruleset, after: &Ruleset) -> String {
 fn batch(plan: &HostPlan) -> String {
     let routes = plan.routes.iter().map(|route| match &route.via {
         Via::Loopback => format!("route add {} dev lo\n", route.destination),
+        Via::Blackhole => format!("route add blackhole {} metric 4294967295\n", route.destination),
         other => panic!("no {other:?} is expected here"),
     });
     let proxies = plan

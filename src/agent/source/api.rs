@@ -105,7 +105,7 @@ impl State {
         Self {
             node: node.to_owned(),
             networks: Cache::new(|a, b| a.spec == b.spec && active(a) == active(b)),
-            mappings: Cache::new(|a: &NatMapping, b| a.spec == b.spec).trimmed(|mapping| mapping.status = None),
+            mappings: Cache::new(|a: &NatMapping, b| a.spec == b.spec).trimmed(trim),
             gateways: Cache::new(|a, b| interfaces(a) == interfaces(b)),
             labels: None,
             found: false,
@@ -201,6 +201,14 @@ impl State {
             problems,
         })
     }
+}
+
+/// Leaves of a mapping what is judged, and what tells it from its successor: what people note in labels and annotations is often longer than all the rest.
+fn trim(mapping: &mut NatMapping) {
+    mapping.status = None;
+    let meta = &mut mapping.metadata;
+    (meta.annotations, meta.labels) = (None, None);
+    (meta.finalizers, meta.owner_references) = (None, None);
 }
 
 fn undecodable(problems: &mut Vec<Problem>, kind: &str, bad: &BTreeMap<(String, String), String>) {
