@@ -75,6 +75,15 @@ fn a_mapping_lives_and_dies_by_kubectl() {
         assert!(c.seed.vm03.tcp_is_dropped("192.168.100.1:80"));
 
         answers_what_people_ask(&c);
+        c.seed.iptables("-t nat -F SNET-DNAT");
+        let told = || {
+            let of_the_node = "reason=DriftRepaired,involvedObject.kind=GatewayNode,involvedObject.name=vm02";
+            c.api.kubectl(&format!(
+                "get events --field-selector {of_the_node} -o jsonpath='{{.items[*].message}}'"
+            ))
+        };
+        wait_until(seconds(20), "an Event about the repair", || told().contains("SNET-DNAT"));
+        assert_eq!(told().matches("put back").count(), 1, "{}", told());
         for (kind, condition) in [
             ("natmapping/vm03", "Accepted"),
             ("natmapping/vm03", "ResolvedRefs"),
