@@ -36,15 +36,17 @@ impl Escapes {
         let gateway = &clones.gateway;
         // A neighbour in each clone who has the address that the other one probes, so that there is a way from clone to clone.
         let ways = [1, 2].map(|k| [(clones.vip(k, "a"), true), (clones.vip6(k, "a"), dual.contains(&(3 - k)))]);
-        let change = |what: &str| {
-            for (k, (address, _)) in (1..).zip(&ways).flat_map(|(k, ways)| ways.iter().map(move |way| (k, way))) {
-                gateway.sh(&format!(
-                    "ip route {what} {address} dev br{k} && ip neigh {what} {address} {} dev br{k}",
-                    if what == "add" { "lladdr 02:00:00:00:07:07" } else { "" }
-                ));
-            }
+        let each = || {
+            (1..)
+                .zip(&ways)
+                .flat_map(|(k, ways)| ways.iter().map(move |(address, _)| (k, address)))
         };
-        change("add");
+        for (k, address) in each() {
+            // What is forwarded already makes a neighbour of its own as soon as there is a way.
+            gateway.sh(&format!(
+                "ip neigh replace {address} lladdr 02:00:00:00:07:07 dev br{k} && ip route add {address} dev br{k}"
+            ));
+        }
         gateway.set("ipv4/ip_forward", "1");
         wait_until(seconds(20), "the witnesses to see what an open router lets through", || {
             let seen = self.witnesses.each_ref().map(|witness| witness.seen().join("\n"));
@@ -57,7 +59,9 @@ impl Escapes {
             out.iter().all(|word| seen[0].contains(word)) && across(&seen[1], &ways[0]) && across(&seen[2], &ways[1])
         });
         gateway.set("ipv4/ip_forward", "0");
-        change("del");
+        for (k, address) in each() {
+            gateway.sh(&format!("ip route del {address} dev br{k} && ip neigh del {address} dev br{k}"));
+        }
         gateway.forget_flows();
     }
 
