@@ -36,6 +36,8 @@
 //! * **Tables and policy rules that go** go after the labels (10), for the same reason; within 10 rules first, blackholes last.
 //! * **A table that changes hands** (an identifier used again, an inside interface named anew): the old way goes in 3 and its blackhole stays, so what is still
 //!   translated for the old network is dropped, not delivered to the new one; the new way comes in 9.
+//! * **Marks that change** (`--fwmark-mask`, `--fwmark-base`): both the rules for the marks of before and those for the new ones stand from 1 to 10. What leads unmarked packets past
+//!   them goes in 1 if it is of another mask, and comes in 9. A mark that was one network's and becomes another's is dropped from 1 to 10.
 //! * **A network that stops being isolated** gets its way in main and a strict reverse path filter in 4, before its labels go in 8: what comes from nobody inside is dropped by
 //!   the one or by the other.
 //!

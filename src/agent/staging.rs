@@ -8,9 +8,11 @@ use std::net::IpAddr;
 
 use super::outcome::Drift;
 use crate::host::{LinkChange, ObservedLinks};
-use crate::netfilter::{ChainName, IfName, Owner, TableRules};
+use crate::netfilter::{ChainName, IfName, Mark, Owner, TableRules};
 use crate::plan::{HostPlan, LinkSettings, PolicyRule, Route, RuleAction, TABLE_MAIN, Via};
 
+/// Of policy rules that stand only while marks change their meaning: before all that ask for marks.
+const PREFERENCE_HOLD: u32 = 19_999;
 /// `rp_filter` that takes a packet only from where it would be answered to (Documentation/networking/ip-sysctl.rst).
 const STRICT: u8 = 1;
 
@@ -63,10 +65,33 @@ pub fn link_stages(plan: &HostPlan, seen: &ObservedLinks) -> LinkStages {
         }
     }
     out.extend(plan.addresses.difference(&seen.addresses).cloned().map(LinkChange::AddAddress));
-    let rules = seen.policy_rules.difference(&plan.policy_rules).cloned();
-    stages.leavings.extend(rules.map(LinkChange::RemoveRule));
-    Turnover::new(plan, seen).routes(&mut stages);
-    for rule in plan.policy_rules.difference(&seen.policy_rules).cloned() {
+    routing(&mut stages, plan, seen);
+    stages.ways.extend(strict);
+    stages
+        .removals
+        .extend(seen.addresses.difference(&plan.addresses).cloned().map(LinkChange::RemoveAddress));
+    stages.additions.extend(coming.into_iter().cloned().map(LinkChange::AddProxy));
+    stages
+}
+
+/// Policy rules and routes that come and go, and when.
+///
+/// Packets bear the marks of before until raw is written, whatever marks are planned. What leads unmarked ones past the other rules would take those for unmarked, so it comes after
+/// raw, and goes before. And a mark that means something else from now on is held: whoever bears it goes nowhere until all of its packets mean the new thing.
+fn routing(stages: &mut LinkStages, plan: &HostPlan, seen: &ObservedLinks) {
+    let skips = |rule: &&PolicyRule| matches!(rule.action, RuleAction::Goto(_));
+    let (past, going): (Vec<_>, Vec<_>) = seen.policy_rules.difference(&plan.policy_rules).partition(skips);
+    let (first, coming): (Vec<_>, Vec<_>) = plan.policy_rules.difference(&seen.policy_rules).partition(skips);
+    stages.separation.extend(past.into_iter().cloned().map(LinkChange::RemoveRule));
+    let (held, going): (Vec<_>, Vec<_>) = going.into_iter().partition(|rule| rule.preference == PREFERENCE_HOLD);
+    let holds: BTreeSet<PolicyRule> = going.iter().flat_map(|old| coming.iter().flat_map(|new| hold(old, new))).collect();
+    let unheld = holds.difference(&seen.policy_rules).cloned();
+    stages.separation.extend(unheld.map(LinkChange::AddRule));
+    let over: BTreeSet<PolicyRule> = held.into_iter().cloned().chain(holds).collect();
+    let gone = going.into_iter().cloned().chain(over);
+    stages.leavings.extend(gone.map(LinkChange::RemoveRule));
+    Turnover::new(plan, seen).routes(stages);
+    for rule in coming.into_iter().cloned() {
         let stage = if asks_for_any(&rule) {
             &mut stages.ways
         } else {
@@ -74,12 +99,26 @@ pub fn link_stages(plan: &HostPlan, seen: &ObservedLinks) -> LinkStages {
         };
         stage.push(LinkChange::AddRule(rule));
     }
-    stages.ways.extend(strict);
-    stages
-        .removals
-        .extend(seen.addresses.difference(&plan.addresses).cloned().map(LinkChange::RemoveAddress));
-    stages.additions.extend(coming.into_iter().cloned().map(LinkChange::AddProxy));
-    stages
+    stages.additions.extend(first.into_iter().cloned().map(LinkChange::AddRule));
+}
+
+/// What holds both marks of two rules of which one would be followed by packets that are marked for the other.
+fn hold(old: &PolicyRule, new: &PolicyRule) -> Vec<PolicyRule> {
+    let (Some(was), Some(is)) = (old.mark, new.mark) else {
+        return Vec::new();
+    };
+    let taken = |mark: Mark, by: Mark| mark.value & by.mask == by.value;
+    if old.family != new.family || old.action == new.action || !(taken(was, is) || taken(is, was)) {
+        return Vec::new();
+    }
+    let held = |mark| PolicyRule {
+        family: new.family,
+        preference: PREFERENCE_HOLD,
+        mark: Some(mark),
+        input: None,
+        action: RuleAction::Blackhole,
+    };
+    [was, is].map(held).into()
 }
 
 /// What goes and what comes, found in one walk over both: with ten thousand on either side that is most of what there is to do.

@@ -120,6 +120,52 @@ fn a_network_that_becomes_isolated_is_led_all_the_while() {
 }
 
 #[test]
+fn marks_that_change_lead_nobody_astray() {
+    let marked = |n: u32, value: u32, mask: u32| PolicyRule {
+        mark: Some(Mark { value, mask }),
+        ..rule(20_000 + n, None, 211_000 + n)
+    };
+    let skip = |mask: u32| PolicyRule {
+        action: RuleAction::Goto(30_000),
+        ..marked(0, 0, mask)
+    };
+    let with = |base: u32, mask: u32, step: u32| HostPlan {
+        policy_rules: [skip(mask), marked(1, base, mask), marked(2, base + step, mask)].into(),
+        ..HostPlan::default()
+    };
+    let (low, high, shifted) = (with(1, 0xff, 1), with(0x1_0000, 0xff_0000, 0x1_0000), with(2, 0xff, 1));
+    let stages = leads(&low, &high);
+    assert_eq!(
+        stages.separation[0],
+        LinkChange::RemoveRule(skip(0xff)),
+        "before raw has other marks"
+    );
+    assert_eq!(stages.separation.len(), 3);
+    assert_eq!(stages.additions, [LinkChange::AddRule(skip(0xff_0000))], "when it has them");
+    assert_eq!(
+        stages.leavings.len(),
+        2,
+        "what packets of before are led by stays until there are none"
+    );
+
+    // The first network's mark is now what was the second one's.
+    let stages = leads(&low, &shifted);
+    let held = PolicyRule {
+        preference: PREFERENCE_HOLD,
+        action: RuleAction::Blackhole,
+        ..marked(0, 2, 0xff)
+    };
+    assert_eq!(stages.separation[0], LinkChange::AddRule(held.clone()), "{stages:?}");
+    assert_eq!(stages.leavings.last(), Some(&LinkChange::RemoveRule(held.clone())));
+    // After a crash in between it is still there, and still the last to go.
+    let mut halfway = low.clone();
+    halfway.policy_rules.extend([held.clone(), marked(1, 2, 0xff)]);
+    let stages = leads(&halfway, &shifted);
+    assert!(!stages.separation.contains(&LinkChange::AddRule(held.clone())));
+    assert_eq!(stages.leavings.last(), Some(&LinkChange::RemoveRule(held)));
+}
+
+#[test]
 fn a_table_that_changes_hands_leads_nowhere_in_between() {
     let (mut before, mut after) = (HostPlan::default(), HostPlan::default());
     isolated(&mut before, 2, "brB");

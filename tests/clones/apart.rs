@@ -215,7 +215,7 @@ pub(crate) fn two(shape: crate::lab::Shape) -> Clones {
 
 clones! {
     /// Whoever tries whatever inside, borrowed addresses included: nothing is seen outside or in the other clone, from before the second clone came until after it
-    /// went.
+    /// went, nor while their marks change.
     fn nothing_passes_between_clones_or_leaves_them(shape) in [nft_node, legacy_node, nft_router, legacy_cables, nft_shared] {
         let clones = two(shape);
         let mut watch = Watch::start(&clones);
@@ -246,6 +246,21 @@ clones! {
         }
         assert_eq!(agent.stop("KILL"), None);
         watch.round();
+        watch.none_passed("without an agent");
+        // Every rule that tells the clones apart becomes another one; then the first clone's mark is what was the second one's.
+        let mask = ["--fwmark-mask", "0x3f000000", "--allow-mark-clash"];
+        for (base, gone) in [("0x1000000", "/0xff"), ("0x2000000", "0x1000000/0x3f000000")] {
+            let agent = clones.agent(&[&mask[..], &["--fwmark-base", base]].concat());
+            wait_until(seconds(30), "other marks, and none of those before", || {
+                let rules = clones.gateway.sh("ip rule");
+                let marks = clones.rules("raw") + &rules;
+                marks.contains(&format!("fwmark {base}/0x3f000000")) && !marks.contains(gone) && !rules.contains("19999:")
+            });
+            clones.all().for_each(|k| clones.wait_serves(k));
+            watch.round();
+            watch.none_passed(&format!("with marks from {base}"));
+            assert_eq!(agent.stop("KILL"), None);
+        }
         watch.end();
     }
 
