@@ -7,6 +7,7 @@ use nix::sys::socket::{self, AddressFamily, SockFlag, SockProtocol, SockType};
 use super::payloads::{carried, connected, ready};
 use crate::lab::dual::{CLIENT, DB, GATEWAY_INSIDE, VIRTUAL_DB, VIRTUAL_WEB, WEB, at};
 use crate::lab::{Dual, Ns};
+use crate::twin;
 
 /// A control message of PPTP (RFC 2637, 2): its number, and what follows the reserved word, filled up to `length` bytes in all.
 fn pptp(number: u8, length: u16, rest: &[u8]) -> Vec<u8> {
@@ -114,6 +115,27 @@ ways! {
         assert_eq!(gre_at(&dual.web, || send_gre(&dual.client, VIRTUAL_WEB[0], call)), "", "after the mapping's end");
         assert_eq!(gre_at(&dual.client, || send_gre(&dual.web, GATEWAY_INSIDE[0], peer)), "", "out, after the mapping's end");
         drop(control);
+    }
+
+    /// Machines of two clones have the same address and give their calls the same number; each call reaches its own machine, and its own end of the client's.
+    fn pptp_calls_of_clones_do_not_meet(dual) {
+        let helped = "ports: [{protocol: TCP, port: 1723}]\nhelpers: [{name: pptp, port: 1723}]";
+        let twin = twin::add(dual, "allowedHelpers: [pptp]");
+        dual.mapping("web", VIRTUAL_WEB[0], WEB[0], helped);
+        twin::map(dual, 0, helped);
+        if !ready(dual, "web") {
+            return;
+        }
+        let both = [(VIRTUAL_WEB[0], &dual.web), (twin::VIRTUAL[0], &twin)];
+        let calls = both.map(|(virtual_at, machine)| pptp_call(dual, virtual_at, machine));
+        for ((virtual_at, machine), ([call, peer], _)) in both.iter().zip(&calls) {
+            let other = both.iter().find(|(_, other)| other != machine).unwrap().1;
+            let arrived = gre_at(machine, || send_gre(&dual.client, virtual_at, *call));
+            assert!(arrived.contains("call 8738"), "in at {virtual_at}: {arrived}");
+            assert_eq!(gre_at(other, || send_gre(&dual.client, virtual_at, *call)), "", "in at {virtual_at}, seen by the other");
+            let arrived = gre_at(&dual.client, || send_gre(machine, twin::GATEWAY[0], *peer));
+            assert!(arrived.contains(&format!("{virtual_at} > ")) && arrived.contains("call 4369"), "out from {virtual_at}: {arrived}");
+        }
     }
 
     /// Who calls by H.323 is understood to call the machine, and is told where to go on under the virtual address; that connection gets through.

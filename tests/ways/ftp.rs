@@ -1,8 +1,9 @@
 //! FTP with a real server and real clients: every way to make the data connection.
 
-use crate::lab::dual::{DB, DNS, MAIL, PRODUCTION, VIRTUAL_DB, VIRTUAL_WEB, WEB, address, at, mapping, network};
+use crate::lab::dual::{DB, DNS, MAIL, PRODUCTION, VIRTUAL_DB, VIRTUAL_WEB, WEB, at, mapping};
 use crate::lab::services::FtpMode;
-use crate::lab::{Dual, Ns, bridge, seconds, wait_until};
+use crate::lab::{Dual, Ns, seconds, wait_until};
+use crate::twin;
 
 /// Only the control connection's port is mapped: the data connection passes by the helper or not at all.
 const HELPED: &str = "ports: [{protocol: TCP, port: 21}]\nhelpers: [{name: ftp, port: 21}]";
@@ -190,32 +191,16 @@ ways! {
 
     /// Two networks with the same prefixes and the same machine: each one's data connections are its own.
     fn clones_have_their_own_data_connections(dual) {
-        let twin = Ns::new("twin");
-        bridge::add(&dual.gateway, "eth2");
-        bridge::attach(&dual.gateway, "eth2", "to-twin", &twin, "eth0");
-        dual.gateway.set("ipv6/conf/eth2/proxy_ndp", "1");
-        dual.gateway.set("ipv4/fwmark_reflect", "1");
-        dual.gateway.set("ipv6/fwmark_reflect", "1");
-        dual.gateway.sh("ip addr flush dev eth1");
-        address(&twin, "eth0", WEB);
-        for ns in [&dual.web, &twin] {
-            ns.sh("ip route replace default via 192.168.200.254 && ip route replace default via fd00:200::fe");
-        }
+        let twin = twin::add(dual, ALLOWED);
         let _servers = [dual.web.ftp_server(), twin.ftp_server()];
-        let (inside, gateways) = ("192.168.200.0/24, \"fd00:200::/64\"", ", gatewayAddresses: [192.168.200.254, \"fd00:200::fe\"]");
-        dual.network_of("192.168.100.64/26, \"fd00:100::/112\"", inside, ", sourceAddress: 192.168.100.100, sourceAddressIPv6: \"fd00:100::fa\"", gateways, ALLOWED);
-        let outside = ["eth0", "192.168.100.128/25, \"fd00:100::1:0/112\"", ", sourceAddress: 192.168.100.250, sourceAddressIPv6: \"fd00:100::1:fa\""];
-        dual.manifests.write("twin.yaml", &network("twin", outside, ["eth2", inside, gateways], ALLOWED));
         dual.mappings("web", VIRTUAL_WEB, WEB, HELPED);
-        let twins = ["192.168.100.165", "fd00:100::1:41"];
-        for (n, virtual_at) in twins.iter().enumerate() {
-            let name = format!("twin{n}");
-            dual.manifests.write(&format!("map-{name}.yaml"), &mapping("default", &format!("map-{name}"), "twin", virtual_at, WEB[n], HELPED));
+        for n in [0, 1] {
+            twin::map(dual, n, HELPED);
         }
         dual.converge();
         for n in [0, 1] {
             all_are(&dual.client, VIRTUAL_WEB[n], Some("web"), dual);
-            all_are(&dual.client, twins[n], Some("twin"), dual);
+            all_are(&dual.client, twin::VIRTUAL[n], Some("twin"), dual);
         }
     }
 }

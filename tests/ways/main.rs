@@ -66,3 +66,4 @@ mod ipv6;
 mod mtu;
 mod payloads;
 mod prefixes;
+mod twin;
