@@ -10,7 +10,7 @@ use stagenet::host::linux::LinuxHost;
 use stagenet::host::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
 use stagenet::netfilter::dump::{ObservedTable, RuleCount};
 use stagenet::netfilter::{ChainName, Family, IfName, Table};
-use stagenet::plan::{FlowPolicy, InterfaceFacts, KernelFacts, Sweep};
+use stagenet::plan::{FlowPolicy, InterfaceFacts, KernelFacts, ProxyNeighbour, Sweep};
 
 /// The real host and the time it has waited.
 pub struct Timed {
@@ -48,7 +48,7 @@ impl Host for Timed {
         self.host.kernel().await
     }
 
-    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<IpAddr, String>, HostError> {
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<ProxyNeighbour, String>, HostError> {
         let start = Instant::now();
         let answered = self.host.probe(addresses).await;
         self.waits += start.elapsed();

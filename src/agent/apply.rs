@@ -1,7 +1,6 @@
 //! The effects of a pass: restores with their reading back, link changes, the sweep, announcements.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -14,7 +13,7 @@ use crate::host::{HostError, LinkChange, ObservedLinks};
 use crate::netfilter::diff::TableChange;
 use crate::netfilter::render::RestoreText;
 use crate::netfilter::{ChainName, Family, Hook, IfName, Table, TableRules, render};
-use crate::plan::{HostPlan, Sweep, Via};
+use crate::plan::{HostPlan, Sweep};
 
 /// Above this many changed chains, or if jumps or chains went or came, the whole table is read back at once.
 const READ_BACK_CHAINS: usize = 64;
@@ -183,6 +182,7 @@ impl Work<'_> {
         // A network that is gone has no mapping left, and its flows must end all the same.
         let mut sweep = Sweep {
             connmark: 0,
+            unfenced: false,
             raised: self.kept.raised.clone(),
             earlier: self.kept.swept.as_ref().map(|before| before.reach()).unwrap_or_default(),
         };
@@ -221,23 +221,5 @@ impl Work<'_> {
         if let Err(error) = self.host.announce(&addresses).await {
             tracing::warn!(%error, "announcing addresses failed; clients find out when their caches expire");
         }
-    }
-}
-
-/// Addresses (of prefixes: the first) for which the plan has a route or a proxy that is not in the kernel.
-pub(super) fn missing(plan: &HostPlan, seen: Option<&ObservedLinks>) -> BTreeSet<IpAddr> {
-    let nothing = ObservedLinks::default();
-    let seen = seen.unwrap_or(&nothing);
-    let routes = plan.routes.difference(&seen.routes).filter(|r| r.via == Via::Loopback);
-    let proxies = plan.proxies.difference(&seen.proxies);
-    routes.map(|r| r.destination.addr()).chain(proxies.map(|p| p.address)).collect()
-}
-
-/// What went wrong, for a mapping's message.
-pub(super) fn link_errors(troubles: &[Trouble]) -> String {
-    match troubles {
-        [] => "it has just been removed".to_owned(),
-        [first] => first.message.clone(),
-        [first, rest @ ..] => format!("{} (and {} more)", first.message, rest.len()),
     }
 }

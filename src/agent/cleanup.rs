@@ -10,7 +10,7 @@ use super::kept::TABLES;
 use super::staging;
 use crate::host::{Host, HostError, LinkChange, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
-use crate::netfilter::{Family, Table, TableRules, render};
+use crate::netfilter::{Family, HookRule, Table, TableRules, render};
 use crate::plan::{FlowPolicy, Reach, Route, Sweep, Via};
 
 /// What was there and is gone now, and what could not be removed.
@@ -32,8 +32,8 @@ impl fmt::Display for Cleaned {
 }
 
 /// Cleans up one node through `hosts`: the same host, with each backend that rules may be in. `lenient`: a missing tool is no error, because nobody can
-/// have made rules with it.
-pub async fn run(hosts: &mut [&mut dyn Host], lenient: bool) -> Cleaned {
+/// have made rules with it. `connmark`: see [`HostOptions::connmark`](crate::plan::HostOptions::connmark); what the node's rules say counts more.
+pub async fn run(hosts: &mut [&mut dyn Host], lenient: bool, connmark: u32) -> Cleaned {
     let mut cleaned = Cleaned::default();
     let Some(first) = hosts.first_mut() else { return cleaned };
     let links = first.read_links().await.unwrap_or_else(|error| {
@@ -42,11 +42,16 @@ pub async fn run(hosts: &mut [&mut dyn Host], lenient: bool) -> Cleaned {
     });
     attracting(*first, &links, &mut cleaned).await;
     // The translations of every backend go while its fence stands, then what they made; what led it, then; the settings; the fence comes down last.
+    let mut marks = BTreeSet::new();
     for host in hosts.iter_mut() {
-        tables(*host, &[Table::Nat, Table::Filter], lenient, &mut cleaned).await;
+        marks.extend(tables(*host, &[Table::Nat, Table::Filter], lenient, &mut cleaned).await);
+    }
+    // Somebody may have flushed the rule that says it.
+    if marks.is_empty() && !links.touched.is_empty() {
+        marks.insert(connmark);
     }
     if let Some(first) = hosts.first_mut() {
-        flows(*first, &links, &mut cleaned).await;
+        flows(*first, &links, &marks, &mut cleaned).await;
         shut(*first, &links, &mut cleaned).await;
     }
     for host in hosts.iter_mut() {
@@ -93,21 +98,34 @@ async fn leading(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Clean
     change(host, &changes, cleaned).await;
 }
 
-/// Ends the flows of every virtual address that the node attracted: without the translations they would go on by the connection table alone.
-async fn flows(host: &mut dyn Host, links: &ObservedLinks, cleaned: &mut Cleaned) {
+/// Ends the flows of every virtual address that the node attracted, and everything else that the fence admitted: without the translations they would go on by the
+/// connection table alone. What left under an address of the node's own is known by nothing but the mark.
+async fn flows(host: &mut dyn Host, links: &ObservedLinks, marks: &BTreeSet<u32>, cleaned: &mut Cleaned) {
     let routed = links.routes.iter().filter(|r| r.via == Via::Loopback).map(|r| r.destination);
     let pools: BTreeSet<IpNet> = routed.chain(links.proxies.iter().map(|p| IpNet::from(p.address))).collect();
-    if pools.is_empty() {
-        return;
+    let mut sweeps: Vec<Sweep> = marks
+        .iter()
+        .map(|connmark| Sweep {
+            connmark: *connmark,
+            unfenced: true,
+            ..Sweep::default()
+        })
+        .collect();
+    if sweeps.is_empty() && !pools.is_empty() {
+        sweeps.push(Sweep::default());
     }
-    let sweep = Sweep {
-        earlier: Reach::anywhere(pools),
-        ..Sweep::default()
-    };
-    match host.sweep_flows(&Arc::new(FlowPolicy::default()), sweep).await {
-        Ok(0) => {}
-        Ok(count) => cleaned.removed.push(format!("{count} open connections through virtual addresses")),
-        Err(error) => cleaned.errors.push(error.to_string()),
+    if let Some(first) = sweeps.first_mut() {
+        first.earlier = Reach::anywhere(pools);
+    }
+    let mut ended = 0;
+    for sweep in sweeps {
+        match host.sweep_flows(&Arc::new(FlowPolicy::default()), sweep).await {
+            Ok(count) => ended += count,
+            Err(error) => cleaned.errors.push(error.to_string()),
+        }
+    }
+    if ended > 0 {
+        cleaned.removed.push(format!("{ended} open connections that were translated"));
     }
 }
 
@@ -139,7 +157,9 @@ fn describe(change: &LinkChange) -> String {
     }
 }
 
-async fn tables(host: &mut dyn Host, names: &[Table], lenient: bool, cleaned: &mut Cleaned) {
+/// Takes our rules out of these tables. Returns the connection marks that they accepted.
+async fn tables(host: &mut dyn Host, names: &[Table], lenient: bool, cleaned: &mut Cleaned) -> BTreeSet<u32> {
+    let mut marks = BTreeSet::new();
     for (family, table) in TABLES.into_iter().filter(|(_, table)| names.contains(table)) {
         let seen = match host.read_table(family, table, None).await {
             Ok(seen) => seen,
@@ -149,6 +169,10 @@ async fn tables(host: &mut dyn Host, names: &[Table], lenient: bool, cleaned: &m
                 continue;
             }
         };
+        marks.extend(seen.hooks.values().flat_map(|hook| &hook.jumps).filter_map(|(_, rule)| match rule {
+            HookRule::AcceptMarked(bits) => Some(*bits),
+            HookRule::Jump(_) | HookRule::Bare(_) => None,
+        }));
         let change = diff::diff(&TableRules::default(), &seen);
         if change.is_empty() {
             continue;
@@ -174,6 +198,7 @@ async fn tables(host: &mut dyn Host, names: &[Table], lenient: bool, cleaned: &m
             Err(error) => cleaned.errors.push(error.to_string()),
         }
     }
+    marks
 }
 
 fn summary(family: Family, table: Table, change: &TableChange) -> String {

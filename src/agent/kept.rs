@@ -76,7 +76,7 @@ pub struct Kept {
     /// What the findings are about, and what was known then.
     pub(super) preflighted: (Needs, KernelFacts, BTreeSet<IfName>),
     /// Addresses that somebody else answers for, on which interface, and that somebody's hardware address.
-    pub(super) in_use: BTreeMap<IpAddr, (IfName, String)>,
+    pub(super) in_use: BTreeMap<ProxyNeighbour, String>,
     /// Whether those are to be asked for again.
     pub(super) ask_again: bool,
     /// Addresses that nobody answered for when asked.

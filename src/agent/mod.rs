@@ -22,6 +22,7 @@
 //! Nothing is written to the kernel before every source has delivered its first list, and nothing is taken away when the agent stops.
 
 mod apply;
+mod blame;
 mod check;
 pub mod cleanup;
 pub mod counters;

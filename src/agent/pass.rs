@@ -4,19 +4,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::mem;
-use std::net::IpAddr;
 use std::sync::Arc;
-
-use ipnet::IpNet;
 
 use super::kept::{Kept, Quarantine, TABLES};
 use super::outcome::{Outcome, Trouble};
 use super::source::Snapshot;
-use super::{apply, probe, staging};
+use super::{probe, staging};
 use crate::api::reasons;
 use crate::host::{Host, HostError, Needs};
 use crate::netfilter::{Family, IfName, Owner, Table, TableRules};
-use crate::plan::{self, HostOptions, HostPlan, MappingKey, MappingState, Marks, NodeFacts, Refusal, Verdicts};
+use crate::plan::{self, HostOptions, HostPlan, MappingKey, Marks, NodeFacts, ProxyNeighbour, Verdicts};
 
 /// Mappings that one pass takes out because the kernel refuses them, before it gives up until the next.
 const MAX_REJECTED: usize = 16;
@@ -56,8 +53,8 @@ pub(super) struct Work<'a> {
     pub(super) connmark: u32,
     /// Whether something that was declared cannot be read.
     pub(super) unreadable: bool,
-    /// Addresses that could not be asked for.
-    pub(super) unasked: BTreeSet<IpAddr>,
+    /// Addresses that could not be asked for, and where.
+    pub(super) unasked: BTreeSet<ProxyNeighbour>,
     /// Restores that may still be tried to find out which rule the kernel refuses. None: none was needed yet.
     pub(super) trials_left: Option<u32>,
 }
@@ -149,11 +146,6 @@ fn release_quarantine(kept: &mut Kept, verdicts: &Verdicts) {
     });
 }
 
-/// The first of `addresses` in a prefix.
-fn first_of(addresses: &BTreeSet<IpAddr>, prefix: IpNet) -> Option<&IpAddr> {
-    addresses.range(prefix.network()..=prefix.broadcast()).next()
-}
-
 fn observing(error: &HostError) -> Trouble {
     let mut trouble = Trouble::from(error);
     if trouble.reason == reasons::APPLY_FAILED {
@@ -176,7 +168,7 @@ impl Work<'_> {
             connmark: settings.connmark,
             marks: settings.marks,
             nflog_group: settings.nflog_group,
-            in_use: self.kept.in_use.iter().map(|(address, (_, mac))| (*address, mac.clone())).collect(),
+            in_use: self.kept.in_use.clone(),
             quarantined: self.kept.quarantined.iter().map(|(key, q)| (key.clone(), q.said.clone())).collect(),
         }
     }
@@ -231,42 +223,6 @@ impl Work<'_> {
                 self.trouble_observing(&error);
                 false
             }
-        }
-    }
-
-    /// Takes the mappings out of what is programmed whose route or proxy did not come to be.
-    fn blame_links(&mut self) {
-        if self.outcome.complete && self.unasked.is_empty() {
-            // Every change was acknowledged, or none was needed.
-            debug_assert!(apply::missing(&self.outcome.plan, self.kept.links.as_ref()).is_empty());
-            return;
-        }
-        let why = apply::link_errors(&self.outcome.troubles);
-        let missing = apply::missing(&self.outcome.plan, self.kept.links.as_ref());
-        for state in self.outcome.mappings.values_mut() {
-            let MappingState::Planned {
-                virtual_prefix: dialled, ..
-            } = state
-            else {
-                continue;
-            };
-            let within = *dialled;
-            let refusal = if let Some(address) = first_of(&self.unasked, within) {
-                Refusal {
-                    reason: reasons::PROBE_FAILED,
-                    message: format!(
-                        "{address} is not taken, because the outside segment could not be asked whether somebody has it: {why}"
-                    ),
-                }
-            } else if let Some(address) = first_of(&missing, within) {
-                Refusal {
-                    reason: reasons::APPLY_FAILED,
-                    message: format!("the kernel has no route or proxy neighbour for {address}: {why}"),
-                }
-            } else {
-                continue;
-            };
-            *state = MappingState::Failed(refusal);
         }
     }
 

@@ -27,9 +27,18 @@ pub(super) fn colleagues(snapshot: &Snapshot) -> BTreeSet<String> {
         .collect()
 }
 
+fn each(questions: Questions) -> impl Iterator<Item = ProxyNeighbour> {
+    questions.into_iter().flat_map(|(interface, addresses)| {
+        addresses.into_iter().map(move |address| ProxyNeighbour {
+            interface: interface.clone(),
+            address,
+        })
+    })
+}
+
 impl Work<'_> {
     /// Who answers, colleagues left out.
-    async fn ask(&mut self, questions: &Questions) -> Result<BTreeMap<IpAddr, String>, HostError> {
+    async fn ask(&mut self, questions: &Questions) -> Result<BTreeMap<ProxyNeighbour, String>, HostError> {
         let mut answered = self.host.probe(questions).await?;
         answered.retain(|_, mac| !self.colleagues.contains(&mac.to_ascii_lowercase()));
         Ok(answered)
@@ -41,12 +50,12 @@ impl Work<'_> {
             return;
         }
         let mut questions = Questions::new();
-        for (address, (interface, _)) in &self.kept.in_use {
-            questions.entry(interface.clone()).or_default().insert(*address);
+        for taken in self.kept.in_use.keys() {
+            questions.entry(taken.interface.clone()).or_default().insert(taken.address);
         }
         match self.ask(&questions).await {
-            Ok(answered) => self.kept.in_use.retain(|address, (_, mac)| {
-                let now = answered.get(address);
+            Ok(answered) => self.kept.in_use.retain(|taken, mac| {
+                let now = answered.get(taken);
                 if let Some(now) = now {
                     mac.clone_from(now);
                 }
@@ -80,18 +89,15 @@ impl Work<'_> {
                     reason: reasons::PROBE_FAILED,
                     message: error.to_string(),
                 });
-                self.unasked = questions.into_values().flatten().collect();
+                self.unasked = each(questions).collect();
                 return Step::Done;
             }
         };
         let step = if answered.is_empty() { Step::Done } else { Step::Again };
-        for (interface, addresses) in questions {
-            for address in addresses {
-                let interface = interface.clone();
-                match answered.get(&address) {
-                    Some(mac) => drop(self.kept.in_use.insert(address, (interface, mac.clone()))),
-                    None => drop(self.kept.asked.insert(ProxyNeighbour { interface, address })),
-                }
+        for asked in each(questions) {
+            match answered.get(&asked) {
+                Some(mac) => drop(self.kept.in_use.insert(asked, mac.clone())),
+                None => drop(self.kept.asked.insert(asked)),
             }
         }
         step

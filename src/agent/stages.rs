@@ -10,7 +10,8 @@
 //! 6. translations and accepts (nat and filter, both families)
 //! 7. flows that the plan does not agree with are deleted, also those older than the fence
 //! 8. raw as planned, if labels go
-//! 9. what attracts traffic: forwarding, addresses, routes, proxies; then they are announced
+//! 9. what attracts traffic: forwarding, addresses, routes, proxies; then they are announced. Reverse path filters of networks that were not served are strict now, so the mark of
+//!    packets from nobody inside, which stood in for them, goes
 //! 10. policy rules, routing tables and ways inside that nobody needs any more
 //! 11. interfaces that left the plan get back what was found, and only then open
 //!
@@ -44,11 +45,12 @@
 //! The next start compares everything with the plan and goes on; which labels go is then told by what is in the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use super::pass::{Step, Tables, Work, shared};
 use super::{hold, staging};
 use crate::host::{LinkChange, ObservedLinks};
-use crate::netfilter::{Family, IfName, Table, TableRules};
+use crate::netfilter::{Family, Hook, IfName, Table, TableRules};
 use crate::plan::{self, HostPlan, Via};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
@@ -91,7 +93,8 @@ impl Work<'_> {
         };
         self.note_raised(plan, &closed);
         self.note_left(plan, &closing);
-        let fence = self.restore_both(&[Table::Mangle], &closed).await;
+        let meanwhile = self.meanwhile(plan, &closed, &closing);
+        let fence = self.restore_both(&[Table::Mangle], meanwhile.as_ref().unwrap_or(&closed)).await;
         let removed = self.change_links(&stages.removals).await;
         if !matches!(fence, Step::Done) {
             return fence;
@@ -118,6 +121,15 @@ impl Work<'_> {
         let additions: Vec<LinkChange> = stages.additions.into_iter().filter(|c| self.may_attract(c)).collect();
         let added = self.change_links(&additions).await;
         self.announce(&additions).await;
+        if meanwhile.is_some() {
+            // What drops marked packets is among what leaves.
+            if !added {
+                return Step::Stop;
+            }
+            if let step @ (Step::Again | Step::Stop) = self.restore_both(&[Table::Mangle], &closed).await {
+                return step;
+            }
+        }
         let left = self.change_links(&stages.leavings).await;
         let mut reopened = Step::Done;
         if left && !closing.is_empty() {
@@ -147,6 +159,23 @@ impl Work<'_> {
         Step::Done
     }
 
+    /// `tables` with the mark of what is from nobody inside, on a node that has this mark, as long as no reverse path filter does the same.
+    fn meanwhile(&self, plan: &HostPlan, tables: &Tables, closing: &BTreeSet<IfName>) -> Option<Tables> {
+        let at = (Family::V4, Table::Mangle);
+        let marked = self
+            .kept
+            .tables
+            .get(&at)
+            .is_some_and(|kept| kept.seen.hooks.contains_key(&Hook::Prerouting));
+        let rules = plan.meanwhile.as_ref().filter(|_| marked)?;
+        let mut changed = BTreeMap::from([(at, rules.clone())]);
+        hold::close(&mut changed, &self.outcome.held);
+        plan::rules::close_interfaces(&mut changed, closing);
+        let mut all = tables.clone();
+        all.insert(at, Arc::new(changed.remove(&at)?));
+        Some(all)
+    }
+
     /// Whether a label that packets get now is not planned any more.
     fn labels_go(&self, tables: &Tables) -> bool {
         FAMILIES.iter().any(|family| {
@@ -158,8 +187,11 @@ impl Work<'_> {
     /// Whether a change attracts no address that could not be asked for.
     fn may_attract(&self, change: &LinkChange) -> bool {
         match change {
-            LinkChange::AddProxy(proxy) => !self.unasked.contains(&proxy.address),
-            LinkChange::AddRoute(route) if route.via == Via::Loopback => !self.unasked.iter().any(|a| route.destination.contains(a)),
+            LinkChange::AddProxy(proxy) => !self.unasked.contains(proxy),
+            // A route names no interface: that of a clone with the same address waits for the next pass.
+            LinkChange::AddRoute(route) if route.via == Via::Loopback => {
+                !self.unasked.iter().any(|a| route.destination.contains(&a.address))
+            }
             _ => true,
         }
     }

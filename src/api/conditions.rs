@@ -87,6 +87,8 @@ pub struct NetworkFacts {
     pub programmed: Programmed,
     /// What keeps it from being Ready although it is programmed: `LinkDown`, or a source address that is not to be had.
     pub impaired: Option<Finding>,
+    /// Which machines do not get out although egress is allowed, as the spec has it.
+    pub limited: Option<Finding>,
 }
 
 /// One preflight finding or summary of a node.
@@ -153,6 +155,9 @@ pub fn mapping(facts: &MappingFacts, present: &[Condition], now: Timestamp) -> V
 pub fn network(facts: &NetworkFacts, present: &[Condition], now: Timestamp) -> Vec<Condition> {
     let mut set = Builder::new(facts.generation);
     set.verdict(types::ACCEPTED, &facts.accepted, reasons::ACCEPTED, "The network is valid.");
+    if let Some(limited) = &facts.limited {
+        set.add(types::EGRESS_LIMITED, "True", &limited.reason, &limited.message);
+    }
     set.summary(facts.accepted.as_ref().err(), &facts.programmed, facts.impaired.as_ref());
     merge(present, set.conditions, now)
 }

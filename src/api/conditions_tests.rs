@@ -152,6 +152,7 @@ fn networks_follow_the_same_rules_without_refs() {
         accepted: Ok(()),
         programmed: Programmed::No(Finding::new(reasons::NO_GATEWAY, "no node")),
         impaired: None,
+        limited: None,
     };
     assert_eq!(
         words(&network(&facts, &[], at(0))),
@@ -162,6 +163,29 @@ fn networks_follow_the_same_rules_without_refs() {
             "Reconciling=True/NoGateway"
         ]
     );
+}
+
+/// What the spec leaves out is no fault: the network is Ready, and says whom it does not let out.
+#[test]
+fn a_limited_egress_is_said_beside_ready() {
+    let facts = NetworkFacts {
+        generation: 1,
+        accepted: Ok(()),
+        programmed: Programmed::Yes("1/1".into()),
+        impaired: None,
+        limited: Some(Finding::new(reasons::SOURCE_ADDRESS_MISSING, "over IPv6 only")),
+    };
+    let got = network(&facts, &[], at(0));
+    assert_eq!(
+        words(&got),
+        [
+            "Accepted=True/Accepted",
+            "Programmed=True/Programmed",
+            "Ready=True/Ready",
+            "EgressLimited=True/SourceAddressMissing"
+        ]
+    );
+    assert_eq!(find(&got, types::EGRESS_LIMITED).unwrap().message, "over IPv6 only");
 }
 
 #[test]

@@ -136,7 +136,8 @@ pub struct Outside {
     #[schemars(schema_with = "schema::present::<ClientRoutes>")]
     pub client_routes: Option<ClientRoutes>,
     /// The address, IPv4 or IPv6, under which machines without a mapping of all protocols leave the network, where `egress` or a mapping of side Inside
-    /// lets them. It must not lie in `inside.addresses`. When omitted, such machines stay inside and mappings of side Inside are not accepted.
+    /// lets them. It must not lie in `inside.addresses`. When omitted, such machines stay inside (condition EgressLimited says so where `egress` lets something out),
+    /// and mappings of side Inside are not accepted (SourceAddressMissing).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::address")]
     pub source_address: Option<String>,
@@ -200,14 +201,14 @@ pub enum SourceTranslation {
 pub struct Egress {
     /// The answer to a new connection from inside to outside. Deny: it is dropped and counted, unless `allow` or a mapping of side Inside lets it through.
     /// Allow: it passes. Machines with a mapping of all protocols leave under their virtual address, the others under `outside.sourceAddress`; without one
-    /// they stay inside. Protected prefixes and other closed networks are out of reach in any case.
+    /// they stay inside, and the condition EgressLimited says so. Protected prefixes and other closed networks are out of reach in any case.
     pub default: EgressDefault,
     /// Whether denied packets are also sent to NFLOG group 5, at most 5 a second for each network and direction. They are always counted. False when omitted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::present::<bool>")]
     pub log: Option<bool>,
     /// What may be reached from inside although `default` is Deny, at most 64 entries: only then can it be given. Nothing of `protected` is let through.
-    /// Machines leave under the same addresses as with Allow. Nothing when omitted.
+    /// Machines leave under the same addresses as with Allow: those without a mapping of all protocols need `outside.sourceAddress` of the family. Nothing when omitted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub allow: Vec<EgressRule>,
@@ -266,7 +267,7 @@ pub struct StagingNetworkStatus {
     /// own, and kept for its life. Taking it away breaks the network's open connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
-    /// Accepted, Programmed and Ready are always there; Reconciling or Stalled only while true. `docs/reasons.md` explains every reason.
+    /// Accepted, Programmed and Ready are always there; EgressLimited, Reconciling or Stalled only while true. `docs/reasons.md` explains every reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -291,8 +292,12 @@ pub struct ActiveGateway {
     /// Name of the node.
     #[schemars(length(max = 253))]
     pub node: String,
-    /// The node's own address on the outside segment: the next hop of client routes. Absent while its interface has none.
+    /// The node's own IPv4 address on the outside segment: the next hop of client routes to the pool's IPv4 prefixes. Absent while its interface has none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 45))]
     pub address: Option<String>,
+    /// The same in IPv6, for the pool's IPv6 prefixes. Never a link-local address.
+    #[serde(default, rename = "addressIPv6", skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 45))]
+    pub address_ipv6: Option<String>,
 }

@@ -59,6 +59,8 @@ pub mod types {
             "Summary: all of the above. On a GatewayNode: the node holds all that it was asked to hold. Always present.";
         CONFLICTED = "Conflicted", "NatMapping",
             "An older claim to the same virtual address and ports won. Present only while true.";
+        EGRESS_LIMITED = "EgressLimited", "StagingNetwork",
+            "Something may leave the network, but only machines with a 1:1 mapping (one of all protocols) have an address to leave under, in the families that the message names; all others are denied. Nothing is broken, so Ready may be True beside it. Present only while true.";
         DRIFTED = "Drifted", "GatewayNode",
             "Somebody else changed what stagenet holds in the kernel and it could not be put back yet. Present only while true.";
         RECONCILING = "Reconciling", "StagingNetwork, NatMapping",
@@ -122,7 +124,7 @@ reasons! {
         "Give one of the two networks other prefixes, or other gateway nodes.";
     TARGET_INSIDE = "TargetInside", "The target of a mapping with `side: Inside` lies in the inside prefixes of a closed network. Such a mapping leads out of the closed network, not from one VM to another.",
         "Name a target outside. For a way in, leave `side` out.";
-    SOURCE_ADDRESS_MISSING = "SourceAddressMissing", "The network has no `spec.outside.sourceAddress` of the family that is needed, so what comes from inside could not be answered outside.",
+    SOURCE_ADDRESS_MISSING = "SourceAddressMissing", "The network has no `spec.outside.sourceAddress` of the family that is needed, so what comes from inside could not be answered outside. Mappings of side Inside are refused for it; of what `egress` allows, only machines with a 1:1 mapping make use (condition `EgressLimited` of the network).",
         "Give the network an `outside.sourceAddress` that no host owns (`outside.sourceAddressIPv6` for the second family of a network with both).";
     SOURCE_ADDRESS_UNUSABLE = "SourceAddressUnusable", "The network's `outside.sourceAddress` cannot be taken: a node owns it, a mapping claims it, or another network uses it. The message says which.",
         "Choose another address for `outside.sourceAddress`.";

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
+use super::marks::mark;
 use super::{BackendArg, CliError, EXIT_FAILED, EXIT_OK};
 use crate::agent::cleanup;
 use crate::agent::source::directory;
@@ -30,6 +31,10 @@ pub struct CleanupArgs {
     /// Where what was found before interface settings were changed and the last good version of each manifest are kept
     #[arg(long, value_name = "DIR", default_value = "/run/stagenet")]
     state_dir: PathBuf,
+
+    /// Bits of the connection mark that the agent was given, should the node's rules not say it any more
+    #[arg(long, value_name = "BITS", default_value = "0x2000", value_parser = mark)]
+    connmark: u32,
 }
 
 /// Cleans up.
@@ -48,7 +53,7 @@ pub(super) async fn run(args: CleanupArgs) -> Result<ExitCode, CliError> {
         })
         .collect();
     let mut hosts: Vec<&mut dyn Host> = hosts.iter_mut().map(|host| -> &mut dyn Host { host }).collect();
-    let mut all = cleanup::run(&mut hosts, args.backend == BackendArg::Auto).await;
+    let mut all = cleanup::run(&mut hosts, args.backend == BackendArg::Auto, args.connmark).await;
     match directory::clear(&args.state_dir) {
         Ok(0) => {}
         Ok(count) => all.removed.push(format!("the recorded last good version of {count} manifests")),

@@ -5,11 +5,16 @@ use clap::Args;
 use super::CliError;
 use crate::plan::Marks;
 
+// Together they leave bits 0 to 7, and 12 and 13. There is no other run of eight, though these write to them too:
+// - Cilium with ClusterMesh, the low bits of the cluster's id, 0 without (bpf/lib/overloadable_skb.h: set_identity_mark);
+// - Antrea's Egress, the number of the source address (pkg/agent/types: SNATIPMarkMask 0xff);
+// - Amazon's VPC CNI, bit 7 (pkg/networkutils: defaultConnmark 0x80).
+// Beside those, bits 12 and 13 are left (--fwmark-mask 0x3000): two isolated networks.
 /// Whose bits of the firewall mark are taken on many nodes.
 const TAKEN: &[(&str, u32)] = &[
     // pkg/proxy/iptables/proxier.go: --iptables-masquerade-bit 14; kubelet's KUBE-MARK-DROP was bit 15.
     ("kube-proxy", 0x0000_c000),
-    // felix/config/config_params.go: IptablesMarkMask.
+    // felix/config/config_params.go: IptablesMarkMask; the whole of it is given out bit by bit, lowest first.
     ("Calico", 0xffff_0000),
     // bpf/lib/common.h: MARK_MAGIC_HOST_MASK.
     ("Cilium", 0x0000_0f00),

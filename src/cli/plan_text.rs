@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::plan::{Planned, restore};
 use super::table;
 use crate::netfilter::Family;
-use crate::plan::{LinkSettings, MappingState, written};
+use crate::plan::{LinkSettings, MappingState, egress_limited, written};
 
 /// The plan for people.
 pub(super) fn text(planned: &Planned) -> String {
@@ -36,6 +36,8 @@ fn networks(planned: &Planned, out: &mut String) {
             refusal.map_or("served", |r| r.reason).to_owned(),
         ]);
         why.extend(refusal.map(|r| format!("{name}: {}", r.message)));
+        let limited = verdict.accepted.as_ref().ok().and_then(egress_limited);
+        why.extend(limited.map(|limited| format!("{name}: {}", limited.message)));
         why.extend(here.and_then(|n| n.isolated).map(|isolated| {
             format!(
                 "{name}: shares inside addresses with another network, told apart by identifier {} (conntrack zone {}, firewall mark {}, routing table {})",

@@ -19,6 +19,7 @@ fn network(gateway: Option<&str>, conditions: &[(&str, &str, &str)]) -> StagingN
         active_gateway: gateway.map(|node| ActiveGateway {
             node: node.into(),
             address: None,
+            address_ipv6: None,
         }),
         conditions: conditions
             .iter()

@@ -145,8 +145,8 @@ pub trait Host: Send {
     /// Walks the connection table once and deletes what `policy` does not agree with. Returns how many entries went.
     async fn sweep_flows(&mut self, policy: &Arc<FlowPolicy>, sweep: Sweep) -> Result<u64, HostError>;
 
-    /// Asks outside whether somebody has these addresses (probes of RFC 5227 and RFC 4862). Returns those that do, with the hardware address.
-    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<IpAddr, String>, HostError>;
+    /// Asks on each interface whether somebody has these addresses there (probes of RFC 5227 and RFC 4862). Returns those that somebody has, with the hardware address.
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<ProxyNeighbour, String>, HostError>;
 
     /// Announces addresses (gratuitous ARP, request and reply form; unsolicited neighbour advertisements): one burst now, repeats in the background.
     async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<(), HostError>;

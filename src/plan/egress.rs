@@ -10,9 +10,10 @@ use ipnet::IpNet;
 
 use super::MappingKey;
 use super::sites::Site;
-use super::validate::EgressTo;
-use super::verdict::Claim;
+use super::validate::{EgressTo, ValidNetwork};
+use super::verdict::{Claim, Refusal};
 use crate::api::mapping::Side;
+use crate::api::reasons;
 use crate::netfilter::Family;
 
 /// What may leave one network in one family.
@@ -48,6 +49,29 @@ pub(super) fn leaving<'a>(site: &Site<'a>, family: Family) -> Option<Leaving<'a>
     };
     let nobody = leaving.mirrors.is_empty() && leaving.source.is_none();
     (!nobody).then_some(leaving)
+}
+
+/// See [`super::egress_limited`].
+pub(super) fn limited(network: &ValidNetwork) -> Option<Refusal> {
+    let concerned = |family: &Family| {
+        let let_out = network.egress_allowed || network.egress.iter().any(|rule| Family::of_net(&rule.to) == *family);
+        let_out && network.inside_of(*family).next().is_some() && !network.source_addresses.contains_key(family)
+    };
+    let families: Vec<Family> = Family::ALL.into_iter().filter(concerned).collect();
+    let (over, field) = match families.as_slice() {
+        [] => return None,
+        [Family::V6] if network.source_addresses.contains_key(&Family::V4) => ("IPv6", "spec.outside.sourceAddressIPv6"),
+        [Family::V6] => ("IPv6", "an IPv6 spec.outside.sourceAddress"),
+        [Family::V4] => ("IPv4", "an IPv4 spec.outside.sourceAddress"),
+        _ => ("IPv4 and IPv6", "spec.outside.sourceAddress and sourceAddressIPv6"),
+    };
+    Some(Refusal {
+        reason: reasons::SOURCE_ADDRESS_MISSING,
+        message: format!(
+            "over {over} only machines with a 1:1 mapping (one of all protocols) leave the network, each under its virtual address. What the others send out \
+             is denied and counted, because there is no address for it to leave under: give them {field}, or a mapping each"
+        ),
+    })
 }
 
 /// Of two 1:1 mappings to one target the older counts.

@@ -29,17 +29,19 @@ use crate::netfilter::rules::icmp;
 use crate::netfilter::tree::{Entries, Key, dispatch, guarded};
 use crate::netfilter::{Chain, ChainName, ConnState, Family, Hook, HookRule, IfName, Match, Owner, Rule, TableRules, Target};
 
-/// Table mangle of one family.
+/// Table mangle of one family. `meanwhile`: with the mark that reverse path filters are to replace which are not strict yet.
 pub(super) fn table(
     sites: &[Site<'_>],
     family: Family,
     claimed_elsewhere: &BTreeSet<IpNet>,
     kernel: &KernelFacts,
     options: &HostOptions,
+    meanwhile: bool,
 ) -> TableRules {
     let mut table = TableRules::default();
     forward(&mut table, sites, family, options);
-    nobody(&mut table, sites, family, kernel, options);
+    let marked = |site: &&Site<'_>| site.marks_nobody(family, kernel) || meanwhile && site.marks_meanwhile(family);
+    nobody(&mut table, &sites.iter().filter(marked).collect::<Vec<_>>(), family, options);
     clamp(&mut table, sites, family);
     input(&mut table, sites, family);
     errors(&mut table, sites, family, kernel, options);
@@ -87,8 +89,7 @@ fn forward(table: &mut TableRules, sites: &[Site<'_>], family: Family, options: 
 /// `SNET-PRE`: marks what comes from inside under a source that is nobody's inside. The node answers a packet that it cannot pass on before FORWARD, and answers whoever the source says it is.
 /// In IPv4 the strict reverse path filter drops such packets, or table raw marks them where it has to be loose; IPv6 has none. A network that is not served has neither filter nor labels;
 /// if another one may have the same addresses, nobody of it is answered.
-fn nobody(table: &mut TableRules, sites: &[Site<'_>], family: Family, kernel: &KernelFacts, options: &HostOptions) {
-    let concerned: Vec<&Site<'_>> = sites.iter().filter(|site| site.marks_nobody(family, kernel)).collect();
+fn nobody(table: &mut TableRules, concerned: &[&Site<'_>], family: Family, options: &HostOptions) {
     if concerned.is_empty() {
         return;
     }

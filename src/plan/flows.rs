@@ -118,6 +118,8 @@ pub struct FlowPolicy {
 pub struct Sweep {
     /// The mark of what the fence admits ([`HostOptions::connmark`](super::HostOptions::connmark)), on a node where there was a fence; else 0.
     pub connmark: u32,
+    /// Whether everything goes that bears this mark, because no fence is left: also what is translated by no address of a network, or not at all.
+    pub unfenced: bool,
     /// Inside prefixes, each in its zone, whose fence has just gone up: flows that touch them and were not made by a mapping are older than the fence.
     pub raised: BTreeSet<(u16, IpNet)>,
     /// What an earlier policy had a say in: the flows of networks that went must not stay.
@@ -229,7 +231,7 @@ impl FlowPolicy {
             let renamed = flow.source != flow.reply_destination;
             let admitted = sweep.connmark != 0 && flow.mark & sweep.connmark == sweep.connmark;
             let before = sweep.earlier.has_say(flow, zone.is_some());
-            if before || admitted && (translated || renamed) {
+            if before || admitted && (sweep.unfenced || translated || renamed) {
                 Opinion::Wrong
             } else {
                 Opinion::Foreign

@@ -16,7 +16,7 @@ use crate::api::gatewaynode::Role;
 use crate::api::helper::HelperName;
 use crate::api::mapping::{Announcement, Side};
 use crate::api::reasons;
-use crate::netfilter::{Family, IfName, Mark, Ruleset};
+use crate::netfilter::{Family, IfName, Mark, Ruleset, TableRules};
 
 /// Everything that one node must hold, and for whom.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +37,9 @@ pub struct HostPlan {
     pub proxies: BTreeSet<ProxyNeighbour>,
     /// Netfilter rules.
     pub ruleset: Ruleset,
+    /// Table mangle of IPv4, if it has to be another one until the reverse path filters are as in [`Self::links`]: it marks what is from nobody inside, on a node that
+    /// drops it by that mark.
+    pub meanwhile: Option<TableRules>,
     /// Which entries of the connection table agree with this plan.
     pub flows: Arc<FlowPolicy>,
 }
@@ -212,7 +215,9 @@ pub(super) fn host_plan(world: View<'_>, verdicts: &Verdicts, node: &str, option
     attracted.enter(&mut plan);
     separation::program(&mut plan, &sites, &facts.kernel, options);
     links::route_clients(&mut plan, world, verdicts, facts);
-    plan.ruleset = rules::ruleset(&sites, &claimed_elsewhere(&sites, verdicts), &facts.kernel, options);
+    let elsewhere = claimed_elsewhere(&sites, verdicts);
+    plan.ruleset = rules::ruleset(&sites, &elsewhere, &facts.kernel, options);
+    plan.meanwhile = rules::meanwhile(&sites, &elsewhere, &facts.kernel, options);
     plan.flows = Arc::new(FlowPolicy::of(&sites));
     plan
 }
@@ -289,8 +294,7 @@ fn obstacle(
             message: format!("the kernel refused the rules of this mapping, so they are left out: {said}"),
         });
     }
-    let dialled = claim.virtual_prefix;
-    if let Some((address, mac)) = options.in_use.range(dialled.network()..=dialled.broadcast()).next() {
+    if let Some((address, mac)) = in_use(claim, site, options) {
         return Some(Refusal {
             reason: reasons::ADDRESS_IN_USE,
             message: format!(
@@ -314,6 +318,21 @@ fn obstacle(
             claim.target.addr()
         ),
     })
+}
+
+/// The first address of a claim that somebody has where it would be answered for, with the hardware address.
+fn in_use<'o>(claim: &Claim, site: &Site<'_>, options: &'o HostOptions) -> Option<(IpAddr, &'o str)> {
+    if options.in_use.is_empty() {
+        return None;
+    }
+    let interface = links::answering(claim, site)?;
+    let at = |address| ProxyNeighbour {
+        interface: interface.clone(),
+        address,
+    };
+    let (first, last) = (claim.virtual_prefix.network(), claim.virtual_prefix.broadcast());
+    let (taken, mac) = options.in_use.range(at(first)..=at(last)).next()?;
+    Some((taken.address, mac))
 }
 
 /// What IPv6 needs of the node, and the agent may not set.

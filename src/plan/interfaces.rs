@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use super::validate::ValidNetwork;
 use super::{InterfaceFacts, NodeFacts, Refusal};
 use crate::api::reasons;
-use crate::netfilter::IfName;
+use crate::netfilter::{Family, IfName};
 
 /// A side of a network.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,14 +121,25 @@ pub(super) fn connects(facts: &InterfaceFacts, prefix: IpNet) -> bool {
     facts.addresses.iter().any(|address| address.contains(&prefix))
 }
 
-/// The node's own address outside: of the connected subnet that covers some of the pool, else the first.
-pub(super) fn outside_address(node: &NodeFacts, interface: &IfName, network: &ValidNetwork) -> Option<IpAddr> {
+/// The node's own address outside in one family: of the connected subnet that covers some of the pool, else the first. A link-local one is none: it says nothing without an interface.
+pub(super) fn outside_address(node: &NodeFacts, interface: &IfName, network: &ValidNetwork, family: Family) -> Option<IpAddr> {
     let addresses = &node.interfaces.get(interface.as_str())?.addresses;
-    addresses
-        .iter()
-        .find(|address| network.pool.iter().any(|prefix| address.contains(prefix)))
-        .or_else(|| addresses.iter().next())
+    let reachable = || {
+        addresses
+            .iter()
+            .filter(|address| Family::of_net(address) == family && !link_local(address.addr()))
+    };
+    reachable()
+        .find(|address| network.pool_of(family).any(|prefix| address.contains(&prefix)))
+        .or_else(|| reachable().next())
         .map(IpNet::addr)
+}
+
+fn link_local(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => address.is_link_local(),
+        IpAddr::V6(address) => address.is_unicast_link_local(),
+    }
 }
 
 /// At most four of `items`, for a message.

@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::host::{GatewayAddress, HostPlan, LinkSettings, NetworkPlan, ProxyNeighbour, Route, TABLE_MAIN, Via};
 use super::prefixes::meet;
-use super::sites::{Served, Site};
+use super::sites::{STRICT, Served, Site};
 use super::validate::ValidNetwork;
 use super::verdict::Claim;
 use super::{InterfaceFacts, NodeFacts, Verdicts, View, selector, values};
@@ -117,7 +117,7 @@ fn ways_in_main(prefix: IpNet, inside: &IfName, facts: &InterfaceFacts) -> impl 
 /// machines, or that of another clone. Where no filter is set there, none is needed.
 fn reverse_path_filter(site: &Site<'_>, interface: &InterfaceFacts) -> u8 {
     match (site.separate, interface.rp_filter) {
-        (None, _) => 1,
+        (None, _) => STRICT,
         (Some(_), 0) => 0,
         (Some(_), _) => 2,
     }
@@ -194,8 +194,13 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
     }
     let pools: Vec<(IpNet, IpAddr)> = clients
         .iter()
-        .filter_map(|(_, network, gateway)| gateway.map(|g| (network, g)))
-        .flat_map(|(network, gateway)| network.pool.iter().map(move |prefix| (*prefix, gateway)))
+        .flat_map(|client| {
+            client
+                .network
+                .pool
+                .iter()
+                .filter_map(|prefix| Some((*prefix, client.next_hop(*prefix)?)))
+        })
         .collect();
     let whole = |prefix: IpNet, gateway: IpAddr| {
         let ours = pools.iter().all(|(other, via)| *via == gateway || !meet(*other, prefix));
@@ -205,13 +210,14 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
             .flat_map(|i| &i.addresses)
             .any(|own| meet(own.trunc(), prefix))
     };
-    let mut by_claim: BTreeMap<&str, (IpAddr, Vec<IpNet>)> = BTreeMap::new();
-    for (generation, network, gateway) in &clients {
+    let mut by_claim: BTreeMap<&str, Vec<(IpNet, IpAddr)>> = BTreeMap::new();
+    for client in &clients {
+        let network = client.network;
         plan.networks.insert(
             network.name.clone(),
             NetworkPlan {
                 role: Role::Client,
-                generation: *generation,
+                generation: client.generation,
                 outside: None,
                 inside: None,
                 isolated: None,
@@ -219,12 +225,12 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
                 impaired: None,
             },
         );
-        let Some(gateway) = *gateway else { continue };
         for prefix in &network.pool {
+            let Some(gateway) = client.next_hop(*prefix) else { continue };
             if whole(*prefix, gateway) {
                 plan.routes.insert(Route::main(*prefix, Via::Gateway(gateway)));
             } else {
-                by_claim.entry(&network.name).or_insert((gateway, Vec::new())).1.push(*prefix);
+                by_claim.entry(&network.name).or_default().push((*prefix, gateway));
             }
         }
     }
@@ -232,22 +238,36 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
         return;
     }
     for claim in verdicts.mappings.values().filter_map(|verdict| verdict.accepted.as_ref().ok()) {
-        if let Some((gateway, prefixes)) = by_claim.get(&*claim.network)
-            && claim.side == Side::Outside
-            && prefixes.iter().any(|prefix| prefix.contains(&claim.virtual_prefix))
-        {
+        let prefixes = by_claim.get(&*claim.network).filter(|_| claim.side == Side::Outside);
+        let around = prefixes.and_then(|prefixes| prefixes.iter().find(|(prefix, _)| prefix.contains(&claim.virtual_prefix)));
+        if let Some((_, gateway)) = around {
             plan.routes.insert(Route::main(claim.virtual_prefix, Via::Gateway(*gateway)));
         }
     }
 }
 
-/// The accepted networks that this node is a client of, each with its generation and the next hop, once known.
-fn client_networks<'a>(world: View<'_>, verdicts: &'a Verdicts, facts: &NodeFacts) -> Vec<(i64, &'a ValidNetwork, Option<IpAddr>)> {
+/// A network that a node is a client of.
+struct Client<'a> {
+    generation: i64,
+    network: &'a ValidNetwork,
+    /// The active gateway's addresses, once known.
+    gateway: BTreeMap<Family, IpAddr>,
+}
+
+impl Client<'_> {
+    /// Where packets to a prefix of the pool are sent.
+    fn next_hop(&self, prefix: IpNet) -> Option<IpAddr> {
+        self.gateway.get(&Family::of_net(&prefix)).copied()
+    }
+}
+
+/// The accepted networks that this node is a client of.
+fn client_networks<'a>(world: View<'_>, verdicts: &'a Verdicts, facts: &NodeFacts) -> Vec<Client<'a>> {
     // Without labels there is no cluster, and the one node is the gateway of everything.
     let Some(labels) = &facts.labels else {
         return Vec::new();
     };
-    let mut found: BTreeMap<&str, (i64, &ValidNetwork, Option<IpAddr>)> = BTreeMap::new();
+    let mut found: BTreeMap<&str, Client<'_>> = BTreeMap::new();
     for raw in world.networks {
         let Some((name, verdict)) = raw.metadata.name.as_ref().and_then(|name| verdicts.networks.get_key_value(name)) else {
             continue;
@@ -262,12 +282,14 @@ fn client_networks<'a>(world: View<'_>, verdicts: &'a Verdicts, facts: &NodeFact
         if !selected || verdict.gateways.contains(&facts.name) {
             continue;
         }
-        let next_hop = verdict
-            .active
-            .as_ref()
-            .and_then(|active| active.address.as_deref())
-            .and_then(|address| values::host_address(address).ok());
-        found.insert(name, (verdict.generation, network, next_hop));
+        let told = verdict.active.iter().flat_map(|active| [&active.address, &active.address_ipv6]);
+        let usable = told.flatten().filter_map(|address| values::host_address(address).ok());
+        let client = Client {
+            generation: verdict.generation,
+            network,
+            gateway: usable.map(|address| (Family::of(address), address)).collect(),
+        };
+        found.insert(name, client);
     }
     found.into_values().collect()
 }

@@ -37,7 +37,6 @@ pub use policy::{PolicyRule, RuleAction};
 pub use verdict::{Claim, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -166,7 +165,7 @@ pub struct Marks {
 }
 
 impl Default for Marks {
-    /// The low eight bits: clear of kube-proxy's (0xc000), Calico's (0xffff0000) and Cilium's (0x0f00).
+    /// The low eight bits: clear of kube-proxy's (0xc000), Calico's (0xffff0000) and Cilium's (0x0f00, and the upper half), though not of Cilium's with `ClusterMesh`.
     fn default() -> Self {
         Self { base: 1, mask: 0xff }
     }
@@ -214,8 +213,9 @@ pub struct HostOptions {
     pub marks: Marks,
     /// NFLOG group for denied packets.
     pub nflog_group: u16,
-    /// Virtual addresses that somebody else answers for outside, with that somebody's hardware address: not taken.
-    pub in_use: BTreeMap<IpAddr, String>,
+    /// Virtual addresses that somebody else answers for on the interface where they would be answered for, with that somebody's hardware address: not taken there. Clones
+    /// may have the same addresses inside.
+    pub in_use: BTreeMap<ProxyNeighbour, String>,
     /// Mappings whose rules the kernel refused, with its words: left out, so that they harm nobody else.
     pub quarantined: BTreeMap<MappingKey, String>,
 }
@@ -245,6 +245,11 @@ pub fn judge_again<'a>(world: impl Into<View<'a>>, memory: &mut Memory) -> Verdi
 /// How a claim that stands is made known where it is dialled.
 pub fn announcement(claim: &Claim, network: &validate::ValidNetwork) -> Announcement {
     links::announcement(claim, Some(network))
+}
+
+/// What of a network's egress only machines with a 1:1 mapping can make use of, because it has no source address for the others. None: all can, or nothing may leave.
+pub fn egress_limited(network: &validate::ValidNetwork) -> Option<Refusal> {
+    egress::limited(network)
 }
 
 /// What node `node` must hold in its kernel, given the verdicts. A node that is in no network's selector gets an empty plan.

@@ -63,7 +63,10 @@ pub(super) fn ruleset(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<IpNet>, k
     }
     for family in Family::ALL {
         let mut add = |table, rules: TableRules| drop(ruleset.tables.insert((family, table), rules));
-        add(Table::Mangle, fence::table(sites, family, claimed_elsewhere, kernel, options));
+        add(
+            Table::Mangle,
+            fence::table(sites, family, claimed_elsewhere, kernel, options, false),
+        );
         if let Some(rules) = raw::table(sites, family, kernel, options) {
             add(Table::Raw, rules);
         }
@@ -73,6 +76,18 @@ pub(super) fn ruleset(sites: &[Site<'_>], claimed_elsewhere: &BTreeSet<IpNet>, k
         }
     }
     ruleset
+}
+
+/// Table mangle of IPv4 as long as reverse path filters are not strict yet that are going to be. None: all are.
+pub(super) fn meanwhile(
+    sites: &[Site<'_>],
+    claimed_elsewhere: &BTreeSet<IpNet>,
+    kernel: &KernelFacts,
+    options: &HostOptions,
+) -> Option<TableRules> {
+    let family = Family::V4;
+    let waits = sites.iter().any(|site| site.marks_meanwhile(family));
+    waits.then(|| fence::table(sites, family, claimed_elsewhere, kernel, options, true))
 }
 
 /// Drops everything forwarded from and to `interfaces`, ahead of all else: for interfaces that are no longer in the plan and must not open yet.

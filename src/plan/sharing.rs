@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::host::Isolated;
+use super::host::{Isolated, ProxyNeighbour};
 use super::isolation;
 use super::prefixes::meet;
 use super::sites::{At, Held, Present};
@@ -101,7 +101,11 @@ pub(super) fn sources<'a>(
         });
         let facts = at.node.interfaces.get(outside.as_str());
         let own = facts.is_some_and(|facts| facts.addresses.iter().any(|own| own.addr() == *address));
-        let problem = if let Some(mac) = at.options.in_use.get(address) {
+        let answered = ProxyNeighbour {
+            interface: outside.clone(),
+            address: *address,
+        };
+        let problem = if let Some(mac) = at.options.in_use.get(&answered) {
             Some((
                 reasons::ADDRESS_IN_USE,
                 format!("{mac} answers for it outside, so it is not taken; choose a free one"),

@@ -22,6 +22,9 @@ use crate::api::network::Isolation;
 use crate::api::reasons;
 use crate::netfilter::{Family, IfName, Match, Owner};
 
+/// `rp_filter` that takes a packet only from where it would be answered to (Documentation/networking/ip-sysctl.rst).
+pub(super) const STRICT: u8 = 1;
+
 /// One network on the node.
 #[derive(Debug)]
 pub(super) struct Site<'a> {
@@ -46,6 +49,8 @@ pub(super) struct Site<'a> {
     pub(super) separate: Option<Isolated>,
     /// Whether all of its inside prefixes are in subnets that are connected to its inside interface, or to what that is a port of.
     pub(super) connected: bool,
+    /// Whether its inside interface has no strict reverse path filter, or not yet.
+    pub(super) loose: bool,
     /// Under which addresses those inside leave that have no virtual address of their own.
     pub(super) sources: BTreeMap<Family, IpAddr>,
     /// Why a source address that the network names is not in there.
@@ -92,6 +97,11 @@ impl Site<'_> {
             Family::V6 => kernel.ipv6_forwarding || self.has(family),
         };
         concerned && !self.fence.is_empty()
+    }
+
+    /// Whether the reverse path filter will do what that mark does, and does not do it yet.
+    pub(super) fn marks_meanwhile(&self, family: Family) -> bool {
+        family == Family::V4 && self.loose && self.served().is_some() && self.separate.is_none() && !self.fence.is_empty()
     }
 
     /// Whether what the node would say to its machines could be heard by others: it is not served, and shares addresses with another network, which nothing tells it from, or
@@ -228,6 +238,7 @@ pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFact
             fence: stands,
             separate: None,
             connected: false,
+            loose: true,
             sources: BTreeMap::new(),
             source_problems: BTreeMap::new(),
             problem: Some(refusal.clone()),
@@ -335,6 +346,8 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         .inside
         .iter()
         .all(|prefix| fenced().any(|facts| interfaces::connects(facts, *prefix)));
+    let present = inside.as_ref().ok().and_then(|name| node.interfaces.get(name.as_str()));
+    let loose = present.is_none_or(|facts| facts.rp_filter != STRICT);
     Site {
         name,
         generation: verdict.generation,
@@ -346,6 +359,7 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         fence,
         separate,
         connected,
+        loose,
         sources,
         source_problems,
         problem,

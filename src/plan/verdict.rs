@@ -12,7 +12,7 @@ use super::interfaces::{self, Foot};
 use super::validate::{ClaimedHelper, ValidNetwork};
 use crate::api::mapping::Side;
 use crate::api::network::{ActiveGateway, Isolation, SourceTranslation};
-use crate::netfilter::{Family, PortRange, Transport};
+use crate::netfilter::{Family, IfName, PortRange, Transport};
 
 /// `namespace/name` of a mapping. Cheap to clone, like all that is told of ten thousand mappings in several places.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -138,16 +138,20 @@ pub struct Verdicts {
 ///
 /// Sticky, because a move breaks connections that hide the client's address: a gateway that comes back does not take over.
 pub fn elect(current: Option<&ActiveGateway>, candidates: &[NodeFacts], network: &ValidNetwork) -> Option<ActiveGateway> {
+    let elected = |facts: &NodeFacts, outside: &IfName| {
+        let address = |family| interfaces::outside_address(facts, outside, network, family).map(|a| a.to_string());
+        ActiveGateway {
+            node: facts.name.clone(),
+            address: address(Family::V4),
+            address_ipv6: address(Family::V6),
+        }
+    };
     let staying = current.and_then(|c| candidates.iter().find(|facts| facts.name == c.node).map(|facts| (c, facts)));
     if let Some((current, facts)) = staying {
-        let address = match interfaces::find(facts, network, Foot::Outside) {
-            Ok(name) => interfaces::outside_address(facts, &name, network).map(|a| a.to_string()),
+        return Some(match interfaces::find(facts, network, Foot::Outside) {
+            Ok(name) => elected(facts, &name),
             // Not to be seen just now: what was known of it stays.
-            Err(_) => current.address.clone(),
-        };
-        return Some(ActiveGateway {
-            node: facts.name.clone(),
-            address,
+            Err(_) => current.clone(),
         });
     }
     candidates
@@ -158,8 +162,5 @@ pub fn elect(current: Option<&ActiveGateway>, candidates: &[NodeFacts], network:
             (outside != inside).then_some((facts, outside))
         })
         .min_by(|(a, _), (b, _)| a.name.cmp(&b.name))
-        .map(|(facts, outside)| ActiveGateway {
-            node: facts.name.clone(),
-            address: interfaces::outside_address(facts, &outside, network).map(|a| a.to_string()),
-        })
+        .map(|(facts, outside)| elected(facts, &outside))
 }

@@ -8,10 +8,11 @@ use stagenet::agent::kept::Kept;
 use stagenet::agent::source::{Snapshot, directory};
 use stagenet::agent::{cleanup, pass};
 use stagenet::api::network::Isolation;
+use stagenet::api::reasons;
 use stagenet::host::LinkChange;
-use stagenet::host::fake::{FakeHost, Write};
+use stagenet::host::fake::{Call, FakeHost, Write};
 use stagenet::netfilter::{Family, Table};
-use stagenet::plan::{InterfaceFacts, TABLE_MAIN};
+use stagenet::plan::{InterfaceFacts, MappingState, TABLE_MAIN};
 
 use crate::{boom, host, interface, settings};
 
@@ -170,7 +171,7 @@ async fn a_clone_comes_and_goes_and_the_first_keeps_its_zone() {
     // Its bridge is still there, with the same subnet: the first is kept apart from it.
     assert!(host.routes().iter().all(|route| route.table != 211_002), "{:?}", host.routes());
     pass(&host, &mut kept, &both).await;
-    let cleaned = cleanup::run(&mut [&mut host.clone()], false).await;
+    let cleaned = cleanup::run(&mut [&mut host.clone()], false, 0x2000).await;
     assert_eq!(cleaned.errors, Vec::<String>::new());
     assert_eq!(state(&host).replace("V4 raw :OUTPUT\nV4 raw :PREROUTING\n", ""), before);
     assert_labels_are_led(&host);
@@ -303,4 +304,69 @@ fn an_identifier_that_cannot_be_recorded_is_not_in_force() {
         "{:?}",
         snapshot.problems
     );
+}
+
+/// A mapping that machines of a clone dial within their own prefix: production's name server, say, under the address that it has for them.
+fn dialled_inside(network: &str) -> String {
+    format!(
+        "---
+apiVersion: stagenet.dev/v1alpha1
+kind: NatMapping
+metadata: {{name: {network}-dns, namespace: default}}
+spec:
+  networkRef: {{name: {network}}}
+  side: Inside
+  virtual: {{address: 192.168.200.53}}
+  target: {{address: 10.9.9.53}}
+"
+    )
+}
+
+/// Clones have one virtual address inside. That a machine of one of them has it says nothing about the other.
+#[tokio::test]
+async fn an_address_that_somebody_has_in_one_clone_is_free_in_the_other() {
+    let files = Files::new();
+    let (host, mut kept) = (gateway(), Kept::default());
+    let source = |text: String, pool: u8| {
+        let pool = format!("addresses: [172.16.{pool}.0/24]");
+        let with = format!(
+            "{pool}, sourceAddress: {}",
+            pool.split(['[', '/']).nth(1).unwrap().replace(".0", ".250")
+        );
+        text.replacen(&pool, &with, 1)
+    };
+    let texts = [source(first(), 1), source(second(), 2), dialled_inside("a"), dialled_inside("b")];
+    let address = "192.168.200.53".parse().unwrap();
+    host.answer_on(&interface("eth1"), address, Some("02:aa:00:00:00:01"));
+    let outcome = pass(&host, &mut kept, &files.snapshot(&texts)).await;
+    let state_of = |outcome: &stagenet::agent::outcome::Outcome, name: &str| {
+        let (_, state) = outcome.mappings.iter().find(|(key, _)| &*key.name == name).unwrap();
+        match state {
+            MappingState::Planned { .. } => Ok(()),
+            MappingState::Failed(why) => Err((why.reason, why.message.clone())),
+        }
+    };
+    let (reason, message) = state_of(&outcome, "a-dns").unwrap_err();
+    assert_eq!(reason, reasons::ADDRESS_IN_USE);
+    assert!(message.contains("02:aa:00:00:00:01"), "{message}");
+    assert_eq!(state_of(&outcome, "b-dns"), Ok(()));
+    let answered = |on: &str| {
+        let proxies = host.proxies();
+        proxies
+            .iter()
+            .any(|proxy| proxy.interface == interface(on) && proxy.address == address)
+    };
+    assert!(!answered("eth1") && answered("eth2"));
+
+    host.answer_on(&interface("eth1"), address, None);
+    kept.doubt_all();
+    // The first clone's interface cannot be asked just now.
+    host.fail_next(Call::Probe, boom());
+    kept.doubt_all();
+    let outcome = pass(&host, &mut kept, &files.snapshot(&texts)).await;
+    assert_eq!(state_of(&outcome, "b-dns"), Ok(()));
+    kept.doubt_all();
+    let outcome = pass(&host, &mut kept, &files.snapshot(&texts)).await;
+    assert_eq!((state_of(&outcome, "a-dns"), state_of(&outcome, "b-dns")), (Ok(()), Ok(())));
+    assert!(answered("eth1") && answered("eth2"));
 }

@@ -2,10 +2,11 @@
 
 use stagenet::agent::cleanup;
 use stagenet::agent::kept::Kept;
-use stagenet::host::fake::Call;
+use stagenet::host::fake::{Call, FakeHost};
 use stagenet::netfilter::{Family, Table};
+use stagenet::plan::{FlowTuple, RuleAction};
 
-use crate::{assert_never_open, boom, converged, host, interface, moved, nothing, one, pass, state, two};
+use crate::{NETWORK, assert_never_open, boom, converged, host, interface, mapping, moved, nothing, one, pass, snapshot, state, two};
 
 #[tokio::test]
 async fn a_mapping_converges_and_the_second_pass_writes_nothing() {
@@ -113,7 +114,7 @@ async fn cleanup_leaves_the_host_as_it_was_found() {
     let before = state(&host());
     let (host, mut kept) = (host(), Kept::default());
     pass(&host, &mut kept, &two()).await;
-    let cleaned = cleanup::run(&mut [&mut host.clone()], false).await;
+    let cleaned = cleanup::run(&mut [&mut host.clone()], false, 0x2000).await;
     assert_eq!(cleaned.errors, Vec::<String>::new());
     assert!(
         cleaned.removed.iter().any(|r| r.contains("proxy neighbour 192.168.100.3")),
@@ -121,7 +122,7 @@ async fn cleanup_leaves_the_host_as_it_was_found() {
     );
     assert_eq!(state(&host), before);
     assert_never_open(&host);
-    let again = cleanup::run(&mut [&mut host.clone()], false).await;
+    let again = cleanup::run(&mut [&mut host.clone()], false, 0x2000).await;
     assert_eq!(again.to_string(), "nothing of stagenet found\n");
 }
 
@@ -131,8 +132,78 @@ async fn cleanup_goes_on_after_every_failure() {
         let (host, mut kept) = (host(), Kept::default());
         pass(&host, &mut kept, &one()).await;
         host.fail_at(number, boom());
-        let cleaned = cleanup::run(&mut [&mut host.clone()], false).await;
+        let cleaned = cleanup::run(&mut [&mut host.clone()], false, 0x2000).await;
         assert_eq!(cleaned.errors.len(), 1, "call {number}: {cleaned:?}");
         assert!(!cleaned.removed.is_empty());
+    }
+}
+
+/// A network without mappings whose machines leave under the node's own address: nothing but the mark tells their connections from the node's own.
+#[tokio::test]
+async fn cleanup_ends_everything_that_the_fence_admitted() {
+    let network = NETWORK.replace(
+        "addresses: [192.168.100.0/24]}",
+        "addresses: [192.168.100.0/24], sourceAddress: 192.168.100.2}",
+    );
+    let open = snapshot(&format!("{network}  egress: {{default: Allow}}\n"));
+    let ip = |text: &str| text.parse().unwrap();
+    let left = FlowTuple {
+        zone: 0,
+        protocol: 6,
+        source: ip("192.168.200.3"),
+        destination: ip("192.168.100.1"),
+        destination_port: 443,
+        reply_source: ip("192.168.100.1"),
+        reply_source_port: 443,
+        reply_destination: ip("192.168.100.2"),
+        mark: 0x12000,
+        master: None,
+    };
+    let own = FlowTuple {
+        source: ip("192.168.100.2"),
+        mark: 0x10000,
+        ..left.clone()
+    };
+    for flushed in [false, true] {
+        let (host, mut kept) = (host(), Kept::default());
+        assert!(!pass(&host, &mut kept, &open).await.failed());
+        host.add_flow(left.clone());
+        host.add_flow(own.clone());
+        if flushed {
+            host.edit_chain(Family::V4, Table::Filter, "FORWARD", Vec::clear);
+        }
+        let cleaned = cleanup::run(&mut [&mut host.clone()], false, 0x2000).await;
+        assert_eq!(cleaned.errors, Vec::<String>::new());
+        assert_eq!(host.flows(), [own.clone()].into(), "flushed: {flushed}");
+    }
+}
+
+/// What comes from nobody inside is marked for dropping as long as a network is not served, and met by a strict reverse path filter when it is: at no moment by neither.
+#[tokio::test]
+async fn the_mark_of_nobody_goes_when_the_reverse_path_filter_stands() {
+    let waiting = snapshot(&format!(
+        "{}{}",
+        NETWORK.replace("interface: eth0", "interface: eth9"),
+        mapping("vm03", 3, 3)
+    ));
+    let (first, mut kept) = (host(), Kept::default());
+    let marked = |host: &FakeHost| host.rules(Family::V4, Table::Mangle, "SNET-PRE").is_some();
+    let strict = |host: &FakeHost| host.settings(&interface("eth1")).unwrap().rp_filter == Some(1);
+    pass(&first, &mut kept, &waiting).await;
+    assert!(marked(&first) && !strict(&first));
+    let calls = first.calls();
+    assert!(!pass(&first, &mut kept, &one()).await.failed());
+    let calls = first.calls() - calls;
+    assert!(!marked(&first) && strict(&first));
+    assert_eq!(state(&first), converged(&[one()]).await);
+    for number in 1..=calls {
+        let (host, mut kept) = (host(), Kept::default());
+        pass(&host, &mut kept, &waiting).await;
+        host.fail_at(number, boom());
+        pass(&host, &mut kept, &one()).await;
+        let nowhere = host.policy_rules().iter().any(|rule| rule.action == RuleAction::Blackhole);
+        assert!(strict(&host) || marked(&host) && nowhere, "call {number} failed");
+        pass(&host, &mut kept, &one()).await;
+        assert_eq!(state(&host), state(&first), "call {number} failed");
     }
 }

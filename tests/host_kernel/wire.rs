@@ -11,7 +11,7 @@ use serde_json::json;
 use stagenet::host::linux::BackendChoice;
 use stagenet::host::{Host as _, HostEvent};
 use stagenet::netfilter::Family;
-use stagenet::plan::{self, FlowPolicy, HostOptions, InterfaceFacts, NodeFacts, Sweep};
+use stagenet::plan::{self, FlowPolicy, HostOptions, InterfaceFacts, NodeFacts, ProxyNeighbour, Sweep};
 
 use crate::lab::isolated;
 use crate::{FENCE, World, host, name, next, sh, wanted};
@@ -100,6 +100,13 @@ fn two_mappings() -> Arc<FlowPolicy> {
     plan::host_plan(&world, &plan::judge(&world), "node", &HostOptions::default()).flows
 }
 
+fn on_eth0(address: IpAddr) -> ProxyNeighbour {
+    ProxyNeighbour {
+        interface: name("eth0"),
+        address,
+    }
+}
+
 #[test]
 fn strangers_are_found_by_probes_and_announcements_are_seen() {
     isolated("wire::strangers_are_found_by_probes_and_announcements_are_seen", || {
@@ -116,7 +123,7 @@ fn strangers_are_found_by_probes_and_announcements_are_seen() {
         let found = world.run(host.probe(&asked)).unwrap();
         assert_eq!(
             found,
-            BTreeMap::from([(vip(7), mac.clone()), (vip(9), mac)]),
+            BTreeMap::from([(on_eth0(vip(7)), mac.clone()), (on_eth0(vip(9)), mac)]),
             "our own 192.168.100.2 is no stranger"
         );
         // Nobody learned anything from the probes.
@@ -180,7 +187,7 @@ fn strangers_of_ipv6_are_found_and_caches_are_corrected_by_announcements() {
             let found = world.run(host.probe(&all(1..=200))).unwrap();
             assert_eq!(
                 found,
-                BTreeMap::from([(vip(7), mac.clone()), (vip(9), mac.clone())]),
+                BTreeMap::from([(on_eth0(vip(7)), mac.clone()), (on_eth0(vip(9)), mac.clone())]),
                 "our own 2001:db8::2 is no stranger"
             );
             assert!(

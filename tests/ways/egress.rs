@@ -70,7 +70,9 @@ ways! {
     fn unmapped_machines_need_a_source_address(dual) {
         dual.network("", "", ALLOW);
         dual.mappings("web", VIRTUAL_WEB, WEB, "");
-        dual.converge();
+        let [limited, reason, message] = dual.converge().condition("closed", "EgressLimited").map(str::to_owned);
+        assert_eq!((limited.as_str(), reason.as_str()), ("True", "SourceAddressMissing"), "{message}");
+        assert!(message.starts_with("over IPv4 and IPv6 only machines with a 1:1 mapping"), "{message}");
         for n in [0, 1] {
             assert_eq!(call(&dual.web, DNS[n], 53), is("dns", VIRTUAL_WEB[n]));
             denied(dual, &dual.db, DNS[n], 53);

@@ -11,7 +11,7 @@ use crate::api::network::{ActiveGateway, StagingNetwork, StagingNetworkStatus};
 use crate::api::reasons;
 use crate::plan::validate::ValidNetwork;
 use crate::plan::verdict::elect;
-use crate::plan::{NetworkVerdict, NodeFacts};
+use crate::plan::{self, NetworkVerdict, NodeFacts};
 
 /// Reasons for which a gateway is no candidate: it has no foot in one of the segments. Other troubles (a held lock, a refused rule) pass or
 /// leave the last good state serving; moving the gateway for them would break connections for nothing.
@@ -38,6 +38,7 @@ pub(super) fn status(inputs: &Inputs<'_>, object: &StagingNetwork, verdict: &Net
         accepted: verdict.accepted.as_ref().map(|_| ()).map_err(finding),
         programmed,
         impaired,
+        limited: verdict.accepted.as_ref().ok().and_then(plan::egress_limited).as_ref().map(finding),
     };
     StagingNetworkStatus {
         observed_generation: Some(verdict.generation),

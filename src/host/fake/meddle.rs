@@ -278,12 +278,21 @@ impl FakeHost {
         self.lock().flows.clone()
     }
 
-    /// Somebody outside has `address`, with hardware address `mac`. None: no longer.
+    /// Somebody has `address`, on whatever interface he is asked, with hardware address `mac`. None: no longer.
     pub fn answer(&self, address: IpAddr, mac: Option<&str>) {
+        self.answers((None, address), mac);
+    }
+
+    /// The same on one interface.
+    pub fn answer_on(&self, interface: &IfName, address: IpAddr, mac: Option<&str>) {
+        self.answers((Some(interface.clone()), address), mac);
+    }
+
+    fn answers(&self, at: (Option<IfName>, IpAddr), mac: Option<&str>) {
         let mut state = self.lock();
         match mac {
-            Some(mac) => state.answers.insert(address, mac.to_owned()),
-            None => state.answers.remove(&address),
+            Some(mac) => state.answers.insert(at, mac.to_owned()),
+            None => state.answers.remove(&at),
         };
     }
 

@@ -97,7 +97,8 @@ struct State {
     proxies: BTreeSet<ProxyNeighbour>,
     addresses: BTreeSet<GatewayAddress>,
     flows: BTreeSet<FlowTuple>,
-    answers: BTreeMap<IpAddr, String>,
+    /// By interface (None: on any) and address.
+    answers: BTreeMap<(Option<IfName>, IpAddr), String>,
     findings: Vec<Finding>,
     lock_holder: Option<String>,
     refused: Vec<Refusal>,
@@ -335,16 +336,18 @@ impl Host for FakeHost {
         Ok(count)
     }
 
-    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<IpAddr, String>, HostError> {
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<ProxyNeighbour, String>, HostError> {
         let mut state = self.lock();
         state.enter(Call::Probe)?;
-        let asked: BTreeSet<_> = addresses.values().flatten().collect();
-        Ok(state
-            .answers
+        let asked = addresses
             .iter()
-            .filter(|(address, _)| asked.contains(address))
-            .map(|(a, mac)| (*a, mac.clone()))
-            .collect())
+            .flat_map(|(name, all)| all.iter().map(move |address| (name.clone(), *address)));
+        let answered = asked.filter_map(|(interface, address)| {
+            let there = state.answers.get(&(Some(interface.clone()), address));
+            let mac = there.or_else(|| state.answers.get(&(None, address)))?.clone();
+            Some((ProxyNeighbour { interface, address }, mac))
+        });
+        Ok(answered.collect())
     }
 
     async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<(), HostError> {

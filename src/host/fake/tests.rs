@@ -189,11 +189,17 @@ async fn strangers_answer_and_announcements_are_remembered() {
     let taken = IpAddr::from([192, 0, 2, 3]);
     host.answer(taken, Some("02:00:00:00:00:01"));
     host.answer(IpAddr::from([192, 0, 2, 9]), Some("02:00:00:00:00:02"));
-    let asked = BTreeMap::from([(iface("eth0"), BTreeSet::from([taken, IpAddr::from([192, 0, 2, 4])]))]);
+    let elsewhere = IpAddr::from([192, 0, 2, 5]);
+    host.answer_on(&iface("eth1"), elsewhere, Some("02:00:00:00:00:03"));
+    let asked = BTreeMap::from([(iface("eth0"), BTreeSet::from([taken, elsewhere, IpAddr::from([192, 0, 2, 4])]))]);
+    let there = ProxyNeighbour {
+        interface: iface("eth0"),
+        address: taken,
+    };
     assert_eq!(
         host.probe(&asked).await.unwrap(),
-        BTreeMap::from([(taken, "02:00:00:00:00:01".to_owned())])
+        BTreeMap::from([(there, "02:00:00:00:00:01".to_owned())])
     );
     host.announce(&asked).await.unwrap();
-    assert_eq!(host.journal().len(), 2);
+    assert_eq!(host.journal().len(), 3);
 }

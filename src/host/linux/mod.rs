@@ -43,7 +43,7 @@ use tokio::time::sleep;
 use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
 use crate::netfilter::dump::{ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
-use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts, Sweep};
+use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts, ProxyNeighbour, Sweep};
 use arp::Arp;
 use generation::Own;
 use nd::{Nd, Role};
@@ -247,7 +247,7 @@ impl Host for LinuxHost {
         kernel("deleting entries of the connection table", work).await
     }
 
-    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<IpAddr, String>, HostError> {
+    async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<ProxyNeighbour, String>, HostError> {
         let ports = self.ports().await?;
         let own: BTreeSet<_> = ports.values().map(|port| port.mac).collect();
         let mut probes = Vec::new();
@@ -255,15 +255,18 @@ impl Host for LinuxHost {
             let port = port_of(&ports, name, "asking for addresses")?;
             for part in Addresses::of(all, &BTreeSet::new()).split() {
                 let (action, own) = (format!("asking for addresses on {name}"), own.clone());
-                probes.push(async move { kernel(&action, move || part.probe(port, &own)).await });
+                probes.push(async move {
+                    let found = kernel(&action, move || part.probe(port, &own)).await?;
+                    let there = found.into_iter().map(|(address, mac)| {
+                        let interface = name.clone();
+                        (ProxyNeighbour { interface, address }, mac.to_string())
+                    });
+                    Ok::<_, HostError>(there.collect::<Vec<_>>())
+                });
             }
         }
         let found = futures::future::try_join_all(probes).await?;
-        Ok(found
-            .into_iter()
-            .flatten()
-            .map(|(address, mac)| (address, mac.to_string()))
-            .collect())
+        Ok(found.into_iter().flatten().collect())
     }
 
     async fn announce(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<(), HostError> {

@@ -20,6 +20,7 @@ fn active(node: &str, address: Option<&str>) -> ActiveGateway {
     ActiveGateway {
         node: node.into(),
         address: address.map(Into::into),
+        address_ipv6: None,
     }
 }
 
@@ -58,4 +59,22 @@ fn the_address_is_the_one_in_the_pool_s_subnet() {
     assert_eq!(elect(None, &[two], &net()), Some(active("a", Some("192.168.100.5"))));
     let none = node("a", Some(&[]), &[("eth0", &[]), ("eth1", &["192.168.200.2/24"])]);
     assert_eq!(elect(None, &[none], &net()), Some(active("a", None)));
+}
+
+#[test]
+fn each_family_has_its_address_and_a_link_local_one_is_none() {
+    let both = network("net", 0, json!({"outside": {"addresses": ["192.168.100.0/24", "fd00:100::/64"]}}));
+    let both = validate::network(&both).unwrap();
+    let inside: (&str, &[&str]) = ("eth1", &["192.168.200.2/24"]);
+    let elected = |outside: &[&str]| elect(None, &[node("a", Some(&[]), &[("eth0", outside), inside])], &both).unwrap();
+    let dual = elected(&["192.168.100.5/24", "fd00:9::5/64", "fd00:100::5/64", "fe80::5/64"]);
+    assert_eq!(
+        (dual.address.as_deref(), dual.address_ipv6.as_deref()),
+        (Some("192.168.100.5"), Some("fd00:100::5"))
+    );
+    let local = elected(&["192.168.100.5/24", "fe80::5/64"]);
+    assert_eq!(
+        (local.address.as_deref(), local.address_ipv6.as_deref()),
+        (Some("192.168.100.5"), None)
+    );
 }

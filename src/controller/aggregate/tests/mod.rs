@@ -78,6 +78,7 @@ fn on(node: &str) -> ActiveGateway {
     ActiveGateway {
         node: node.into(),
         address: Some("192.168.100.2".into()),
+        address_ipv6: None,
     }
 }
 

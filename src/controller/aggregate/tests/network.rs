@@ -84,6 +84,20 @@ fn network_rows() {
 }
 
 #[test]
+fn a_network_whose_egress_is_limited_is_ready_and_says_so() {
+    let mut scene = Scene::well();
+    scene.network_verdict.accepted.as_mut().unwrap().egress_allowed = true;
+    let status = scene.network_status();
+    let limited = find(&status.conditions, types::EGRESS_LIMITED).unwrap();
+    assert_eq!(
+        (limited.status.as_str(), limited.reason.as_str()),
+        ("True", reasons::SOURCE_ADDRESS_MISSING)
+    );
+    assert!(limited.message.contains("only machines with a 1:1 mapping"), "{}", limited.message);
+    assert_eq!(find(&status.conditions, types::READY).unwrap().status, "True");
+}
+
+#[test]
 fn a_silent_gateway_keeps_the_traffic_while_there_is_no_other() {
     let mut scene = Scene::well();
     scene.a().life = Life::Silent;

@@ -66,6 +66,7 @@ fn pools_that_two_gateways_share_are_routed_address_by_address() {
     other.status.as_mut().unwrap().active_gateway = Some(ActiveGateway {
         node: "vm12".into(),
         address: Some("192.168.100.12".into()),
+        address_ipv6: None,
     });
     world.networks.push(other);
     world.mappings.push(mapping(
@@ -82,4 +83,35 @@ fn pools_that_two_gateways_share_are_routed_address_by_address() {
         route("192.168.101.0/24", other_via()),
     ];
     assert_eq!(plan_of(&world, "far").routes, wanted.into());
+}
+
+#[test]
+fn each_family_has_its_own_next_hop() {
+    let mut world = clients(json!(["192.168.100.0/24", "fd00:100::/64"]));
+    let six = || Via::Gateway(address("fd00:100::2"));
+    let tell = |world: &mut World, four: Option<&str>, six: Option<&str>| {
+        active(world, "vm02", four);
+        let status = world.networks[0].status.as_mut().unwrap();
+        status.active_gateway.as_mut().unwrap().address_ipv6 = six.map(Into::into);
+    };
+    tell(&mut world, Some("192.168.100.2"), None);
+    assert_eq!(plan_of(&world, "far").routes, [route("192.168.100.0/24", via())].into());
+    tell(&mut world, Some("192.168.100.2"), Some("fd00:100::2"));
+    let both = [route("192.168.100.0/24", via()), route("fd00:100::/64", six())];
+    assert_eq!(plan_of(&world, "far").routes, both.into());
+    tell(&mut world, None, Some("fd00:100::2"));
+    assert_eq!(plan_of(&world, "far").routes, [route("fd00:100::/64", six())].into());
+    world.nodes[2]
+        .interfaces
+        .get_mut("ens1")
+        .unwrap()
+        .addresses
+        .insert("fd00:100::50/64".parse().unwrap());
+    world.mappings.push(mapping("six", 2, "fd00:100::3", "fd00:200::3", json!({})));
+    world.networks[0].spec.inside.addresses.push("fd00:200::/64".into());
+    assert_eq!(
+        plan_of(&world, "near").routes,
+        [route("fd00:100::3/128", six())].into(),
+        "in its own segment address by address"
+    );
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::{assert_problem, cluster, link, plan_of, planned};
+use super::{assert_problem, cluster, link, plan_of, planned, taken};
 use crate::api::reasons;
 use crate::plan::testing::{key, network, node, plan, seed};
 use crate::plan::{HostOptions, HostPlan, InterfaceFacts, MappingState, Via, World, host_plan, judge};
@@ -171,7 +171,7 @@ fn a_source_address_that_somebody_has_is_said_of_the_network_which_is_served_all
     assert_eq!(host_plan(&world, &verdicts, "vm02", &options).networks["net"].impaired, None);
     options
         .in_use
-        .insert("192.168.100.250".parse().unwrap(), "02:00:00:00:00:77".to_owned());
+        .insert(taken("eth0", "192.168.100.250"), "02:00:00:00:00:77".to_owned());
     let plan = host_plan(&world, &verdicts, "vm02", &options);
     let net = &plan.networks["net"];
     let why = net.impaired.clone().unwrap();

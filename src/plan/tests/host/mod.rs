@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use serde_json::Value;
 
 use super::super::testing::{key, network, node, seed};
-use super::super::{HostOptions, HostPlan, MappingState, Route, Via, World, host_plan, judge};
+use super::super::{HostOptions, HostPlan, MappingState, ProxyNeighbour, Route, Via, World, host_plan, judge};
 use crate::api::StagingNetworkStatus;
 use crate::api::network::ActiveGateway;
 use crate::netfilter::IfName;
@@ -47,9 +47,17 @@ fn active(world: &mut World, node: &str, address: Option<&str>) {
             active_gateway: Some(ActiveGateway {
                 node: node.into(),
                 address: address.map(Into::into),
+                address_ipv6: None,
             }),
             ..StagingNetworkStatus::default()
         });
+    }
+}
+
+fn taken(interface: &str, at: &str) -> ProxyNeighbour {
+    ProxyNeighbour {
+        interface: IfName::new(interface).unwrap(),
+        address: address(at),
     }
 }
 

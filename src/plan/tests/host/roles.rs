@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ipnet::IpNet;
 use serde_json::json;
 
-use super::{address, cluster, link, plan_of, planned, route};
+use super::{address, cluster, link, plan_of, planned, route, taken};
 use crate::api::StagingNetworkStatus;
 use crate::api::gatewaynode::Role;
 use crate::api::network::Isolation;
@@ -141,7 +141,11 @@ fn mappings_that_this_node_cannot_program() {
         .push(mapping("refused", 3, "192.168.100.5", "192.168.200.5", json!({})));
     world.mappings.push(mapping("self", 4, "192.168.100.6", "192.168.200.2", json!({})));
     let options = HostOptions {
-        in_use: [(address("192.168.100.4"), "52:54:00:00:00:01".to_string())].into(),
+        in_use: [
+            (taken("eth0", "192.168.100.4"), "52:54:00:00:00:01".to_string()),
+            (taken("eth1", "192.168.100.3"), "52:54:00:00:00:02".to_string()),
+        ]
+        .into(),
         quarantined: [(key("refused"), "line 7 failed".to_string())].into(),
         ..HostOptions::default()
     };
