@@ -84,6 +84,11 @@ ways! {
             assert_eq!(call(&dual.db, DNS[n], 53), is("dns", GATEWAY[n]));
             assert!(dual.gateway.tcp(&at(DNS[n], 53)).is_some(), "the node itself goes on");
         }
+        // What left under an address of the node's own is known by the mark only.
+        let admitted = || dual.gateway.sh("conntrack -L -m 0x2000/0x2000 2>/dev/null; conntrack -L -f ipv6 -m 0x2000/0x2000 2>/dev/null");
+        assert!(GATEWAY.iter().all(|own| admitted().contains(&format!("dst={own} "))), "{}", admitted());
+        dual.cleanup();
+        assert_eq!(admitted(), "", "what the fence let pass outlives it");
     }
 
     /// What is protected stays out of reach, however wide the door.
