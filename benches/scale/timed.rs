@@ -35,6 +35,9 @@ impl Host for Timed {
     async fn restore(&mut self, family: Family, text: &str) -> Result<(), HostError> {
         self.host.restore(family, text).await
     }
+    async fn wake(&mut self, family: Family, table: Table) -> Result<(), HostError> {
+        self.host.wake(family, table).await
+    }
     async fn read_links(&mut self) -> Result<ObservedLinks, HostError> {
         self.host.read_links().await
     }

@@ -25,7 +25,18 @@ impl Work<'_> {
         let desired = |table: Table| tables.get(&(family, table)).unwrap_or(&nothing);
         let mut changes: BTreeMap<Table, TableChange> = BTreeMap::new();
         for table in names {
-            let change = self.kept.change((family, *table), desired(*table));
+            let at = (family, *table);
+            let mut change = self.kept.change(at, desired(*table));
+            if change.wake {
+                self.outcome.writes += 1;
+                if let Err(error) = self.host.wake(family, *table).await {
+                    self.doubt(family, std::iter::once(table));
+                    self.trouble(&error);
+                    return Step::Stop;
+                }
+                self.kept.woke(at);
+                change = self.kept.change(at, desired(*table));
+            }
             if change.is_empty() {
                 self.kept.confirm((family, *table), desired(*table));
             } else {
@@ -137,8 +148,9 @@ impl Work<'_> {
         let Some(desired) = tables.get(&at) else { return };
         let standing = self.kept.tables.get(&at).map(|t| &t.seen);
         let hooked = standing.is_some_and(|seen| desired.hooks.contains_key(&Hook::Forward) == seen.hooks.contains_key(&Hook::Forward));
+        let awake = standing.is_some_and(|seen| !seen.dormant);
         let missing = staging::unfenced(desired, |name| {
-            hooked && standing.is_some_and(|seen| seen.chains.contains_key(name.as_str()))
+            hooked && awake && standing.is_some_and(|seen| seen.chains.contains_key(name.as_str()))
         });
         let touched = self.kept.links.as_ref().map(|l| &l.touched);
         // A fence that somebody had opened may have let something through.

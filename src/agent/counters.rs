@@ -70,6 +70,8 @@ fn subject(table: Table, chain: &ChainName, rule: &Rule) -> Option<Subject> {
         (Table::Mangle, Owner::Network(network), Target::Drop | Target::SetMark(_)) => {
             Some(Subject::Denied(network.clone(), direction(chain)?))
         }
+        // What ends in a blackhole of IPv6 before the fence.
+        (Table::Nat, Owner::Network(network), Target::Return) => Some(Subject::Denied(network.clone(), direction(chain)?)),
         (Table::Nat, Owner::Mapping(name), Target::Dnat { .. } | Target::Snat { .. } | Target::Netmap { .. }) => {
             let from = rule.matches.iter().any(|m| matches!(m, Match::Source(_)));
             Some(Subject::Mapping(name.clone(), if from { Way::Left } else { Way::Dialled }))
@@ -87,6 +89,16 @@ fn direction(chain: &ChainName) -> Option<&'static str> {
         "U" => Some("unmapped"),
         _ => None,
     }
+}
+
+/// Those chains of table nat that count what is denied. By their names: the rules of ten thousand mappings are not gone through for it.
+pub fn denying(rules: &TableRules) -> impl Iterator<Item = &ChainName> {
+    let first = ChainName::lossy("U-");
+    rules
+        .chains
+        .range(first..)
+        .map(|(name, _)| name)
+        .take_while(|name| direction(name) == Some("unmapped"))
 }
 
 /// The chains of a table that count something, those of `among` only if it is given.
@@ -140,13 +152,21 @@ impl Counts {
     /// Whether anything is known of a mapping.
     pub fn has_mappings(&self) -> bool {
         self.totals.keys().any(|subject| matches!(subject, Subject::Mapping(..)))
-            || self.last.keys().any(|(_, table, _)| *table == Table::Nat)
+            || self
+                .last
+                .keys()
+                .any(|(_, table, name)| *table == Table::Nat && direction(name).is_none())
     }
 
-    /// Forgets what is counted no more: what is in none of these tables. What has counted nothing yet is there with 0 afterwards, `mappings` only if they are wanted.
-    pub fn retain<'a>(&mut self, tables: impl Iterator<Item = ((Family, Table), &'a TableRules)>, mappings: bool) {
+    /// Forgets what is counted no more: what is in none of these tables. What has counted nothing yet is there with 0 afterwards, `mappings` only if they are wanted. Without
+    /// `of_mappings` nothing is known of any.
+    pub fn retain<'a>(&mut self, tables: impl Iterator<Item = ((Family, Table), &'a TableRules)>, mappings: bool, of_mappings: bool) {
         let (mut subjects, mut places) = (BTreeSet::new(), BTreeSet::new());
         for ((family, table), rules) in tables {
+            if table == Table::Nat && !of_mappings {
+                places.extend(denying(rules).map(|name| (family, table, name)));
+                continue;
+            }
             for (name, chain) in &rules.chains {
                 subjects.extend(chain.iter().filter_map(|rule| subject(table, name, rule)));
                 places.insert((family, table, name));

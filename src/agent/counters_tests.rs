@@ -110,7 +110,7 @@ fn what_is_counted_no_more_is_forgotten_and_what_is_new_is_there_at_once() {
     counts.take(NAT, &rules, reading(&rules, "DNAT", &[(5, 300), (6, 360)]), at(1));
     rules.chains.insert(chain("DNAT"), vec![mapped("a/one", 3), mapped("c/three", 5)]);
     rules.chains.remove(&chain("M-1"));
-    counts.retain([(NAT, &rules)].into_iter(), true);
+    counts.retain([(NAT, &rules)].into_iter(), true, true);
     assert_eq!(counts.mappings().into_keys().collect::<Vec<_>>(), ["a/one", "c/three"]);
     assert_eq!(counts.mappings()["a/one"].len(), 1, "the other way is gone");
 }
@@ -136,4 +136,26 @@ fn denied_packets_are_counted_by_network_and_direction_over_chains_and_families(
     let key = |direction: &str| ("b".to_owned(), direction.to_owned());
     assert_eq!(counts.denied(), BTreeMap::from([(key("out"), 18), (key("node"), 2)]));
     assert_eq!(counts.page("vm02", at(1))["denied"][1]["packets"], 18);
+}
+
+/// In IPv6 what has no port to go to is counted in table nat, which is otherwise gone through only for those who ask for mappings.
+#[test]
+fn what_is_counted_before_a_blackhole_is_denied_too() {
+    let mut rules = nat();
+    let counting = Rule::new(Owner::Network("b".to_owned()), [], Target::Return);
+    rules.chains.insert(chain("U-AABBCCDD"), vec![counting]);
+    let at_six = (Family::V6, Table::Nat);
+    let mut counts = Counts::default();
+    assert_eq!(denying(&rules).cloned().collect::<Vec<_>>(), [chain("U-AABBCCDD")]);
+    for packets in [4, 9] {
+        counts.take(at_six, &rules, reading(&rules, "U-AABBCCDD", &[(packets, 400)]), at(packets));
+        assert!(!counts.has_mappings());
+        let mut mangle = TableRules::default();
+        let dropping = Rule::new(Owner::Network("b".to_owned()), [], Target::Drop);
+        mangle.chains.insert(chain("U-AABBCCDD"), vec![dropping]);
+        let tables = [((Family::V6, Table::Mangle), &mangle), (at_six, &rules)];
+        counts.retain(tables.into_iter(), false, false);
+        let key = ("b".to_owned(), "unmapped".to_owned());
+        assert_eq!(counts.denied(), BTreeMap::from([(key, packets)]));
+    }
 }

@@ -35,8 +35,12 @@ pub(super) async fn read_tables(host: &mut dyn Host, kept: &mut Kept, tables: &[
         .into_iter()
         .filter_map(|at| Some((at, kept.tables.get(&at)?.verified.clone()?)))
         .collect();
-    for (at, rules) in standing.iter().filter(|((_, table), _)| tables.contains(table)) {
-        let chains = counters::chains(at.1, rules, None);
+    for (at, rules) in &standing {
+        let chains = if tables.contains(&at.1) {
+            counters::chains(at.1, rules, None)
+        } else {
+            counters::denying(rules).cloned().collect()
+        };
         read(host, kept, *at, rules, &chains).await?;
     }
     let (mut same, mut weak) = (true, BTreeMap::new());
@@ -49,8 +53,8 @@ pub(super) async fn read_tables(host: &mut dyn Host, kept: &mut Kept, tables: &[
     let mappings = tables.contains(&Table::Nat);
     if standing.len() == COUNTED.len() && (mappings || !same) {
         let of_mappings = mappings || kept.counts.has_mappings();
-        let tables = standing.iter().filter(|((_, table), _)| of_mappings || *table != Table::Nat);
-        kept.counts.retain(tables.map(|(at, rules)| (*at, &**rules)), mappings);
+        kept.counts
+            .retain(standing.iter().map(|(at, rules)| (*at, &**rules)), mappings, of_mappings);
         kept.counted = weak;
     }
     Ok(())

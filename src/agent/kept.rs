@@ -241,12 +241,18 @@ impl Kept {
         kept.seen.chains.extend(now.chains);
         if whole {
             kept.seen.hooks = now.hooks;
+            kept.seen.dormant = now.dormant;
         }
         let names: BTreeSet<ChainName> = change.write.keys().cloned().collect();
         let stands = diff::diff(&diff::narrow(desired, &names), &part(&kept.seen, desired, &names)).is_empty();
         kept.verified = stands.then(|| desired.clone());
         kept.doubted = !stands;
         stands
+    }
+
+    /// A table was switched on.
+    pub(super) fn woke(&mut self, at: (Family, Table)) {
+        self.tables.entry(at).or_default().seen.dormant = false;
     }
 
     /// A table that needed no change is as desired.
@@ -269,6 +275,7 @@ fn part(seen: &ObservedTable, desired: &TableRules, names: &BTreeSet<ChainName>)
         hooks: seen.hooks.clone(),
         chains: wanted.map(|(name, rules)| (name.clone(), rules.clone())).collect(),
         referenced: seen.referenced.clone(),
+        dormant: seen.dormant,
     }
 }
 

@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | chains | name starts with `SNET-` | a foreign chain of that name counts as ours |
 //! | rules in our chains | comment `stagenet:HASH…` | a rule without it is foreign, and the chain is rewritten as a whole |
+//! | tables | none, but for the flag `dormant` of one that has chains of ours: it is taken away | |
 //! | jumps in built-in chains | comment `stagenet`, no condition, to an `SNET-` chain | a jump without it stays, and is reported |
 //! | routes | `rtm_protocol` 211, unicast or blackhole, any table | not ours: a wanted route to the same destination is refused, the present one left alone |
 //! | policy routing rules | `FRA_PROTOCOL` 211 | not ours |
@@ -135,6 +136,9 @@ pub trait Host: Send {
 
     /// Runs one `restore --noflush`. `text` is complete `iptables-restore` input; one transaction a table, in the order of the text.
     async fn restore(&mut self, family: Family, text: &str) -> Result<(), HostError>;
+
+    /// Switches a table on that is [`ObservedTable::dormant`]: its chains see packets again, as they are.
+    async fn wake(&mut self, family: Family, table: Table) -> Result<(), HostError>;
 
     /// Reads what of ours rtnetlink holds.
     async fn read_links(&mut self) -> Result<ObservedLinks, HostError>;

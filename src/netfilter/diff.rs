@@ -24,6 +24,8 @@ pub struct TableChange {
     pub unhook: Vec<(Hook, HookRule)>,
     /// Jumps to place first in built-in chains.
     pub hook: BTreeMap<Hook, HookRule>,
+    /// Whether the table must be switched on, before all else.
+    pub wake: bool,
     /// How what was found differs, for people, one clause each, to be put behind the table's name: `FORWARD: our jump is gone`.
     /// It is drift if the table was as desired before.
     pub drift: Vec<String>,
@@ -32,7 +34,7 @@ pub struct TableChange {
 impl TableChange {
     /// Whether nothing is to be written. Chains that are empty already, but cannot go, do not count.
     pub fn is_empty(&self) -> bool {
-        self.write.is_empty() && self.delete.is_empty() && self.empty.is_empty() && self.unhook.is_empty() && self.hook.is_empty()
+        !self.wake && self.write.is_empty() && self.only_writes()
     }
 
     /// Whether chains are written, and nothing else: no chain and no jump comes or goes.
@@ -54,7 +56,15 @@ impl TableChange {
 ///
 /// `observed` must be the whole table; for a part of it, narrow `desired` to the same chains with [`narrow`].
 pub fn diff(desired: &TableRules, observed: &ObservedTable) -> TableChange {
-    let mut change = TableChange::default();
+    let mut change = TableChange {
+        wake: observed.dormant && *desired != TableRules::default(),
+        ..TableChange::default()
+    };
+    if change.wake {
+        change
+            .drift
+            .push("switched off as a whole (flags dormant): no packet saw it".to_owned());
+    }
     for (name, chain) in &desired.chains {
         let found = observed.chains.get(name.as_str());
         if let Some(what) = chain_drift(chain, found) {

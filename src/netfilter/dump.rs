@@ -19,6 +19,8 @@ pub struct ObservedTable {
     pub chains: BTreeMap<String, Vec<Option<RuleHash>>>,
     /// Those of `chains` that a foreign rule leads to: the kernel does not delete them.
     pub referenced: BTreeSet<String>,
+    /// Whether no packet sees the table: somebody has switched it off. Not in any dump; who reads a table asks the kernel.
+    pub dormant: bool,
 }
 
 /// Our jumps in one built-in chain.

@@ -133,7 +133,9 @@ impl Node {
             return Ok(Fate::Local);
         }
         let output = self.route(trace.packet.destination, trace.packet.mark);
-        trace.packet.output = Some(output.cloned().ok_or(Fate::Unroutable)?);
+        // In IPv6 such a route is a blackhole.
+        let led = output.filter(|name| name.as_str() != "lo" || trace.packet.destination.is_ipv4());
+        trace.packet.output = Some(led.cloned().ok_or(Fate::Unroutable)?);
         self.pass(ruleset, Table::Mangle, Hook::Forward, trace)?;
         let filter = self.pass(ruleset, Table::Filter, Hook::Forward, trace)?;
         if self.forward_drops && filter == Verdict::Undecided {

@@ -5,7 +5,7 @@
 //!
 //! How a packet is judged in `SNET-FWD`:
 //! 1. Connection mark set: passes. Only flows that the fence itself admitted carry it.
-//! 2. To a virtual address by way of lo: a port that no mapping has. Dropped, else it would go round in circles.
+//! 2. To a virtual address by way of lo: a port that no mapping has. Dropped, else it would go round in circles. In IPv6 such a packet ends in a blackhole before it comes here.
 //! 3. From inside: judged by its source's network, before anybody asks where it goes, so that one closed network cannot reach another's virtual
 //!    addresses. That it is part of a known connection says nothing: what stays in the closed network makes connections too (routed back, or bridged with
 //!    bridge-nf-call-iptables), and a VM that has, or takes, a production address there would have its answers carried out to production.
@@ -204,9 +204,11 @@ fn clamp(table: &mut TableRules, sites: &[Site<'_>], family: Family) {
     }
 }
 
-/// Step 2: whatever leaves by lo towards addresses of ours. Addresses are compared first: that costs bystanders a quarter of what a name does. Of networks with the same prefix, the oldest counts the drop.
+/// Step 2, of IPv4 (IPv6: [`super::translation`]): whatever leaves by lo towards addresses of ours. Addresses are compared first: that costs bystanders a quarter of what a name does. Of networks with the same prefix, the oldest counts the drop.
 fn unmapped(chains: &mut BTreeMap<ChainName, Chain>, sites: &[Site<'_>], family: Family) -> Chain {
-    let Some(lo) = IfName::new("lo") else { return Chain::new() };
+    let Some(lo) = IfName::new("lo").filter(|_| family == Family::V4) else {
+        return Chain::new();
+    };
     let mut entries = Entries::new();
     for (site, served) in sites.iter().filter_map(|site| site.served().map(|s| (site, s))) {
         for prefix in served.network.pool_of(family).chain(served.network.inside_of(family)) {

@@ -306,9 +306,6 @@ impl Zone {
             _ => None,
         }
     }
-}
-
-impl Zone {
     /// Whether the plan makes `master` still, and the flow is between the same machine and whom it knows by the same address: whatever ports the two agree upon.
     fn expects(&self, master: &Dialled, flow: &FlowTuple) -> bool {
         let network = self.inside.covering(master.source).and_then(|(_, at)| self.networks.get(*at));

@@ -146,6 +146,7 @@ impl fmt::Display for Route {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.via {
             Via::Blackhole => write!(f, "blackhole {}", self.destination)?,
+            Via::Loopback if Family::of_net(&self.destination) == Family::V6 => write!(f, "blackhole {}", self.destination)?,
             via => write!(f, "{} {via}", self.destination)?,
         }
         match self.table {
@@ -158,7 +159,9 @@ impl fmt::Display for Route {
 /// Where a route leads.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Via {
-    /// `dev lo`: makes the kernel answer ARP for a virtual address (a proxy entry alone does not, if the route to it leads out of the same device).
+    /// Here it ends. IPv4: `dev lo`, which makes the kernel answer ARP for a virtual address (a proxy entry alone does not, if the route to it leads out of the same device).
+    /// IPv6: a blackhole. Neighbour discovery asks for no route, and one to `lo` rejects: the kernel would say "no route" to whoever dials a port that no mapping has
+    /// (`fib6_is_reject` in net/ipv6/route.c).
     Loopback,
     /// `dev IF scope link`
     Link(IfName),

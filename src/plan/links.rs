@@ -85,12 +85,7 @@ pub(super) fn program(plan: &mut HostPlan, attracted: &mut Attracted, site: &Sit
     for (_, claim) in &site.claims {
         attract(attracted, site, claim);
     }
-    // An address of the node's own is answered for already.
-    let own = |address: &IpAddr| {
-        let mut all = facts.interfaces.values().flat_map(|i| &i.addresses);
-        all.any(|own| own.addr() == *address)
-    };
-    for address in site.sources.values().filter(|address| !own(address)) {
+    for address in &site.answered {
         plan.routes.insert(Route::main(IpNet::from(*address), Via::Loopback));
         if attracts {
             let interface = outside.clone();

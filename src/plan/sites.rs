@@ -53,6 +53,8 @@ pub(super) struct Site<'a> {
     pub(super) loose: bool,
     /// Under which addresses those inside leave that have no virtual address of their own.
     pub(super) sources: BTreeMap<Family, IpAddr>,
+    /// Those of [`Self::sources`] that no interface of the node has: they are answered for like virtual addresses.
+    pub(super) answered: Vec<IpAddr>,
     /// Why a source address that the network names is not in there.
     pub(super) source_problems: BTreeMap<Family, Refusal>,
     /// Why the network is not served here.
@@ -240,6 +242,7 @@ pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFact
             connected: false,
             loose: true,
             sources: BTreeMap::new(),
+            answered: Vec::new(),
             source_problems: BTreeMap::new(),
             problem: Some(refusal.clone()),
             claims: Vec::new(),
@@ -346,6 +349,11 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         .inside
         .iter()
         .all(|prefix| fenced().any(|facts| interfaces::connects(facts, *prefix)));
+    let own = |address: &IpAddr| {
+        let mut all = node.interfaces.values().flat_map(|i| &i.addresses);
+        all.any(|own| own.addr() == *address)
+    };
+    let answered = sources.values().filter(|address| !own(address)).copied().collect();
     let present = inside.as_ref().ok().and_then(|name| node.interfaces.get(name.as_str()));
     let loose = present.is_none_or(|facts| facts.rp_filter != STRICT);
     Site {
@@ -361,6 +369,7 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
         connected,
         loose,
         sources,
+        answered,
         source_problems,
         problem,
         claims: Vec::new(),

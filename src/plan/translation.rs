@@ -7,6 +7,8 @@
 //! - The mirror: a mapping of all protocols is also the address under which its VM leaves, where egress is allowed. Where nothing may leave,
 //!   there is no mirror. All other machines leave under the network's source address.
 //!
+//! - IPv6: packets to ports that no mapping has are counted (`SNET-U-H`), because their route ends before the fence could do it, in silence.
+//!
 //! Every rule that changes a source asks for the outside interface or for a translated destination: on nodes with bridge-nf-call-iptables the VMs'
 //! own traffic passes here too.
 
@@ -17,12 +19,13 @@ use ipnet::IpNet;
 
 use super::MappingKey;
 use super::egress::leaving;
+use super::prefixes::meet;
 use super::rules::{hook, network_chain, rule, rule_of};
 use super::sites::{Served, Site};
 use super::verdict::{Claim, ClaimedPorts};
 use crate::api::mapping::Side;
 use crate::api::network::SourceTranslation;
-use crate::netfilter::tree::{Entries, Key, dispatch};
+use crate::netfilter::tree::{Entries, Key, dispatch, guarded};
 use crate::netfilter::{Chain, ChainName, ConnState, Family, Hook, Match, PortRange, Rule, TableRules, Target};
 
 /// Table nat of one family.
@@ -41,6 +44,9 @@ pub(super) fn table(sites: &[Site<'_>], family: Family) -> TableRules {
     }
     table.chains.entry(destinations.clone()).or_default().append(&mut chain);
     dispatch(&mut table.chains, &destinations, Key::Destination, entries);
+
+    let rest = unmapped(&mut table.chains, sites, family);
+    table.chains.entry(destinations).or_default().extend(rest);
 
     let mut chain = Chain::new();
     for (site, served) in sites.iter().filter_map(|site| site.served().map(|served| (site, served))) {
@@ -77,6 +83,46 @@ fn add(entries: &mut Entries, prefix: IpNet, mut rules: Vec<Rule>) {
         Entry::Vacant(place) => drop(place.insert(rules)),
         Entry::Occupied(mut place) => place.get_mut().append(&mut rules),
     }
+}
+
+/// What no rule before has translated of what ends here ([`super::host::Via::Loopback`]). In IPv4 it is the fence that drops and counts it.
+fn unmapped(chains: &mut BTreeMap<ChainName, Chain>, sites: &[Site<'_>], family: Family) -> Chain {
+    if family == Family::V4 {
+        return Chain::new();
+    }
+    let mut entries = Entries::new();
+    for (site, served) in sites.iter().filter_map(|site| site.served().map(|served| (site, served))) {
+        let with_ports = site
+            .claims
+            .iter()
+            .filter(|(_, claim)| claim.family() == family && !claim.ports.is_empty());
+        let ends = |prefix: IpNet| served.network.inside.iter().any(|inside| meet(*inside, prefix));
+        let claimed = with_ports.filter_map(|(_, claim)| match claim.side {
+            Side::Outside => Some((claim.virtual_prefix, None)),
+            Side::Inside => ends(claim.virtual_prefix).then(|| (claim.virtual_prefix, Some(Match::In(served.inside.clone())))),
+        });
+        let sources = site.answered.iter().map(|address| (IpNet::from(*address), None));
+        let counted = network_chain("U", site.hash);
+        for (prefix, from) in claimed.chain(sources.filter(|(prefix, _)| Family::of_net(prefix) == family)) {
+            let matches = from.into_iter().chain([Match::Destination(prefix)]);
+            let rules = entries.entry(prefix).or_default();
+            let count = rule(site, matches, Target::Goto(counted.clone()));
+            if !rules.contains(&count) {
+                rules.push(count);
+            }
+            chains.insert(counted.clone(), vec![rule(site, [], Target::Return)]);
+        }
+    }
+    // The chain that counts comes back: what stands in a wider entry would be counted twice.
+    let mut widest: Option<IpNet> = None;
+    entries.retain(|prefix, _| {
+        let within = widest.is_some_and(|wide| wide.contains(prefix));
+        if !within {
+            widest = Some(*prefix);
+        }
+        !within
+    });
+    guarded(chains, "UM", Key::Destination, entries)
 }
 
 /// Translates one prefix to another of the same length: one address by DNAT or SNAT, several by NETMAP.

@@ -2,7 +2,7 @@
 
 use stagenet::agent::cleanup;
 use stagenet::agent::kept::Kept;
-use stagenet::host::fake::{Call, FakeHost};
+use stagenet::host::fake::{Call, FakeHost, Write};
 use stagenet::netfilter::{Family, Table};
 use stagenet::plan::{FlowTuple, RuleAction};
 
@@ -205,5 +205,35 @@ async fn the_mark_of_nobody_goes_when_the_reverse_path_filter_stands() {
         assert!(strict(&host) || marked(&host) && nowhere, "call {number} failed");
         pass(&host, &mut kept, &one()).await;
         assert_eq!(state(&host), state(&first), "call {number} failed");
+    }
+}
+
+/// A table that somebody has switched off holds everything, and no packet sees it.
+#[tokio::test]
+async fn a_table_that_was_switched_off_is_switched_on_or_said_to_be_off() {
+    for table in [Table::Mangle, Table::Nat, Table::Filter] {
+        let (host, mut kept) = (host(), Kept::default());
+        assert!(!pass(&host, &mut kept, &one()).await.failed());
+        host.switch_off(Family::V4, table);
+        kept.doubt_all();
+        host.fail_next(Call::Wake, boom());
+        let outcome = pass(&host, &mut kept, &one()).await;
+        assert!(
+            !outcome.complete && outcome.troubles[0].message.contains("boom"),
+            "{:?}",
+            outcome.troubles
+        );
+        assert_eq!(outcome.fenced, table != Table::Mangle);
+        assert!(outcome.drift[0].what.contains("switched off"), "{:?}", outcome.drift);
+        let before = host.writes();
+        let outcome = pass(&host, &mut kept, &one()).await;
+        assert!(!outcome.failed(), "{:?}", outcome.troubles);
+        let made: Vec<Write> = host.journal().split_off(before);
+        assert!(matches!(made[..], [Write::Woke(Family::V4, which)] if which == table), "{made:?}");
+        assert_eq!(state(&host), converged(&[one()]).await);
+        let before = host.writes();
+        kept.doubt_all();
+        assert!(!pass(&host, &mut kept, &one()).await.failed());
+        assert_eq!(host.writes(), before, "once");
     }
 }

@@ -81,6 +81,27 @@ labs! {
         is_repaired(seed, &mut agent, &before, &format!("{tool} -w -t nat -F && {tool} -w -t nat -X"), &["nat", by]);
     }
 
+    /// A table that is switched off keeps its rules, the tools show nothing of it, and no packet sees it. Only nft has such a switch.
+    fn tables_that_were_switched_off_are_switched_on(seed) {
+        if seed.backend == Backend::Legacy {
+            return;
+        }
+        let (manifests, mut agent, before) = standing(seed);
+        let asleep = |family: &str, table: &str| seed.vm02.sh(&format!("nft list table {family} {table}")).contains("flags dormant");
+        for (family, table) in [("ip", "mangle"), ("ip6", "mangle"), ("ip", "nat"), ("ip", "filter")] {
+            let off = format!("nft 'add table {family} {table} {{ flags dormant; }}'");
+            is_repaired(seed, &mut agent, &before, &off, &[table, "switched off", "nft"]);
+            assert!(!asleep(family, table), "{family} {table}");
+        }
+        // While no agent is there to see it.
+        drop(agent);
+        seed.vm02.sh("nft 'add table ip mangle { flags dormant; }'");
+        assert!(asleep("ip", "mangle"));
+        let _again = seed.agent(&manifests, &[]);
+        wait_until(bound(seed), "a new agent to switch it on", || !asleep("ip", "mangle"));
+        assert!(seed.vm03.tcp_is_dropped("192.168.100.1:80"));
+    }
+
     fn hooks_that_were_removed_come_back(seed) {
         let (_manifests, mut agent, before) = standing(seed);
         let (tool, by) = (seed.backend.iptables(), culprit(seed));

@@ -236,11 +236,11 @@ impl Dual {
         self.gateway.sh(&format!("iptables-{b}-save -c; ip6tables-{b}-save -c"))
     }
 
-    /// Packets counted by our rules that drop.
+    /// Packets counted by our rules that drop, or that let pass what ends in a blackhole behind them.
     pub fn dropped(&self) -> u64 {
         self.rules()
             .lines()
-            .filter(|l| l.contains(" -A SNET-") && l.contains("-j DROP"))
+            .filter(|l| l.contains(" -A SNET-") && l.contains("-j DROP") || l.contains(" -A SNET-U-"))
             .filter_map(|l| l.strip_prefix('[')?.split(':').next()?.parse::<u64>().ok())
             .sum()
     }

@@ -44,9 +44,14 @@ ways! {
         assert_eq!(dual.client.tcp(&at(VIP, 8001)).expect("a port of the range").server, "web");
         assert_eq!(dual.client.tcp(&at(VIP, 80)).expect("the other mapping").server, "db");
         assert_eq!(dual.client.udp(&at(VIP, 80)).expect("UDP").0, "web");
-        dual.is_denied(0, "beyond the range", || dual.client.tcp_is_dropped(&at(VIP, 8003)));
-        dual.is_denied(0, "the other protocol", || dual.client.udp(&at(VIP, 443)).is_none());
-        dual.is_denied(0, "ping", || !dual.client.ping(VIP));
+        let told = dual.client.watch("eth0", "icmp6 and ip6[40] = 1", || {
+            dual.is_denied(1, "beyond the range", || dual.client.tcp_is_dropped(&at(VIP, 8003)));
+            dual.is_denied(1, "the other protocol", || dual.client.udp(&at(VIP, 443)).is_none());
+            dual.is_denied(1, "ping", || !dual.client.ping(VIP));
+            dual.is_denied(1, "from inside", || dual.db.tcp_is_dropped(&at(VIP, 8003)));
+        });
+        assert!(told.is_empty(), "in silence: {told:#?}");
+        assert_eq!(dual.client.tcp(&at(VIP, 443)).expect("neighbours still find it").server, "web");
     }
 
     /// Clients that know another place for the address learn the new one from the announcement; one that somebody has is not taken from them.

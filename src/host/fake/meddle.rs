@@ -62,6 +62,16 @@ impl FakeHost {
         state.lock_holder = None;
     }
 
+    /// Somebody switches a table off: it stays as it is, and no packet sees it.
+    pub fn switch_off(&self, family: Family, table: Table) {
+        let mut state = self.lock();
+        state.table(family, table).dormant = true;
+        state.emit(HostEvent::Tables {
+            by: Some("nft (pid 99)".to_owned()),
+            chains: vec![format!("{}/*", table.as_str())],
+        });
+    }
+
     /// Makes the kernel refuse every restore line that contains `part`, with these words.
     pub fn refuse(&self, part: &str, said: &str) {
         self.push_refusal(part, said, true);

@@ -38,6 +38,8 @@ pub enum Call {
     ReadTable,
     /// [`Host::restore`]
     Restore,
+    /// [`Host::wake`]
+    Wake,
     /// [`Host::read_links`]
     ReadLinks,
     /// [`Host::kernel`]
@@ -57,6 +59,8 @@ pub enum Call {
 /// One effect on the host, in the order in which they happened. Reading leaves no trace; a failed call leaves none either.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
+    /// A table was switched on.
+    Woke(Family, Table),
     /// A restore that was committed.
     Restore {
         /// Family.
@@ -280,6 +284,16 @@ impl Host for FakeHost {
             seen.hooks.clear();
         }
         Ok(seen)
+    }
+
+    async fn wake(&mut self, family: Family, table: Table) -> Result<(), HostError> {
+        let mut state = self.lock();
+        state.enter(Call::Wake)?;
+        if let Some(table) = state.tables.get_mut(&(family, table)) {
+            table.dormant = false;
+        }
+        state.journal.push(Write::Woke(family, table));
+        Ok(())
     }
 
     async fn restore(&mut self, family: Family, text: &str) -> Result<(), HostError> {

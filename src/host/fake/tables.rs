@@ -17,6 +17,8 @@ use crate::netfilter::{Family, Table};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FakeTable {
     pub(super) chains: BTreeMap<String, Vec<String>>,
+    /// Whether somebody has switched it off.
+    pub(super) dormant: bool,
     /// Packets and bytes of rules that were hit, by chain and text. A chain that is written anew starts anew, as in a kernel.
     pub(super) hits: BTreeMap<String, BTreeMap<String, (u64, u64)>>,
 }
@@ -49,6 +51,7 @@ impl FakeTable {
     pub(super) fn new(table: Table) -> Self {
         Self {
             chains: builtin(table).iter().map(|c| ((*c).to_owned(), Vec::new())).collect(),
+            dormant: false,
             hits: BTreeMap::new(),
         }
     }
@@ -69,7 +72,10 @@ impl FakeTable {
 
     /// What of ours is in here, read by the same parser as a kernel's.
     pub(super) fn observe(&self) -> ObservedTable {
-        dump::parse(&self.saved())
+        ObservedTable {
+            dormant: self.dormant,
+            ..dump::parse(&self.saved())
+        }
     }
 
     /// What rules of ours have counted, read by the same parser as a kernel's.

@@ -17,6 +17,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
+use super::dormant::{self, NFT_MSG_NEWTABLE};
 use super::generation::{self, NFGENMSG, NFT_MSG_NEWGEN, Own};
 use super::netlink::{Answer, Netlink, messages, text, u32_at};
 use super::state::Found;
@@ -140,10 +141,13 @@ impl Transaction {
         if !matches!(answer.body.first(), Some(&(NFPROTO_IPV4 | NFPROTO_IPV6))) {
             return None;
         }
+        let whole = matches!(kind, NFT_MSG_NEWTABLE | NFT_MSG_DELTABLE);
         let name = match kind {
             NFT_MSG_NEWRULE | NFT_MSG_DELRULE => NFTA_RULE_CHAIN,
             NFT_MSG_NEWCHAIN | NFT_MSG_DELCHAIN => NFTA_CHAIN_NAME,
             NFT_MSG_DELTABLE => NFTA_NAME,
+            // Told of a new table, and of one whose flags change.
+            NFT_MSG_NEWTABLE if dormant::told(answer) => NFTA_NAME,
             _ => return None,
         };
         let (mut table, mut chain) = (String::new(), String::new());
@@ -154,14 +158,10 @@ impl Transaction {
                 _ => {}
             }
         }
-        let deleted = kind == NFT_MSG_DELTABLE;
-        let ours = deleted || chain.starts_with(CHAIN_PREFIX) || BUILT_IN.contains(&chain.as_str());
+        let ours = whole || chain.starts_with(CHAIN_PREFIX) || BUILT_IN.contains(&chain.as_str());
         if ours && TABLES.contains(&table.as_str()) {
-            self.chains.insert(if deleted {
-                format!("{table}/*")
-            } else {
-                format!("{table}/{chain}")
-            });
+            self.chains
+                .insert(if whole { format!("{table}/*") } else { format!("{table}/{chain}") });
         }
         None
     }
@@ -291,6 +291,8 @@ mod tests {
         assert!(take(NFT_MSG_NEWRULE, event(1, &[(1, b"filter\0"), (2, b"FORWARD\0")])).is_none());
         assert!(take(NFT_MSG_NEWCHAIN, event(10, &[(1, b"mangle\0"), (3, b"SNET-IN\0")])).is_none());
         assert!(take(NFT_MSG_DELTABLE, event(2, &[(1, b"filter\0")])).is_none());
+        assert!(take(NFT_MSG_NEWTABLE, event(10, &[(1, b"raw\0"), (2, &1u32.to_be_bytes())])).is_none());
+        assert!(take(NFT_MSG_NEWTABLE, event(2, &[(1, b"nat\0"), (2, &0u32.to_be_bytes())])).is_none());
         let end = take(
             NFT_MSG_NEWGEN,
             event(0, &[(1, &7u32.to_be_bytes()), (2, &99u32.to_be_bytes()), (3, b"iptables\0")]),
@@ -298,7 +300,7 @@ mod tests {
         assert_eq!(end, Some((7, Some("iptables (pid 99)".to_owned()))));
         assert_eq!(
             transaction.chains.into_iter().collect::<Vec<_>>(),
-            ["filter/*", "mangle/SNET-FWD", "mangle/SNET-IN", "nat/POSTROUTING"]
+            ["filter/*", "mangle/SNET-FWD", "mangle/SNET-IN", "nat/POSTROUTING", "raw/*"]
         );
     }
 }

@@ -3,9 +3,11 @@
 //! Needs `NET_ADMIN` and `NET_RAW` there, and nothing else: no writable /proc/sys, no other namespace. Blocking work (netlink, packet
 //! sockets) runs off the async threads. Nothing here decides what should be; it does what it is told, and says what is.
 
+mod addresses;
 mod arp;
 mod conntrack;
 mod counters;
+mod dormant;
 mod events;
 mod facts;
 mod generation;
@@ -28,7 +30,7 @@ mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
@@ -44,9 +46,8 @@ use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, Obs
 use crate::netfilter::dump::{ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts, ProxyNeighbour, Sweep};
-use arp::Arp;
+use addresses::Addresses;
 use generation::Own;
-use nd::{Nd, Role};
 use netlink::Netlink;
 use state::Found;
 use tools::Tools;
@@ -191,7 +192,32 @@ impl Host for LinuxHost {
             }
         }
         let seen = tables::read_table(tools, family, table, chains).await;
-        self.gone(seen)
+        let mut seen = self.gone(seen)?;
+        if tools.backend == Backend::Nft {
+            let asleep = move || dormant::is(&mut Netlink::open(NETLINK_NETFILTER)?, family, table);
+            seen.dormant = kernel("reading the flags of tables", asleep).await?;
+        }
+        Ok(seen)
+    }
+
+    async fn wake(&mut self, family: Family, table: Table) -> Result<(), HostError> {
+        // As for a restore.
+        let own = self.own.clone();
+        let mut own = own.lock().await;
+        let work = move || {
+            let mut netlink = Netlink::open(NETLINK_NETFILTER)?;
+            let before = generation::read(&mut netlink)?;
+            dormant::wake(&mut netlink, family, table)?;
+            Ok((before, generation::read(&mut netlink)?))
+        };
+        let tool = if family == Family::V6 { "ip6" } else { "ip" };
+        let action = format!(
+            "switching on table {0}, which somebody has switched off (`nft add table {tool} {0}` does it by hand)",
+            table.as_str()
+        );
+        let (before, after) = kernel(&action, work).await?;
+        own.note(before, after, 1);
+        Ok(())
     }
 
     async fn restore(&mut self, family: Family, text: &str) -> Result<(), HostError> {
@@ -323,56 +349,5 @@ impl Host for LinuxHost {
         let (sender, receiver) = mpsc::channel(EVENT_ROOM);
         events::start(&sender, &self.own, &self.found);
         receiver
-    }
-}
-
-/// Addresses by the protocol that asks for them and announces them.
-#[derive(Clone, Debug, Default)]
-struct Addresses {
-    arp: BTreeSet<Ipv4Addr>,
-    nd: BTreeSet<(Ipv6Addr, Role)>,
-}
-
-impl Addresses {
-    fn of(all: &BTreeSet<IpAddr>, own: &BTreeSet<IpAddr>) -> Self {
-        let mut of = Self::default();
-        for address in all {
-            let role = if own.contains(address) { Role::Own } else { Role::Proxied };
-            match *address {
-                IpAddr::V4(address) => of.arp.insert(address),
-                IpAddr::V6(address) => of.nd.insert((address, role)),
-            };
-        }
-        of
-    }
-
-    /// One for each protocol that there is something for.
-    fn split(self) -> impl Iterator<Item = Self> {
-        let Self { arp, nd } = self;
-        let parts = [Self { arp, nd: BTreeSet::new() }, Self { arp: BTreeSet::new(), nd }];
-        parts.into_iter().filter(|part| !part.arp.is_empty() || !part.nd.is_empty())
-    }
-
-    fn probe(&self, port: Port, own: &BTreeSet<MacAddr>) -> io::Result<BTreeMap<IpAddr, MacAddr>> {
-        let mut found = BTreeMap::new();
-        if !self.arp.is_empty() {
-            let answers = wire::probe::<Arp>(port, &self.arp, own)?;
-            found.extend(answers.into_iter().map(|(address, mac)| (IpAddr::V4(address), mac)));
-        }
-        if !self.nd.is_empty() {
-            let answers = wire::probe::<Nd>(port, &self.nd, own)?;
-            found.extend(answers.into_iter().map(|((address, _), mac)| (IpAddr::V6(address), mac)));
-        }
-        Ok(found)
-    }
-
-    fn announce(&self, port: Port) -> io::Result<()> {
-        if !self.arp.is_empty() {
-            wire::announce::<Arp>(port, &self.arp)?;
-        }
-        if !self.nd.is_empty() {
-            wire::announce::<Nd>(port, &self.nd)?;
-        }
-        Ok(())
     }
 }

@@ -13,6 +13,8 @@ use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR, NLMSG_NOOP, NLMSG_OVERRUN, NetlinkHeader,
     NetlinkMessage, NetlinkPayload, NetlinkSerializable, NlasIterator,
 };
+use netlink_packet_netfilter::none::ControlMessage;
+use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily};
 use netlink_sys::{Socket, SocketAddr};
 use nix::sys::socket::{setsockopt, sockopt};
 
@@ -22,6 +24,8 @@ const RECEIVE: usize = 64 * 1024;
 const BATCH: usize = 64;
 /// How often a dump is repeated that was disturbed by a change.
 const DUMP_TRIES: usize = 5;
+/// linux/netfilter/nfnetlink.h
+const NFNL_SUBSYS_NFTABLES: u16 = 10;
 /// `sizeof(struct nlmsghdr)`
 const HEADER: usize = 16;
 
@@ -165,6 +169,26 @@ impl Netlink {
             outcomes.extend(answers.into_iter().flatten());
         }
         Ok(outcomes)
+    }
+
+    /// Makes one change of nftables, which takes none but within a transaction.
+    pub(super) fn transact(&mut self, change: NetfilterMessage) -> io::Result<()> {
+        let bracket = |inner| NetfilterMessage::new(NetfilterHeader::new(NetfilterProtoFamily::Unspec, 0, NFNL_SUBSYS_NFTABLES), inner);
+        let mut out = Vec::new();
+        self.append(&mut out, 0, bracket(NetfilterMessageInner::None(ControlMessage::BatchBegin)));
+        self.append(&mut out, NLM_F_ACK, change);
+        let asked = self.sequence;
+        self.append(&mut out, 0, bracket(NetfilterMessageInner::None(ControlMessage::BatchEnd)));
+        self.socket.send(&out, 0)?;
+        loop {
+            self.receive()?;
+            for (place, outcome) in acknowledgements(&self.buffer, asked) {
+                // Of the brackets only a refusal is told.
+                if place == 0 || outcome.is_err() {
+                    return outcome;
+                }
+            }
+        }
     }
 
     /// Sends a dump request and shows each message of the answer to `each`. Returns whether the dump was consistent.

@@ -56,6 +56,9 @@ pub(super) fn parse(answer: &Answer<'_>, names: &BTreeMap<u32, IfName>) -> Optio
     let via = match (kind, gateway, out) {
         // In IPv6 such a route is said to lead to lo.
         (RTN_BLACKHOLE, _, _) if metric == WORST_METRIC => Via::Blackhole,
+        (RTN_BLACKHOLE, _, _) if destination.is_ipv6() => Via::Loopback,
+        // Of an agent that did not know better: the kernel answers what such a route takes.
+        (RTN_UNICAST, None, Some(LOOPBACK)) if destination.is_ipv6() => Via::Link(IfName::new("lo")?),
         (RTN_UNICAST, Some(gateway), _) => Via::Gateway(gateway),
         (RTN_UNICAST, None, Some(LOOPBACK)) => Via::Loopback,
         (RTN_UNICAST, None, Some(out)) => Via::Link(names.get(&out)?.clone()),
@@ -78,8 +81,11 @@ pub(super) fn read(netlink: &mut Netlink, names: &BTreeMap<u32, IfName>) -> io::
 
 /// The message that adds or removes `wanted`; `out` is the index of the interface that it leads to, if it names one.
 pub(super) fn message(wanted: &Route, out: Option<u32>) -> RouteMessage {
+    let family = Family::of_net(&wanted.destination);
+    let silent = wanted.via == Via::Loopback && family == Family::V6;
+    let out = out.filter(|_| !silent);
     let mut message = RouteMessage::default();
-    message.header.address_family = number(Family::of_net(&wanted.destination));
+    message.header.address_family = number(family);
     message.header.destination_prefix_length = wanted.destination.prefix_len();
     message.header.table = u8::try_from(wanted.table).unwrap_or(RouteHeader::RT_TABLE_UNSPEC);
     message.header.protocol = RouteProtocol::Other(PROTOCOL);
@@ -95,6 +101,7 @@ pub(super) fn message(wanted: &Route, out: Option<u32>) -> RouteMessage {
             message.header.kind = RouteType::BlackHole;
             attributes.push(RouteAttribute::Priority(WORST_METRIC));
         }
+        Via::Loopback if silent => message.header.kind = RouteType::BlackHole,
         Via::Loopback | Via::Link(_) => {}
     }
     message

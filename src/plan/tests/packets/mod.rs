@@ -178,6 +178,65 @@ fn ports_lead_where_they_are_mapped_and_the_others_nowhere() {
     assert_dropped(&lab.send("eth1", "192.168.200.9", "192.168.100.3", SSH), "U", "net");
 }
 
+/// In IPv6 the route ends what the fence of IPv4 drops, and the tables count it on the way.
+#[test]
+fn ipv6_ports_that_nobody_mapped_end_in_a_blackhole_and_are_counted_once() {
+    let mut world = seed_with(
+        json!({
+            "outside": {"addresses": ["192.168.100.0/24", "fd00:100::/64"], "sourceAddress": "192.168.100.250", "sourceAddressIPv6": "fd00:100::fa"},
+            "inside": {"addresses": ["192.168.200.0/24", "fd00:200::/64"]},
+        }),
+        json!({}),
+    );
+    let ports = json!({"ports": [{"protocol": "TCP", "port": 22}]});
+    world.mappings.push(mapping("six", 2, "fd00:100::33", "fd00:200::3", ports.clone()));
+    let mut around = ports.clone();
+    around["ports"][0]["port"] = json!(80);
+    around["virtual"] = json!({"prefix": "fd00:100::30/124", "address": null});
+    around["target"] = json!({"prefix": "fd00:200::30/124", "address": null});
+    world.mappings.push(mapping("wide", 3, "fd00:100::30", "fd00:200::30", around));
+    let dns = json!({"side": "Inside", "ports": [{"protocol": "UDP", "port": 53}]});
+    world.mappings.push(mapping("dns", 4, "fd00:200::53", "2001:db8::53", dns));
+    world.nodes[0].kernel.ipv6_forwarding = true;
+    for interface in world.nodes[0].interfaces.values_mut() {
+        interface.proxy_ndp = true;
+    }
+    world.nodes[0]
+        .interfaces
+        .get_mut("eth1")
+        .unwrap()
+        .addresses
+        .insert("fd00:200::2/64".parse().unwrap());
+    let (verdicts, _) = plan(&world);
+    assert!(verdicts.mappings.values().all(|verdict| verdict.accepted.is_ok()), "{verdicts:#?}");
+    let lab = Lab::new(&world);
+    let counted = |input: &str, from: &str, to: &str, port| {
+        let trace = lab.send(input, from, to, Payload::Transport(Transport::Tcp, port));
+        let name = format!("SNET-U-{:08X}", network_hash("net"));
+        let count = trace
+            .steps
+            .iter()
+            .filter(|step| step.table == Table::Nat && step.chain.as_str() == name)
+            .count();
+        (trace.fate, count)
+    };
+    for (to, port) in [("fd00:100::33", 23), ("fd00:100::37", 81), ("fd00:100::fa", 22)] {
+        assert_eq!(counted("eth0", "fd00:100::9", to, port), (Fate::Unroutable, 1), "{to}");
+        assert_eq!(counted("eth1", "fd00:200::9", to, port), (Fate::Unroutable, 1), "{to} from inside");
+    }
+    assert_eq!(
+        counted("eth1", "fd00:200::9", "fd00:200::53", 53),
+        (Fate::Unroutable, 1),
+        "the other protocol"
+    );
+    assert_eq!(counted("eth0", "fd00:100::9", "fd00:100::33", 22), (Fate::Forwarded, 0));
+    assert_eq!(
+        counted("eth0", "fd00:100::9", "fd00:100::33", 80),
+        (Fate::Forwarded, 0),
+        "by the wider mapping"
+    );
+}
+
 #[test]
 fn sctp_is_mapped_like_tcp_and_apart_from_it() {
     let lab = Lab::new(&seed_with(
