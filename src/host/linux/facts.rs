@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::sync::OnceLock;
 
@@ -22,6 +22,9 @@ struct Nat {
     start: &'static str,
     helpers: &'static [Helper],
 }
+
+/// How the names of all those functions begin.
+const START: &str = "nf_nat_";
 
 // net/netfilter/nf_nat_*.c, net/ipv4/netfilter/nf_nat_*.c
 const NAT: [Nat; 8] = [
@@ -59,7 +62,7 @@ pub(super) fn read() -> KernelFacts {
 fn helpers() -> Option<BTreeSet<Helper>> {
     // Fixed for as long as the kernel runs, and some megabytes long.
     static BUILT_IN: OnceLock<Option<BTreeSet<&'static str>>> = OnceLock::new();
-    let built_in = BUILT_IN.get_or_init(|| starts(BufReader::new(File::open("/proc/kallsyms").ok()?).lines().map_while(Result::ok)));
+    let built_in = BUILT_IN.get_or_init(|| starts(BufReader::new(File::open("/proc/kallsyms").ok()?)));
     let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
     let loaded = |module: &str| {
         let listed = modules.lines().any(|line| line.split(' ').next() == Some(module));
@@ -72,23 +75,21 @@ fn helpers() -> Option<BTreeSet<Helper>> {
 
 /// Those functions of [`NAT`] that a list of the kernel's symbols has: `ffffffff837e7ae0 t nf_nat_ftp_init`, in modules followed by `[MODULE]`.
 /// None for a list without functions, as a kernel without `CONFIG_KALLSYMS` has it.
-fn starts(symbols: impl Iterator<Item = String>) -> Option<BTreeSet<&'static str>> {
-    let mut found = BTreeSet::new();
-    let mut any = false;
-    for line in symbols {
-        any = true;
-        let Some((_, symbol)) = line.split_once(' ').and_then(|(_, rest)| rest.split_once(' ')) else {
-            continue;
-        };
-        // Compilers append to names: `nf_nat_ftp_init.llvm.4711`.
-        let name = symbol.split(['.', '\t', ' ']).next().unwrap_or_default();
-        found.extend(
-            NAT.iter()
-                .map(|nat| nat.start)
-                .filter(|start| *start == name && !symbol.contains('[')),
-        );
+fn starts(mut symbols: impl BufRead) -> Option<BTreeSet<&'static str>> {
+    let (mut found, mut names_at, mut line) = (BTreeSet::new(), None, Vec::new());
+    // A hundred thousand lines: of nearly all no more is looked at than how the name begins. Addresses are all of one length, a type is one letter.
+    while symbols.read_until(b'\n', &mut line).is_ok_and(|length| length > 0) {
+        let at = *names_at.get_or_insert_with(|| line.iter().position(|byte| *byte == b' ').unwrap_or_default() + 3);
+        if let Some(symbol) = line.get(at..).filter(|symbol| symbol.starts_with(START.as_bytes())) {
+            let symbol = String::from_utf8_lossy(symbol);
+            // Compilers append to names: `nf_nat_ftp_init.llvm.4711`.
+            let name = symbol.split(['.', '\t', ' ', '\n']).next().unwrap_or_default();
+            let starts = NAT.iter().map(|nat| nat.start).filter(|start| *start == name);
+            found.extend(starts.filter(|_| !symbol.contains('[')));
+        }
+        line.clear();
     }
-    any.then_some(found)
+    names_at.map(|_| found)
 }
 
 #[cfg(test)]
@@ -97,7 +98,7 @@ mod tests {
 
     #[test]
     fn what_is_built_in_is_read_from_the_symbols() {
-        let symbols = |text: &str| starts(text.lines().map(str::to_owned));
+        let symbols = |text: &str| starts(text.as_bytes());
         let listed = "ffffffff81000000 T _stext\n0000000000000000 t __pfx_nf_nat_ftp_init\n0000000000000000 t nf_nat_ftp_init\n\
                       0000000000000000 t nf_nat_sip_init.llvm.123\n0000000000000000 t nf_nat_irc_init\t[nf_nat_irc]\n0000 t";
         assert_eq!(symbols(listed), Some(BTreeSet::from(["nf_nat_ftp_init", "nf_nat_sip_init"])));
