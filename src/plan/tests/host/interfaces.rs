@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{assert_problem, cluster, link, plan_of, planned, taken};
+use crate::api::network::Isolation;
 use crate::api::reasons;
 use crate::plan::testing::{key, network, node, plan, seed};
 use crate::plan::{HostOptions, HostPlan, InterfaceFacts, MappingState, Via, World, host_plan, judge};
@@ -141,6 +142,29 @@ fn targets_that_would_be_delivered_elsewhere_are_not_served() {
         None,
         "a single address is no subnet"
     );
+}
+
+/// The clone is deleted, its bridge is still there with the address that the administrator has on every one: the network that was isolated stays so, and served.
+#[test]
+fn a_bridge_that_outlives_its_clone_takes_nothing_from_the_other() {
+    let change = json!({"inside": {"interface": "br1", "addresses": ["10.0.0.0/24"]}});
+    let mut world = seed();
+    world.networks = vec![network("net", 0, change)];
+    world.mappings.clear();
+    let admin: &[&str] = &["10.0.0.250/24"];
+    world.nodes = vec![node(
+        "vm02",
+        None,
+        &[("eth0", &["192.168.100.2/24"]), ("br1", admin), ("br2", admin)],
+    )];
+    assert_problem(&plan(&world).1, "net", reasons::PREFIX_OVERLAP, "which is connected to br2");
+    let isolation = Some(Isolation { identifier: 1, zone: 0 });
+    world.networks[0].status.get_or_insert_default().isolation = isolation;
+    let net = plan(&world).1.networks["net"].clone();
+    assert_eq!((net.problem, net.isolated.map(|isolated| isolated.identifier)), (None, Some(1)));
+    world.nodes[0].interfaces.remove("br2");
+    let net = plan(&world).1.networks["net"].clone();
+    assert_eq!((net.problem, net.isolated), (None, None));
 }
 
 #[test]
