@@ -280,7 +280,11 @@ labs! {
         let passed = busy.probers.passed();
         let from_inside: Vec<_> = passed.iter().filter(|l| !l.contains("ARP") && !l.contains("neighbor solicitation")).collect();
         assert!(from_inside.is_empty(), "{} packets, such as {:#?}", from_inside.len(), &from_inside[..from_inside.len().min(8)]);
+        // It makes the gateway give up whom it asks for, and tell whoever dials.
+        busy.nobody_dials();
         busy.probers.forgive(&seed.vm02);
+        busy.dialler = Some(dialler(seed));
+        busy.goes_on("eth1 was made anew");
         busy.agent.assert_alive();
         busy.end();
     }
