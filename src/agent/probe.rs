@@ -46,6 +46,9 @@ impl Work<'_> {
 
     /// Asks again for addresses that somebody had, before they are planned without. Those that cannot be asked for stay untaken.
     pub(super) async fn ask_again(&mut self) {
+        // What is asked by an interface that is gone keeps no other question from being asked. If it comes back, its addresses are new ones.
+        let there = &self.outcome.facts.interfaces;
+        self.kept.in_use.retain(|taken, _| there.contains_key(taken.interface.as_str()));
         if !mem::take(&mut self.kept.ask_again) || self.kept.in_use.is_empty() {
             return;
         }

@@ -93,7 +93,8 @@ impl Work<'_> {
         };
         self.note_raised(plan, &closed);
         self.note_left(plan, &closing);
-        let meanwhile = self.meanwhile(plan, &closed, &closing);
+        let filtering = stages.ways.iter().chain(&stages.additions).any(sets_filter);
+        let meanwhile = self.meanwhile(plan, &closed, &closing).filter(|_| filtering);
         let fence = self.restore_both(&[Table::Mangle], meanwhile.as_ref().unwrap_or(&closed)).await;
         let removed = self.change_links(&stages.removals).await;
         if !matches!(fence, Step::Done) {
@@ -159,7 +160,7 @@ impl Work<'_> {
         Step::Done
     }
 
-    /// `tables` with the mark of what is from nobody inside, on a node that has this mark, as long as no reverse path filter does the same.
+    /// `tables` with the mark of what is from nobody inside, on a node that has this mark, as long as no reverse path filter does the same. Where `all` makes every filter loose, none ever will.
     fn meanwhile(&self, plan: &HostPlan, tables: &Tables, closing: &BTreeSet<IfName>) -> Option<Tables> {
         let at = (Family::V4, Table::Mangle);
         let marked = self
@@ -195,4 +196,9 @@ impl Work<'_> {
             _ => true,
         }
     }
+}
+
+/// Whether a reverse path filter is about to change.
+fn sets_filter(change: &LinkChange) -> bool {
+    matches!(change, LinkChange::Set(_, settings) if settings.rp_filter.is_some())
 }

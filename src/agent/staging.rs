@@ -102,11 +102,15 @@ fn routing(stages: &mut LinkStages, plan: &HostPlan, seen: &ObservedLinks) {
     stages.additions.extend(first.into_iter().cloned().map(LinkChange::AddRule));
 }
 
-/// What holds both marks of two rules of which one would be followed by packets that are marked for the other.
+/// What holds both marks of two rules of which one would be followed by packets that are marked for the other. No mark at all is never held: the node's own packets have none. Rules that ask
+/// for it ask for an inside interface, too, and give nobody's mark a meaning.
 fn hold(old: &PolicyRule, new: &PolicyRule) -> Vec<PolicyRule> {
     let (Some(was), Some(is)) = (old.mark, new.mark) else {
         return Vec::new();
     };
+    if was.value == 0 || is.value == 0 {
+        return Vec::new();
+    }
     let taken = |mark: Mark, by: Mark| mark.value & by.mask == by.value;
     if old.family != new.family || old.action == new.action || !(taken(was, is) || taken(is, was)) {
         return Vec::new();

@@ -166,6 +166,33 @@ fn marks_that_change_lead_nobody_astray() {
 }
 
 #[test]
+fn what_has_no_mark_is_never_held() {
+    let from_inside = |n: u32, interface: &str, mask: u32| PolicyRule {
+        mark: Some(Mark { value: 0, mask }),
+        input: Some(IfName::new(interface).unwrap()),
+        ..rule(11_000 + n, None, 211_000 + n)
+    };
+    let nobody = |mask: u32| PolicyRule {
+        mark: Some(Mark { value: mask, mask }),
+        action: RuleAction::Blackhole,
+        ..rule(29_000, None, 0)
+    };
+    let with = |n: u32, interface: &str, mask: u32| HostPlan {
+        policy_rules: [from_inside(n, interface, mask), nobody(mask)].into(),
+        ..HostPlan::default()
+    };
+    let one = with(1, "br1", 0xff);
+    for next in [with(1, "br1", 0xff_0000), with(2, "br2", 0xff)] {
+        let stages = leads(&one, &next);
+        let holds = |change: &LinkChange| matches!(change, LinkChange::AddRule(rule) if rule.preference == PREFERENCE_HOLD);
+        assert!(
+            !stages.separation.iter().any(holds),
+            "the node's own packets bear no mark: {stages:?}"
+        );
+    }
+}
+
+#[test]
 fn a_table_that_changes_hands_leads_nowhere_in_between() {
     let (mut before, mut after) = (HostPlan::default(), HostPlan::default());
     isolated(&mut before, 2, "brB");

@@ -34,6 +34,10 @@ struct Shape {
     step: u8,
 }
 
+/// The most levels below a root. Where iptables is nft's, the kernel refuses chains that lead sixteen deep into each other (`nft_chain_validate` in `net/netfilter/nf_tables_api.c`), and somebody may
+/// choose addresses that part at every level; what goes deeper stands flat. Up to two trees stand below each other, behind a handful of other chains.
+const DEPTH_MAX: u8 = 4;
+
 /// Walked by the first packet of a flow.
 const FIRST: Shape = Shape {
     root: 32,
@@ -85,7 +89,7 @@ fn shaped(chains: &mut BTreeMap<ChainName, Chain>, root: &ChainName, key: Key, e
     let mut all: Vec<Entry> = entries.into_iter().filter(|(_, rules)| !rules.is_empty()).collect();
     let fits = all.first().is_none_or(|(prefix, _)| sub_chain(root, host(*prefix)).is_some());
     let mut branches = Tree { chains, root, key, shape };
-    let appended = if fits { branches.branch(&mut all, None) } else { flat(&mut all) };
+    let appended = if fits { branches.branch(&mut all, None, 0) } else { flat(&mut all) };
     chains.entry(root.clone()).or_default().extend(appended);
 }
 
@@ -139,10 +143,10 @@ struct Tree<'a> {
 
 impl Tree<'_> {
     /// The rules that stand for `entries` (ordered) in the chain of `at`, which covers them all; what stands below is added. `at` is None at the root.
-    fn branch(&mut self, entries: &mut [Entry], at: Option<IpNet>) -> Chain {
+    fn branch(&mut self, entries: &mut [Entry], at: Option<IpNet>, depth: u8) -> Chain {
         let most = if at.is_none() { self.shape.root } else { self.shape.leaf };
         let level = at.map_or(0, |prefix| prefix.prefix_len());
-        let Some(below) = level_below(entries, level, self.shape.step).filter(|_| weight(entries) > most) else {
+        let Some(below) = level_below(entries, level, self.shape.step).filter(|_| depth < DEPTH_MAX && weight(entries) > most) else {
             return flat(entries);
         };
         let shorter = |(prefix, _): &Entry| prefix.prefix_len() < below;
@@ -169,7 +173,7 @@ impl Tree<'_> {
             let Some((first, _)) = group.first() else { continue };
             let prefix = widened(*first, below);
             let Some(name) = sub_chain(self.root, prefix) else { continue };
-            let inside = self.branch(group, Some(prefix));
+            let inside = self.branch(group, Some(prefix), depth + 1);
             self.chains.insert(name.clone(), inside);
             // From a goto nothing comes back to the shorter prefixes that stand behind it.
             let target = if at.is_none() || !own.is_empty() {

@@ -162,6 +162,41 @@ fn where_every_packet_comes_by_few_rules_stand_side_by_side() {
 }
 
 #[test]
+fn addresses_that_part_at_every_level_lead_no_deeper_than_the_kernel_allows() {
+    let parting: Entries = (0..64)
+        .flat_map(|bit| (0..2_u128).map(move |low| 0xfd00_u128 << 112 | 1 << (2 * bit % 112) | low << (bit % 2)))
+        .map(|bits| rules_of(IpNet::from(IpAddr::from(std::net::Ipv6Addr::from_bits(bits))), 3))
+        .collect();
+    for every in [false, true] {
+        let mut chains = BTreeMap::new();
+        let top = if every {
+            let guards = guarded(&mut chains, "RAWA", Key::Destination, parting.clone());
+            let Target::Jump(below) = &guards[0].target else {
+                panic!("{guards:?}")
+            };
+            below.clone()
+        } else {
+            dispatch(&mut chains, &root(), Key::Destination, parting.clone());
+            root()
+        };
+        assert!(chains.len() > 5, "a tree");
+        assert!(depth(&chains, &top) <= 4, "{}", depth(&chains, &top));
+        for (prefix, rules) in &parting {
+            assert_eq!(&met(&chains, &top, prefix.addr()), rules);
+        }
+    }
+}
+
+/// Chains below `name` on the longest way down.
+fn depth(chains: &BTreeMap<ChainName, Chain>, name: &ChainName) -> usize {
+    let below = chains[name].iter().filter_map(|rule| match &rule.target {
+        Target::Jump(next) | Target::Goto(next) => Some(1 + depth(chains, next)),
+        _ => None,
+    });
+    below.max().unwrap_or_default()
+}
+
+#[test]
 fn a_root_without_room_for_names_stays_flat() {
     let long = ChainName::new("ABCDEFGHIJKLMNOPQ").unwrap();
     let mut chains = BTreeMap::new();

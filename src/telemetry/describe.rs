@@ -105,7 +105,7 @@ pub const DENIED: Descriptor = Descriptor {
     name: "agent_denied_packets",
     kind: Kind::Counter,
     labels: &["network", "direction"],
-    help: "Packets that the fence dropped, read from the kernel every 15 seconds; direction is in, out, node or unmapped",
+    help: "Packets that were denied, read from the kernel every 15 seconds; direction is in, out, node or unmapped",
 };
 /// Packets of mappings.
 pub const MAPPING_PACKETS: Descriptor = Descriptor {
@@ -229,7 +229,8 @@ $ curl -s http://127.0.0.1:9469/counters
   its virtual address; null where it has no such rule.
 - A mapping's packets are its **new connections**: the kernel asks rules of table nat for the first packet of each connection only. Its bytes are the sizes of
   those packets. What follows in the same connection is not counted.
-- The fence's rules are asked for every packet, so denied packets are all of them.
+- The fence's rules are asked for every packet, so denied packets are all of them, but for one kind: IPv6 packets to ports that no mapping has are counted in
+  table nat, without those that conntrack takes for the beginning of nothing (INVALID).
 - `lastHit` is when a reading last found more than the one before. Readings are made when `/counters` is asked for, every 15 seconds for metrics, and
   before a chain is written anew. Null: no reading of this agent has seen it grow.
 - Counts go on when rules are written anew, and begin again when the mapping or network is removed, or the agent is started after its rules were written

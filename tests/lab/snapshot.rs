@@ -26,7 +26,7 @@ impl Snapshot {
             }
         }
         for family in ["-4", "-6"] {
-            for what in ["route show table all", "rule", "neigh show proxy | sort", "-o addr"] {
+            for what in ["route show table all | sort", "rule", "neigh show proxy | sort", "-o addr"] {
                 let text = ns.sh(&format!("ip {family} {what}"));
                 // The kernel's own link-local addresses come when they will, and addresses are tentative for a while.
                 let text: String = text

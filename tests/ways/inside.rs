@@ -28,8 +28,8 @@ bridges! {
                     let (name, seen) = ns.udp(&at(virtual_at, 53)).unwrap_or_else(|| panic!("UDP of {what}"));
                     assert_eq!((name.as_str(), seen.ip().to_string().as_str()), (server, seen_as), "UDP of {what}");
                     open.push((server, call));
-                    dual.is_denied(u64::from(!virtual_at.contains(':')), &format!("another port, {what}"), || ns.tcp_is_dropped(&at(virtual_at, 80)));
-                    dual.is_denied(u64::from(!virtual_at.contains(':')), &format!("ping, {what}"), || !ns.ping(virtual_at));
+                    dual.is_denied(1, &format!("another port, {what}"), || ns.tcp_is_dropped(&at(virtual_at, 80)));
+                    dual.is_denied(1, &format!("ping, {what}"), || !ns.ping(virtual_at));
                 }
             }
             dual.is_denied(1, "the server itself, untranslated", || dual.web.tcp_is_dropped(&at(DNS[n], 53)));
