@@ -94,7 +94,7 @@ impl Work<'_> {
         self.note_raised(plan, &closed);
         self.note_left(plan, &closing);
         let filtering = stages.ways.iter().chain(&stages.additions).any(sets_filter);
-        let meanwhile = self.meanwhile(plan, &closed, &closing).filter(|_| filtering);
+        let meanwhile = if filtering { self.meanwhile(plan, &closed, &closing) } else { None };
         let fence = self.restore_both(&[Table::Mangle], meanwhile.as_ref().unwrap_or(&closed)).await;
         let removed = self.change_links(&stages.removals).await;
         if !matches!(fence, Step::Done) {

@@ -13,8 +13,6 @@ use crate::plan::{HostPlan, LinkSettings, PolicyRule, Route, RuleAction, TABLE_M
 
 /// Of policy rules that stand only while marks change their meaning: before all that ask for marks.
 const PREFERENCE_HOLD: u32 = 19_999;
-/// `rp_filter` that takes a packet only from where it would be answered to (Documentation/networking/ip-sysctl.rst).
-const STRICT: u8 = 1;
 
 /// The link changes of a pass, by stage.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,7 +51,7 @@ pub fn link_stages(plan: &HostPlan, seen: &ObservedLinks) -> LinkStages {
         let change = seen.links.get(interface).and_then(|present| settings_change(wanted, present));
         let Some(mut change) = change else { continue };
         if seen.inside.contains(interface) {
-            let rp_filter = change.rp_filter.take_if(|value| *value == STRICT);
+            let rp_filter = change.rp_filter.take_if(|value| *value == LinkSettings::STRICT);
             let early = LinkSettings {
                 rp_filter,
                 ..LinkSettings::default()

@@ -107,6 +107,11 @@ pub struct LinkSettings {
     pub proxy_delay_ipv6: Option<u64>,
 }
 
+impl LinkSettings {
+    /// `rp_filter` that takes a packet only from where it would be answered to (Documentation/networking/ip-sysctl.rst).
+    pub const STRICT: u8 = 1;
+}
+
 /// An address that the node answers for inside, as /32.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct GatewayAddress {

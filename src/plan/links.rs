@@ -7,7 +7,7 @@ use ipnet::IpNet;
 
 use super::host::{GatewayAddress, HostPlan, LinkSettings, NetworkPlan, ProxyNeighbour, Route, TABLE_MAIN, Via};
 use super::prefixes::meet;
-use super::sites::{STRICT, Served, Site};
+use super::sites::{Served, Site};
 use super::validate::ValidNetwork;
 use super::verdict::Claim;
 use super::{InterfaceFacts, NodeFacts, Verdicts, View, selector, values};
@@ -112,7 +112,7 @@ fn ways_in_main(prefix: IpNet, inside: &IfName, facts: &InterfaceFacts) -> impl 
 /// machines, or that of another clone. Where no filter is set there, none is needed.
 fn reverse_path_filter(site: &Site<'_>, interface: &InterfaceFacts) -> u8 {
     match (site.separate, interface.rp_filter) {
-        (None, _) => STRICT,
+        (None, _) => LinkSettings::STRICT,
         (Some(_), 0) => 0,
         (Some(_), _) => 2,
     }

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 
 use jiff::Timestamp;
 
-use super::host::Isolated;
+use super::host::{Isolated, LinkSettings};
 use super::interfaces::{self, Foot};
 use super::prefixes::PrefixIndex;
 use super::rules::network_hash;
@@ -21,9 +21,6 @@ use crate::api::gatewaynode::Role;
 use crate::api::network::Isolation;
 use crate::api::reasons;
 use crate::netfilter::{Family, IfName, Match, Owner};
-
-/// `rp_filter` that takes a packet only from where it would be answered to (Documentation/networking/ip-sysctl.rst).
-pub(super) const STRICT: u8 = 1;
 
 /// One network on the node.
 #[derive(Debug)]
@@ -355,7 +352,7 @@ fn site<'a>(name: &'a str, verdict: &'a NetworkVerdict, network: &'a ValidNetwor
     };
     let answered = sources.values().filter(|address| !own(address)).copied().collect();
     let present = inside.as_ref().ok().and_then(|name| node.interfaces.get(name.as_str()));
-    let loose = present.is_none_or(|facts| facts.rp_filter != STRICT);
+    let loose = present.is_none_or(|facts| facts.rp_filter != LinkSettings::STRICT);
     Site {
         name,
         generation: verdict.generation,
