@@ -31,6 +31,14 @@ pub(super) struct Leaving<'a> {
     pub(super) inward: Vec<(&'a MappingKey, &'a Claim)>,
 }
 
+impl Leaving<'_> {
+    /// Where what may leave is on its way to, unless it is [`Self::open`].
+    pub(super) fn destinations(&self) -> Vec<IpNet> {
+        let inward = self.inward.iter().map(|(_, claim)| claim.target);
+        self.rules.iter().map(|rule| rule.to).chain(inward).collect()
+    }
+}
+
 /// None if nothing may leave.
 pub(super) fn leaving<'a>(site: &Site<'a>, family: Family) -> Option<Leaving<'a>> {
     let network = site.network.filter(|_| site.served().is_some())?;

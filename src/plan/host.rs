@@ -9,6 +9,7 @@ use ipnet::IpNet;
 
 use super::links::Attracted;
 use super::policy::PolicyRule;
+use super::prefixes::meet;
 use super::sites::{self, Site};
 use super::verdict::Claim;
 use super::{FlowPolicy, HostOptions, MappingKey, NodeFacts, Refusal, Verdicts, View, conflicts, egress, links, raw, rules, separation};
@@ -365,13 +366,18 @@ fn ipv6_obstacle(claim: &Claim, site: &Site<'_>, facts: &NodeFacts) -> Option<Re
     })
 }
 
-/// Virtual addresses that lead into closed networks by way of other nodes. What leaves a closed network here must not reach them: on their own gateway
-/// it would look like any client of the outside.
+/// Virtual addresses that lead into closed networks by way of other nodes, as far as anything that leaves here may be on its way to them. It must not reach them: on their own
+/// gateway it would look like any client of the outside.
 fn claimed_elsewhere(sites: &[Site<'_>], verdicts: &Verdicts) -> BTreeSet<IpNet> {
-    if !sites
-        .iter()
-        .any(|site| Family::ALL.iter().any(|family| egress::leaving(site, *family).is_some()))
-    {
+    let leaving = || {
+        let networks = sites
+            .iter()
+            .flat_map(|site| Family::ALL.map(|family| egress::leaving(site, family)));
+        networks.flatten()
+    };
+    let open = leaving().any(|leaving| leaving.open);
+    let to: BTreeSet<IpNet> = leaving().flat_map(|leaving| leaving.destinations()).collect();
+    if !open && to.is_empty() {
         return BTreeSet::new();
     }
     let here: BTreeSet<&MappingKey> = sites.iter().flat_map(|site| site.claims.iter().map(|(key, _)| *key)).collect();
@@ -382,5 +388,6 @@ fn claimed_elsewhere(sites: &[Site<'_>], verdicts: &Verdicts) -> BTreeSet<IpNet>
         .filter_map(|(_, verdict)| verdict.accepted.as_ref().ok())
         .filter(|claim| claim.side == Side::Outside)
         .map(|claim| claim.virtual_prefix)
+        .filter(|prefix| open || to.iter().any(|to| meet(*to, *prefix)))
         .collect()
 }

@@ -1,6 +1,6 @@
 //! What a site needs of interfaces, addresses, routes and neighbours, and the routes of client nodes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
@@ -179,37 +179,11 @@ fn hosts(prefix: IpNet) -> impl Iterator<Item = IpAddr> {
 }
 
 /// Adds the routes to pools that this node takes as a client.
-///
-/// A pool gets one route, but single claimed addresses get one each where the whole prefix would be wrong: where it meets a subnet of the node
-/// itself (other hosts of that segment would be sent to the gateway), and where pools of networks with other gateways meet it.
 pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Verdicts, facts: &NodeFacts) {
     let clients = client_networks(world, verdicts, facts);
-    if clients.is_empty() {
-        return;
-    }
-    let pools: Vec<(IpNet, IpAddr)> = clients
-        .iter()
-        .flat_map(|client| {
-            client
-                .network
-                .pool
-                .iter()
-                .filter_map(|prefix| Some((*prefix, client.next_hop(*prefix)?)))
-        })
-        .collect();
-    let whole = |prefix: IpNet, gateway: IpAddr| {
-        let ours = pools.iter().all(|(other, via)| *via == gateway || !meet(*other, prefix));
-        ours && !facts
-            .interfaces
-            .values()
-            .flat_map(|i| &i.addresses)
-            .any(|own| meet(own.trunc(), prefix))
-    };
-    let mut by_claim: BTreeMap<&str, Vec<(IpNet, IpAddr)>> = BTreeMap::new();
     for client in &clients {
-        let network = client.network;
         plan.networks.insert(
-            network.name.clone(),
+            client.network.name.clone(),
             NetworkPlan {
                 role: Role::Client,
                 generation: client.generation,
@@ -220,24 +194,73 @@ pub(super) fn route_clients(plan: &mut HostPlan, world: View<'_>, verdicts: &Ver
                 impaired: None,
             },
         );
-        for prefix in &network.pool {
-            let Some(gateway) = client.next_hop(*prefix) else { continue };
-            if whole(*prefix, gateway) {
-                plan.routes.insert(Route::main(*prefix, Via::Gateway(gateway)));
-            } else {
-                by_claim.entry(&network.name).or_default().push((*prefix, gateway));
-            }
-        }
     }
-    if by_claim.is_empty() {
+    let ways = ClientWays::of(&clients, facts);
+    plan.routes.extend(
+        ways.whole
+            .iter()
+            .map(|(prefix, gateway)| Route::main(*prefix, Via::Gateway(*gateway))),
+    );
+    if ways.by_claim.is_empty() {
         return;
     }
     for claim in verdicts.mappings.values().filter_map(|verdict| verdict.accepted.as_ref().ok()) {
-        let prefixes = by_claim.get(&*claim.network).filter(|_| claim.side == Side::Outside);
+        let prefixes = ways.by_claim.get(&*claim.network).filter(|_| claim.side == Side::Outside);
         let around = prefixes.and_then(|prefixes| prefixes.iter().find(|(prefix, _)| prefix.contains(&claim.virtual_prefix)));
         if let Some((_, gateway)) = around {
             plan.routes.insert(Route::main(claim.virtual_prefix, Via::Gateway(*gateway)));
         }
+    }
+}
+
+/// Of the networks that this node is a client of those whose claims have a route each.
+pub(super) fn routed_by_claim(world: View<'_>, verdicts: &Verdicts, facts: &NodeFacts) -> BTreeSet<String> {
+    let clients = client_networks(world, verdicts, facts);
+    let ways = ClientWays::of(&clients, facts);
+    ways.by_claim.into_keys().map(str::to_owned).collect()
+}
+
+/// Networks that this node is a client of.
+pub(super) fn clients_of(world: View<'_>, verdicts: &Verdicts, facts: &NodeFacts) -> BTreeSet<String> {
+    let clients = client_networks(world, verdicts, facts);
+    clients.into_iter().map(|client| client.network.name.clone()).collect()
+}
+
+/// By which routes a client reaches the pools.
+///
+/// A pool gets one route, but single claimed addresses get one each where the whole prefix would be wrong: where it meets a subnet of the node
+/// itself (other hosts of that segment would be sent to the gateway), and where pools of networks with other gateways meet it.
+struct ClientWays<'a> {
+    whole: Vec<(IpNet, IpAddr)>,
+    by_claim: BTreeMap<&'a str, Vec<(IpNet, IpAddr)>>,
+}
+
+impl<'a> ClientWays<'a> {
+    fn of(clients: &[Client<'a>], facts: &NodeFacts) -> Self {
+        let pools = |client: &Client<'a>| -> Vec<(IpNet, IpAddr)> {
+            let prefixes = client.network.pool.iter();
+            prefixes.filter_map(|prefix| Some((*prefix, client.next_hop(*prefix)?))).collect()
+        };
+        let all: Vec<(IpNet, IpAddr)> = clients.iter().flat_map(pools).collect();
+        let whole = |prefix: IpNet, gateway: IpAddr| {
+            let ours = all.iter().all(|(other, via)| *via == gateway || !meet(*other, prefix));
+            let mut own = facts.interfaces.values().flat_map(|i| &i.addresses);
+            ours && !own.any(|own| meet(own.trunc(), prefix))
+        };
+        let mut ways = Self {
+            whole: Vec::new(),
+            by_claim: BTreeMap::new(),
+        };
+        for client in clients {
+            for (prefix, gateway) in pools(client) {
+                if whole(prefix, gateway) {
+                    ways.whole.push((prefix, gateway));
+                } else {
+                    ways.by_claim.entry(&client.network.name).or_default().push((prefix, gateway));
+                }
+            }
+        }
+        ways
     }
 }
 

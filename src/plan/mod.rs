@@ -4,6 +4,7 @@
 //! Controller, agent, command line and standalone mode all call this, so they cannot disagree.
 
 mod claims;
+mod concern;
 mod conflicts;
 mod egress;
 mod fence;
@@ -29,6 +30,7 @@ pub mod validate;
 mod values;
 pub mod verdict;
 
+pub use concern::{Concern, concern};
 pub use conflicts::written;
 pub use flows::{Dialled, FlowPolicy, FlowTuple, Reach, Sweep};
 pub use host::{GatewayAddress, HostPlan, Isolated, LinkSettings, MappingState, NetworkPlan, ProxyNeighbour, Route, TABLE_MAIN, Via};

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::disallowed_methods)]
 
+mod concern;
 mod kernel;
 #[path = "../lab/mod.rs"]
 mod lab;
