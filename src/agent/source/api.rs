@@ -1,67 +1,58 @@
 //! In a cluster: objects as the API server tells them. While it is away, the last known state stays.
+//!
+//! Everybody watches networks and the own Node; what else concerns the node follows from these ([`crate::plan::concern`]). Nothing is told before all of that has been listed once,
+//! also when more comes to concern it later: until then what was told before stays in force.
 
-use std::collections::BTreeMap;
-use std::fmt::Debug;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::stream::{BoxStream, StreamExt, select_all};
+use futures::stream::StreamExt;
 use k8s_openapi::api::core::v1::Node;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event};
-use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
+use kube::runtime::watcher::Event;
+use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::cache::{Cache, Change};
+use super::topics::{News, Subscriptions, Topic};
 use super::{Problem, Snapshot, Snapshots};
+use crate::api::gatewaynode::GatewayNodeStatus;
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
 use crate::controller::gather;
-use crate::telemetry::chain;
+use crate::plan::{Mappings, NodeFacts, View, concern};
 
 /// Resource versions that mean nothing new are passed on this late: the controller's own status writes come by the thousand.
 const VERSION_DELAY: Duration = Duration::from_secs(1);
 /// Events taken at once.
 const BATCH: usize = 1024;
 
-enum News {
-    // Boxed: much larger than the others, and rare.
-    Network(Box<Event<DeserializeGuard<StagingNetwork>>>),
-    Mapping(Event<DeserializeGuard<NatMapping>>),
-    Gateway(Event<DeserializeGuard<GatewayNode>>),
-    Node(Event<PartialObjectMeta<Node>>),
-    /// A watch that failed; it is tried again by itself.
-    Away(&'static str, String),
-}
-
 struct State {
     node: String,
     networks: Cache<StagingNetwork>,
-    mappings: Cache<NatMapping>,
-    gateways: Cache<GatewayNode>,
+    /// By the network that they name, for networks that concern the node.
+    mappings: BTreeMap<String, Cache<NatMapping>>,
+    /// None: none of them concerns the node.
+    gateways: Option<Cache<GatewayNode>>,
+    /// What is watched. [`Topic::OwnGateway`] feeds the same cache as [`Topic::Gateways`].
+    topics: BTreeSet<Topic>,
+    /// Whether the node takes routes to pools.
+    client: bool,
     /// Labels of the own Node. None: not known yet.
     labels: Option<BTreeMap<String, String>>,
     found: bool,
+    /// Kinds of which a watch fails, with the error.
     away: BTreeMap<&'static str, String>,
 }
 
 /// Watches everything that concerns `node`, in a task of its own.
 pub fn watch(client: &Client, node: &str) -> (Snapshots, tokio::task::JoinHandle<()>) {
     let (sender, receiver) = watch::channel(None);
-    let own = watcher::Config::default().fields(&format!("metadata.name={node}"));
-    let nodes = kube::runtime::watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), own)
-        .default_backoff()
-        .map(|event| event.map_or_else(|e| News::Away("Node", chain(&e)), News::Node));
-    let mut news = select_all([
-        stream(client, "StagingNetwork", |event| News::Network(Box::new(event))),
-        stream(client, "NatMapping", News::Mapping),
-        stream(client, "GatewayNode", News::Gateway),
-        nodes.boxed(),
-    ])
-    .ready_chunks(BATCH);
     let mut state = State::new(node);
+    let mut news = Subscriptions::new(client, node);
+    news.follow(&state.topics);
+    let mut news = news.ready_chunks(BATCH);
     let task = tokio::spawn(async move {
         let mut late: Option<Instant> = None;
         loop {
@@ -79,6 +70,9 @@ pub fn watch(client: &Client, node: &str) -> (Snapshots, tokio::task::JoinHandle
                 Change::Version => late = Some(late.unwrap_or_else(|| Instant::now() + VERSION_DELAY)),
                 Change::Meaning => {
                     late = None;
+                    if state.choose() {
+                        news.get_mut().follow(&state.topics);
+                    }
                     if let Some(snapshot) = state.snapshot() {
                         sender.send_replace(Some(Arc::new(snapshot)));
                     }
@@ -89,24 +83,15 @@ pub fn watch(client: &Client, node: &str) -> (Snapshots, tokio::task::JoinHandle
     (receiver, task)
 }
 
-fn stream<K>(client: &Client, kind: &'static str, news: fn(Event<DeserializeGuard<K>>) -> News) -> BoxStream<'static, News>
-where
-    K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
-{
-    let api: Api<DeserializeGuard<K>> = Api::all(client.clone());
-    kube::runtime::watcher(api, watcher::Config::default())
-        .default_backoff()
-        .map(move |event| event.map_or_else(|e| News::Away(kind, chain(&e)), news))
-        .boxed()
-}
-
 impl State {
     fn new(node: &str) -> Self {
         Self {
             node: node.to_owned(),
             networks: Cache::new(|a, b| a.spec == b.spec && active(a) == active(b)),
-            mappings: Cache::new(|a: &NatMapping, b| a.spec == b.spec).trimmed(trim),
-            gateways: Cache::new(|a, b| interfaces(a) == interfaces(b)),
+            mappings: BTreeMap::new(),
+            gateways: None,
+            topics: BTreeSet::from([Topic::Networks, Topic::OwnNode]),
+            client: false,
             labels: None,
             found: false,
             away: BTreeMap::new(),
@@ -119,16 +104,14 @@ impl State {
                 self.back("StagingNetwork", &event);
                 self.networks.take(*event)
             }
-            News::Mapping(event) => {
+            News::Mapping(network, event) => {
                 self.back("NatMapping", &event);
-                self.mappings.take(event)
+                // None: it has ceased to matter since this was said.
+                self.mappings.get_mut(&*network).map_or(Change::None, |cache| cache.take(event))
             }
             News::Gateway(event) => {
                 self.back("GatewayNode", &event);
-                let own = matches!(&event, Event::Apply(g) | Event::Delete(g) if g.name_any() == self.node);
-                let change = self.gateways.take(event);
-                // What this agent itself reported is no news to it.
-                if own || change == Change::Version { Change::None } else { change }
+                self.take_gateway(event)
             }
             News::Node(event) => {
                 self.back("Node", &event);
@@ -147,6 +130,19 @@ impl State {
     fn back<K>(&mut self, kind: &'static str, event: &Event<K>) {
         if !matches!(event, Event::Init) && self.away.remove(kind).is_some() {
             tracing::info!(kind, "watching again");
+        }
+    }
+
+    fn take_gateway(&mut self, event: Event<DeserializeGuard<GatewayNode>>) -> Change {
+        let own = matches!(&event, Event::Apply(g) | Event::Delete(g) if g.name_any() == self.node);
+        let Some(cache) = &mut self.gateways else {
+            return Change::None;
+        };
+        match cache.take(event) {
+            // What this agent itself reported is no news to it, unless its subnets decide what it has to know.
+            Change::Meaning if own && !self.client => Change::None,
+            Change::Version => Change::None,
+            change => change,
         }
     }
 
@@ -173,13 +169,67 @@ impl State {
         Change::Meaning
     }
 
-    /// Everything, once every first list is complete.
+    /// Chooses what is watched from what is known. Returns whether that is anything else than before.
+    fn choose(&mut self) -> bool {
+        let (Some(labels), true) = (&self.labels, self.networks.ready) else {
+            return false;
+        };
+        let own = self.own_facts(labels.clone());
+        let networks: Vec<StagingNetwork> = self.networks.objects().cloned().collect();
+        let mappings: Vec<Arc<NatMapping>> = self.known_mappings().cloned().collect();
+        let known = View {
+            networks: &networks,
+            mappings: Mappings::Shared(&mappings),
+            nodes: &[],
+        };
+        let concern = concern(known, &own);
+        let mut topics = BTreeSet::from([Topic::Networks, Topic::OwnNode]);
+        topics.extend(concern.mappings.iter().cloned().map(Topic::Mappings));
+        if concern.nodes {
+            topics.insert(Topic::Gateways);
+        } else if concern.client {
+            topics.insert(Topic::OwnGateway);
+        }
+        self.client = concern.client;
+        if topics == self.topics {
+            return false;
+        }
+        let gateways = |topics: &BTreeSet<Topic>| (topics.contains(&Topic::Gateways), topics.contains(&Topic::OwnGateway));
+        if gateways(&topics) != gateways(&self.topics) {
+            let watched = concern.nodes || concern.client;
+            self.gateways = watched.then(|| Cache::new(|a, b| interfaces(a) == interfaces(b)).trimmed(trim_gateway));
+        }
+        self.mappings.retain(|network, _| concern.mappings.contains(network));
+        for network in concern.mappings {
+            let cache = || Cache::new(|a: &NatMapping, b| a.spec == b.spec).trimmed(trim);
+            self.mappings.entry(network).or_insert_with(cache);
+        }
+        self.topics = topics;
+        true
+    }
+
+    /// The own node, with its interfaces as it has reported them.
+    fn own_facts(&self, labels: BTreeMap<String, String>) -> NodeFacts {
+        let own = self.gateways.iter().flat_map(Cache::objects).find(|g| g.name_any() == self.node);
+        let own: Vec<GatewayNode> = own.cloned().into_iter().collect();
+        let names = BTreeMap::from([(self.node.clone(), labels)]);
+        let mut nodes = gather::world(Vec::new(), Vec::new(), &own, names).nodes;
+        nodes.pop().unwrap_or_default()
+    }
+
+    fn known_mappings(&self) -> impl Iterator<Item = &Arc<NatMapping>> {
+        self.mappings.values().flat_map(Cache::shared)
+    }
+
+    /// Everything, once all that is watched has been listed.
     fn snapshot(&self) -> Option<Snapshot> {
         let labels = self.labels.clone()?;
-        if !(self.networks.ready && self.mappings.ready && self.gateways.ready) {
+        let listed = self.mappings.values().all(|cache| cache.ready) && self.gateways.as_ref().is_none_or(|cache| cache.ready);
+        if !(self.networks.ready && listed) {
             return None;
         }
-        let gateways: Vec<GatewayNode> = self.gateways.objects().filter(|g| g.name_any() != self.node).cloned().collect();
+        let gateways = self.gateways.iter().flat_map(Cache::objects);
+        let gateways: Vec<GatewayNode> = gateways.filter(|g| g.name_any() != self.node).cloned().collect();
         // Nobody looks at other nodes' labels here: whether a node is a gateway it judges by its own.
         let names = gateways.iter().map(|g| (g.name_any(), BTreeMap::new())).collect();
         let others = gather::world(Vec::new(), Vec::new(), &gateways, names).nodes;
@@ -191,16 +241,31 @@ impl State {
             });
         }
         undecodable(&mut problems, "StagingNetwork", &self.networks.bad);
-        undecodable(&mut problems, "NatMapping", &self.mappings.bad);
-        undecodable(&mut problems, "GatewayNode", &self.gateways.bad);
+        for cache in self.mappings.values() {
+            undecodable(&mut problems, "NatMapping", &cache.bad);
+        }
+        if let Some(cache) = &self.gateways {
+            undecodable(&mut problems, "GatewayNode", &cache.bad);
+        }
         Some(Snapshot {
             networks: self.networks.objects().cloned().collect(),
-            mappings: self.mappings.shared().cloned().collect(),
+            mappings: self.known_mappings().cloned().collect(),
             others,
             labels: Some(labels),
             problems,
         })
     }
+}
+
+/// Leaves of a report what is looked at: hundreds of nodes report.
+fn trim_gateway(gateway: &mut GatewayNode) {
+    let status = gateway.status.take();
+    gateway.status = status.map(|status| GatewayNodeStatus {
+        interfaces: status.interfaces,
+        ..GatewayNodeStatus::default()
+    });
+    let meta = &mut gateway.metadata;
+    (meta.annotations, meta.labels) = (None, None);
 }
 
 /// Leaves of a mapping what is judged, and what tells it from its successor: what people note in labels and annotations is often longer than all the rest.

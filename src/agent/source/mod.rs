@@ -3,6 +3,7 @@
 pub mod api;
 mod cache;
 pub mod directory;
+mod topics;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,0 +1,141 @@
+//! What is watched of the API server: each topic is a stream of its own, opened and closed as it begins and ceases to concern the node.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::stream::{AbortHandle, BoxStream, SelectAll, Stream, StreamExt, abortable};
+use k8s_openapi::api::core::v1::Node;
+use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
+
+use crate::api::{GatewayNode, NatMapping, StagingNetwork};
+use crate::telemetry::chain;
+
+/// Something that is watched.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Topic {
+    /// All networks.
+    Networks,
+    /// The own Node, its metadata only.
+    OwnNode,
+    /// The own report.
+    OwnGateway,
+    /// All reports.
+    Gateways,
+    /// The mappings of one network (a selectable field).
+    Mappings(String),
+}
+
+/// What a stream says.
+pub(super) enum News {
+    // Boxed: much larger than the others, and rare.
+    Network(Box<Event<DeserializeGuard<StagingNetwork>>>),
+    /// Of the network with this name.
+    Mapping(Arc<str>, Event<DeserializeGuard<NatMapping>>),
+    Gateway(Event<DeserializeGuard<GatewayNode>>),
+    Node(Event<PartialObjectMeta<Node>>),
+    /// A watch of that kind failed; it is tried again by itself.
+    Away(&'static str, String),
+}
+
+/// The open streams, as one.
+pub(super) struct Subscriptions {
+    client: Client,
+    node: String,
+    open: BTreeMap<Topic, AbortHandle>,
+    streams: SelectAll<BoxStream<'static, News>>,
+}
+
+impl Subscriptions {
+    /// None yet.
+    pub(super) fn new(client: &Client, node: &str) -> Self {
+        Self {
+            client: client.clone(),
+            node: node.to_owned(),
+            open: BTreeMap::new(),
+            streams: SelectAll::new(),
+        }
+    }
+
+    /// Opens and closes streams, so that those of `topics` are open. What a closed one has said before is still delivered.
+    pub(super) fn follow(&mut self, topics: &BTreeSet<Topic>) {
+        self.open.retain(|topic, stream| {
+            let stays = topics.contains(topic);
+            if !stays {
+                stream.abort();
+            }
+            stays
+        });
+        for topic in topics {
+            if !self.open.contains_key(topic) {
+                let (stream, handle) = abortable(self.stream(topic));
+                self.streams.push(stream.boxed());
+                self.open.insert(topic.clone(), handle);
+            }
+        }
+    }
+
+    fn stream(&self, topic: &Topic) -> BoxStream<'static, News> {
+        let own = || format!("metadata.name={}", self.node);
+        match topic {
+            Topic::Networks => self.objects("StagingNetwork", None, |event| News::Network(Box::new(event))),
+            Topic::OwnNode => {
+                let nodes: Api<PartialObjectMeta<Node>> = Api::all(self.client.clone());
+                events("Node", nodes, Some(own()), News::Node)
+            }
+            Topic::OwnGateway => self.objects("GatewayNode", Some(own()), News::Gateway),
+            Topic::Gateways => self.objects("GatewayNode", None, News::Gateway),
+            Topic::Mappings(network) => {
+                let name: Arc<str> = network.as_str().into();
+                let fields = format!("spec.networkRef.name={network}");
+                self.objects("NatMapping", Some(fields), move |event| News::Mapping(name.clone(), event))
+            }
+        }
+    }
+
+    /// Objects of a kind of ours, of which some may be undecodable.
+    fn objects<K>(
+        &self,
+        kind: &'static str,
+        fields: Option<String>,
+        news: impl Fn(Event<DeserializeGuard<K>>) -> News + Send + 'static,
+    ) -> BoxStream<'static, News>
+    where
+        K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
+    {
+        events(kind, Api::<DeserializeGuard<K>>::all(self.client.clone()), fields, news)
+    }
+}
+
+fn events<K>(
+    kind: &'static str,
+    api: Api<K>,
+    fields: Option<String>,
+    news: impl Fn(Event<K>) -> News + Send + 'static,
+) -> BoxStream<'static, News>
+where
+    K: Resource + DeserializeOwned + Clone + Debug + Send + 'static,
+{
+    let config = watcher::Config {
+        field_selector: fields,
+        ..watcher::Config::default()
+    };
+    watcher(api, config)
+        .default_backoff()
+        .map(move |event| event.map_or_else(|e| News::Away(kind, chain(&e)), &news))
+        .boxed()
+}
+
+impl Stream for Subscriptions {
+    type Item = News;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<News>> {
+        self.streams.poll_next_unpin(context)
+    }
+}
