@@ -129,6 +129,8 @@ const FINAL: &[&str] = &[
     reasons::HELPER_MISSING,
     reasons::ISOLATION_EXHAUSTED,
     reasons::INSIDE_ADDRESS_MISSING,
+    reasons::MACHINE_INTERFACE_MISSING,
+    reasons::TARGET_ON_OTHER_NETWORK,
 ];
 
 /// Whether a reason stays until a person acts.

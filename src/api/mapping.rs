@@ -63,6 +63,10 @@ use super::schema;
          || (cidr(self.virtual.prefix).ip().family() == cidr(self.target.prefix).ip().family() \
          && cidr(self.virtual.prefix).prefixLength() == cidr(self.target.prefix).prefixLength())"
     ).message("target.prefix must be of the family and length of virtual.prefix"),
+    validation = Rule::new("!has(self.target.virtualMachineRef) || has(self.virtual.address) || !has(self.virtual.prefix)")
+        .message("target.virtualMachineRef must stand beside virtual.address: it leads to one machine"),
+    validation = Rule::new("!has(self.target.virtualMachineRef) || !has(self.side) || self.side != 'Inside'")
+        .message("target.virtualMachineRef must not be given with side Inside: such a mapping leads to a server outside"),
     validation = Rule::new("!has(self.ports) || !has(self.virtual.prefix) || self.ports.all(p, !has(p.targetPort))")
         .message("ports must have no targetPort with virtual.prefix: a prefix keeps ports as they are"),
     validation = Rule::new(
@@ -85,7 +89,7 @@ pub struct NatMappingSpec {
     pub network_ref: NetworkRef,
     /// What is dialled: an address or a prefix.
     pub r#virtual: VirtualAddress,
-    /// Where it leads: an address or a prefix, as in `virtual`.
+    /// Where it leads: an address or a prefix, as in `virtual`, or a virtual machine by its name.
     pub target: TargetAddress,
     /// The ports that lead to the target, at most 64 entries; packets to other ports of the virtual address are dropped and counted. When omitted, every
     /// protocol and port leads there, ICMP too, one to one, and the machine's own connections leave under the virtual address where the network's `egress`
@@ -156,9 +160,11 @@ impl VirtualAddress {
     }
 }
 
-/// What traffic is delivered to: exactly one of `address` and `prefix`, the same as in `virtual`.
+/// What traffic is delivered to: exactly one of `address`, `prefix` and `virtualMachineRef`. The first two as in `virtual`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[x_kube(validation = Rule::new("has(self.address) != has(self.prefix)").message("must have either address or prefix"))]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("[has(self.address), has(self.prefix), has(self.virtualMachineRef)].exists_one(given, given)")
+    .message("must have exactly one of address, prefix and virtualMachineRef"))]
 pub struct TargetAddress {
     /// The machine's own address, of the family of `virtual.address`, such as 192.168.200.3. With side Outside it must lie in the network's
     /// `inside.addresses`; with side Inside it must lie neither in these, nor in those of another network, nor in `protected`.
@@ -169,14 +175,35 @@ pub struct TargetAddress {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::claimed_prefix")]
     pub prefix: Option<String>,
+    /// A KubeVirt VirtualMachine in the mapping's own namespace. Traffic is delivered to the address that it reports, of the family of `virtual.address`,
+    /// as long as that lies in the network's `inside.addresses`; see `status.target`. Not with `virtual.prefix`, nor with side Inside, nor without a cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::present::<VirtualMachineRef>")]
+    pub virtual_machine_ref: Option<VirtualMachineRef>,
 }
 
 impl TargetAddress {
-    /// The address or the prefix as it was written; empty if neither was.
+    /// The address, the prefix or the machine's name as it was written; empty if none was.
     #[must_use]
     pub fn text(&self) -> &str {
-        self.address.as_deref().or(self.prefix.as_deref()).unwrap_or_default()
+        let machine = || self.virtual_machine_ref.as_ref().map(|machine| machine.name.as_str());
+        self.address
+            .as_deref()
+            .or(self.prefix.as_deref())
+            .or_else(machine)
+            .unwrap_or_default()
     }
+}
+
+/// An interface of a KubeVirt VirtualMachine.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct VirtualMachineRef {
+    /// Name of a VirtualMachine (kubevirt.io) in the mapping's namespace. It may be created later than the mapping.
+    #[schemars(schema_with = "schema::machine_name")]
+    pub name: String,
+    /// Which of its interfaces: the name of the network in `spec.template.spec.networks` of the VirtualMachine, such as default.
+    #[schemars(schema_with = "schema::machine_interface")]
+    pub interface: String,
 }
 
 /// Who dials the virtual address.
@@ -250,10 +277,59 @@ pub struct NatMappingStatus {
     /// Absent while the mapping is not served.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announcement: Option<Announcement>,
-    /// Accepted, ResolvedRefs, Programmed and Ready are always there; Conflicted, Reconciling and Stalled only while true. `docs/reasons.md` explains
+    /// What was found out about `spec.target.virtualMachineRef`. Absent where the target is an address or a prefix, and while nothing was found out.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<MachineTarget>,
+    /// Accepted, ResolvedRefs, Programmed and Ready are always there; Conflicted, TargetOnOtherNetwork, Reconciling and Stalled only while true. `docs/reasons.md` explains
     /// every reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
+}
+
+/// What is known of the virtual machine that a mapping leads to.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct MachineTarget {
+    /// Name of the VirtualMachine that this is about.
+    #[schemars(length(max = 253))]
+    pub virtual_machine: String,
+    /// Name of its network that this is about.
+    #[schemars(length(max = 63))]
+    pub interface: String,
+    /// The address that traffic is delivered to. Absent while there is none that may be used; ResolvedRefs says why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 45))]
+    pub address: Option<String>,
+    /// Reported: the running machine has this address now. Held: it has reported it last, and reports none now, because it is off or starting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub state: Option<AddressState>,
+    /// Who told KubeVirt of the address, as the VirtualMachineInstance says in `status.interfaces[].infoSource`: domain, guest-agent, multus-status, or
+    /// several of them. What comes from the guest-agent is the machine's own word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 128))]
+    pub source: Option<String>,
+    /// What the interface was attached to when the address was taken: NAMESPACE/NAME of a NetworkAttachmentDefinition, or `pod` for the cluster's own
+    /// network. Where the network does not name its `inside.networkAttachments`, an interface that is attached to another one later has left the network.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 320))]
+    pub attachment: Option<String>,
+}
+
+impl MachineTarget {
+    /// Whether this is about what `machine` names.
+    #[must_use]
+    pub fn is_of(&self, machine: &VirtualMachineRef) -> bool {
+        self.virtual_machine == machine.name && self.interface == machine.interface
+    }
+}
+
+/// How fresh a machine's address is.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AddressState {
+    /// The running machine has it now.
+    Reported,
+    /// It was the last one; none is reported now.
+    Held,
 }

@@ -180,6 +180,12 @@ pub struct Inside {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::gateway_addresses")]
     pub gateway_addresses: Vec<String>,
+    /// The NetworkAttachmentDefinitions that lead into the closed network, each as NAMESPACE/NAME, at most 64. Mappings that name a virtual machine lead to an
+    /// interface only while it is attached to one of them. When omitted: to whatever an interface was attached to when its address was first taken, so that only a
+    /// later change is noticed. Nothing else is made of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::network_attachments")]
+    pub network_attachments: Vec<String>,
 }
 
 /// What a restored machine sees as the source of a translated connection.

@@ -52,13 +52,15 @@ pub mod types {
         ACCEPTED = "Accepted", "StagingNetwork, NatMapping",
             "The object is valid and stands: for a mapping, the claim is its own. Always present.";
         RESOLVED_REFS = "ResolvedRefs", "NatMapping",
-            "What the object refers to exists: the network, and on its gateway the kernel's helpers. Always present.";
+            "What the object refers to exists: the network, the virtual machine and an address of it that may be used, and on the gateway the kernel's helpers. Always present.";
         PROGRAMMED = "Programmed", "StagingNetwork, NatMapping",
             "Every gateway that should serve it has read it back from its kernel. Always present. Unknown while a gateway is silent.";
         READY = "Ready", "StagingNetwork, NatMapping, GatewayNode",
             "Summary: all of the above. On a GatewayNode: the node holds all that it was asked to hold. Always present.";
         CONFLICTED = "Conflicted", "NatMapping",
             "An older claim to the same virtual address and ports won. Present only while true.";
+        TARGET_ON_OTHER_NETWORK = "TargetOnOtherNetwork", "NatMapping",
+            "The interface of the running virtual machine that the mapping names is attached to another network than the closed one, so nothing leads there. Present only while true.";
         EGRESS_LIMITED = "EgressLimited", "StagingNetwork",
             "Something may leave the network, but only machines with a 1:1 mapping (one of all protocols) have an address to leave under, in the families that the message names; all others are denied. Nothing is broken, so Ready may be True beside it. Present only while true.";
         DRIFTED = "Drifted", "GatewayNode",
@@ -112,8 +114,8 @@ reasons! {
         "Choose an address of the pool, or ask the administrator to widen it.";
     PROTECTED = "Protected", "The address lies in a range that the network declares to be production (`spec.protected`).",
         "Choose another address. What is protected cannot be claimed, whatever else is said.";
-    TARGET_OUTSIDE = "TargetOutside", "The target is not in the network's inside prefixes (`spec.inside.addresses`).",
-        "Correct the target, or the network's inside prefixes.";
+    TARGET_OUTSIDE = "TargetOutside", "The target is not in the network's inside prefixes (`spec.inside.addresses`). With `spec.target.virtualMachineRef`: the machine reports no address in them, and nothing leads to where else it may be.",
+        "Correct the target, the machine's own address, or the network's inside prefixes.";
     TARGET_IS_GATEWAY = "TargetIsGateway", "The target is an address that the gateway itself answers for inside (`spec.inside.gatewayAddresses`).",
         "Choose the address of a VM as the target.";
     ADDRESS_OWNED = "AddressOwnedByNode", "The virtual address belongs to an interface of a node; claiming it would cut that node off.",
@@ -136,6 +138,16 @@ reasons! {
         "Create the network, or correct the name. The mapping takes effect by itself when the network appears.";
     NETWORK_NOT_ACCEPTED = "NetworkNotAccepted", "The network that the mapping names is not accepted itself.",
         "Look at the network: `kubectl describe stagingnetwork NAME`.";
+    KUBEVIRT_MISSING = "KubeVirtMissing", "The mapping names a virtual machine, and the cluster does not serve KubeVirt's VirtualMachine and VirtualMachineInstance (kubevirt.io/v1), or the controller may not read them; the message says which. An address that was known before is held.",
+        "Install KubeVirt, or write the machine's address in `spec.target.address`. It is taken into use by itself.";
+    VIRTUAL_MACHINE_NOT_FOUND = "VirtualMachineNotFound", "There is no VirtualMachine of the name in `spec.target.virtualMachineRef` in the mapping's namespace.",
+        "Create the machine, or correct the name. The mapping takes effect by itself when the machine has an address.";
+    MACHINE_INTERFACE_MISSING = "MachineInterfaceMissing", "The virtual machine has no network of the name in `spec.target.virtualMachineRef.interface`, or its interface there is unplugged.",
+        "Write the name of one of the networks that the message lists (`spec.template.spec.networks` of the VirtualMachine), or plug the interface in.";
+    WAITING_FOR_ADDRESS = "WaitingForAddress", "No address of the virtual machine is known yet: it has never run since it was named, or reports none of the family of `spec.virtual.address`. The virtual address is kept for the mapping meanwhile.",
+        "Start the machine. If it runs: see `status.interfaces` of its VirtualMachineInstance; without a guest agent KubeVirt knows no addresses of interfaces that are not on the pod network. Or write the address in `spec.target.address`.";
+    TARGET_ON_OTHER_NETWORK = "TargetOnOtherNetwork", "The interface of the running virtual machine is attached to another network than the closed one, so the address that it reports is not a place in the closed network. Nothing leads there, and the virtual address is kept for the mapping.",
+        "Attach the interface to the closed network again. If the attachment that the message names leads into it too, list it in the network's `spec.inside.networkAttachments`.";
     NOT_ACCEPTED = "NotAccepted", "Nothing is programmed because the object is not accepted.",
         "See its condition Accepted.";
 

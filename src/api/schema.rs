@@ -24,6 +24,14 @@ pub const EGRESS_MAX: usize = 64;
 pub const HELPER_USES_MAX: usize = 16;
 /// Most helpers that a network allows: all there are.
 pub const HELPERS_MAX: usize = HelperName::ALL.len();
+/// Longest name of a `VirtualMachine`.
+pub const MACHINE_NAME_MAX: usize = 253;
+/// Longest name of a network in the spec of a `VirtualMachine`.
+pub const MACHINE_INTERFACE_MAX: usize = 63;
+/// Most network attachments that lead into one closed network.
+pub const ATTACHMENTS_MAX: usize = 64;
+/// Longest `NAMESPACE/NAME` of a network attachment.
+pub const ATTACHMENT_MAX: usize = 317;
 /// Highest number of an isolated network.
 pub const ISOLATION_MAX: u32 = 16383;
 
@@ -122,6 +130,42 @@ pub(super) fn network_name(_: &mut SchemaGenerator) -> Schema {
             "rule": "!format.dns1123Subdomain().validate(self).hasValue()",
             "message": "must be the name of a StagingNetwork: lower-case letters, digits, '-' and '.', the first and last a letter or digit",
         }],
+    })
+}
+
+/// Name of a `VirtualMachine`.
+pub(super) fn machine_name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string", "minLength": 1, "maxLength": MACHINE_NAME_MAX,
+        "x-kubernetes-validations": [{
+            "rule": "!format.dns1123Subdomain().validate(self).hasValue()",
+            "message": "must be the name of a VirtualMachine: lower-case letters, digits, '-' and '.', the first and last a letter or digit",
+        }],
+    })
+}
+
+/// Name of a network in the spec of a `VirtualMachine`, as KubeVirt's own admission has it.
+pub(super) fn machine_interface(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string", "minLength": 1, "maxLength": MACHINE_INTERFACE_MAX,
+        "x-kubernetes-validations": [{
+            "rule": "self.matches('^[A-Za-z0-9_-]+$')",
+            "message": "must be the name of a network of the VirtualMachine: letters, digits, '-' and '_'",
+        }],
+    })
+}
+
+/// A set of network attachments.
+pub(super) fn network_attachments(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array", "maxItems": ATTACHMENTS_MAX, "x-kubernetes-list-type": "set",
+        "items": {
+            "type": "string", "minLength": 3, "maxLength": ATTACHMENT_MAX,
+            "x-kubernetes-validations": [{
+                "rule": "self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?/[a-z0-9]([a-z0-9.-]*[a-z0-9])?$')",
+                "message": "must be NAMESPACE/NAME of a NetworkAttachmentDefinition, such as default/closed-b",
+            }],
+        },
     })
 }
 

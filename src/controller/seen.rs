@@ -13,12 +13,15 @@
 //!   agent may have reported R long ago, when it had refused the same claim. The controller's own write of `Accepted=True` settles this: the
 //!   agent's watch delivers that write after the deletion that caused it, so R moves once, to the first version that does not say
 //!   `Accepted=False` any more, and until then the mapping is not programmed.
+//! - **The address of a virtual machine is in the status**, and it is the controller that writes it: a new one raises no generation. So R moves
+//!   to the first version whose status has that address, and until it is written the mapping is not programmed with it.
 
 use std::collections::BTreeMap;
 
 use kube::ResourceExt;
 
 use crate::api::NatMapping;
+use crate::api::mapping::MachineTarget;
 use crate::api::reasons::types;
 use crate::plan::MappingKey;
 
@@ -31,6 +34,7 @@ struct Sighting {
     uid: Option<String>,
     generation: Option<i64>,
     refused: bool,
+    target: Option<MachineTarget>,
     version: String,
 }
 
@@ -55,6 +59,7 @@ impl Seen {
                 uid: mapping.metadata.uid.clone(),
                 generation: mapping.metadata.generation,
                 refused: refused(mapping),
+                target: target(mapping).cloned(),
                 version: mapping.resource_version().unwrap_or_default(),
             };
             let kept = before.remove(&key).filter(|old| old.still_about(&now));
@@ -62,12 +67,12 @@ impl Seen {
         }
     }
 
-    /// What a report must say about `mapping`.
-    pub fn requirement(&self, key: &MappingKey) -> Requirement<'_> {
+    /// What a report must say about a mapping that leads to `machine`, or to an address of the spec if that is None.
+    pub fn requirement(&self, key: &MappingKey, machine: Option<&MachineTarget>) -> Requirement<'_> {
         match self.0.get(key) {
             None => Requirement::None,
             Some(sighting) if sighting.version.is_empty() => Requirement::None,
-            Some(sighting) if sighting.refused => Requirement::Rewritten,
+            Some(sighting) if sighting.refused || !same_place(sighting.target.as_ref(), machine) => Requirement::Rewritten,
             Some(sighting) => Requirement::Version(&sighting.version),
         }
     }
@@ -76,7 +81,10 @@ impl Seen {
 impl Sighting {
     /// Whether what was remembered is still right, given what is seen now.
     fn still_about(&self, now: &Self) -> bool {
-        self.uid == now.uid && self.generation == now.generation && self.refused == now.refused
+        self.uid == now.uid
+            && self.generation == now.generation
+            && self.refused == now.refused
+            && same_place(self.target.as_ref(), now.target.as_ref())
     }
 }
 
@@ -88,6 +96,18 @@ pub fn key(mapping: &NatMapping) -> MappingKey {
     }
 }
 
+/// What the stored status says of the machine that the mapping names.
+fn target(mapping: &NatMapping) -> Option<&MachineTarget> {
+    mapping.spec.target.virtual_machine_ref.as_ref()?;
+    mapping.status.as_ref()?.target.as_ref()
+}
+
+/// Whether the gateways deliver to the same place for both.
+fn same_place(a: Option<&MachineTarget>, b: Option<&MachineTarget>) -> bool {
+    let place = |target: Option<&MachineTarget>| target.map(|t| (t.virtual_machine.clone(), t.interface.clone(), t.address.clone()));
+    place(a) == place(b)
+}
+
 /// Whether the stored status refuses the mapping, whatever generation it is about.
 fn refused(mapping: &NatMapping) -> bool {
     let conditions = mapping.status.as_ref().map_or(&[][..], |status| &status.conditions);
@@ -97,6 +117,7 @@ fn refused(mapping: &NatMapping) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::mapping::{AddressState, VirtualMachineRef};
     use crate::controller::testing::{condition, mapping};
 
     fn at(version: &str, generation: i64, accepted: Option<&str>) -> NatMapping {
@@ -121,35 +142,66 @@ mod tests {
     #[test]
     fn own_status_writes_do_not_move_the_bar() {
         let seen = after(&[at("5", 1, None), at("7", 1, Some("True")), at("9", 1, Some("True"))]);
-        assert_eq!(seen.requirement(&key(&mapping("default", "vm03"))), Requirement::Version("5"));
+        assert_eq!(seen.requirement(&key(&mapping("default", "vm03")), None), Requirement::Version("5"));
     }
 
     #[test]
     fn a_new_generation_and_a_new_object_of_the_same_name_move_it() {
         let key = key(&mapping("default", "vm03"));
         assert_eq!(
-            after(&[at("5", 1, None), at("8", 2, Some("True"))]).requirement(&key),
+            after(&[at("5", 1, None), at("8", 2, Some("True"))]).requirement(&key, None),
             Requirement::Version("8")
         );
         let mut again = at("9", 1, None);
         again.metadata.uid = Some("another".into());
-        assert_eq!(after(&[at("5", 1, None), again]).requirement(&key), Requirement::Version("9"));
+        assert_eq!(after(&[at("5", 1, None), again]).requirement(&key, None), Requirement::Version("9"));
     }
 
     #[test]
     fn a_claim_that_was_refused_must_be_seen_anew() {
         let key = key(&mapping("default", "vm03"));
         let refused = after(&[at("5", 1, None), at("6", 1, Some("False"))]);
-        assert_eq!(refused.requirement(&key), Requirement::Rewritten);
+        assert_eq!(refused.requirement(&key, None), Requirement::Rewritten);
         let accepted = after(&[
             at("5", 1, None),
             at("6", 1, Some("False")),
             at("20", 1, Some("True")),
             at("21", 1, Some("True")),
         ]);
-        assert_eq!(accepted.requirement(&key), Requirement::Version("20"));
+        assert_eq!(accepted.requirement(&key, None), Requirement::Version("20"));
         // A restart in between forgets nothing that matters: the stored status says it.
-        assert_eq!(after(&[at("6", 1, Some("False"))]).requirement(&key), Requirement::Rewritten);
+        assert_eq!(after(&[at("6", 1, Some("False"))]).requirement(&key, None), Requirement::Rewritten);
+    }
+
+    #[test]
+    fn a_machine_that_moved_must_be_seen_where_it_is_now() {
+        let key = key(&mapping("default", "vm03"));
+        let place = |address: &str, state| MachineTarget {
+            address: Some(address.into()),
+            state: Some(state),
+            ..MachineTarget::default()
+        };
+        let at = |version: &str, target: Option<&MachineTarget>| {
+            let mut object = at(version, 1, Some("True"));
+            object.spec.target.virtual_machine_ref = Some(VirtualMachineRef::default());
+            object.status.get_or_insert_default().target = target.cloned();
+            object
+        };
+        let (here, held, there) = (
+            place("192.168.200.3", AddressState::Reported),
+            place("192.168.200.3", AddressState::Held),
+            place("192.168.200.4", AddressState::Reported),
+        );
+        let seen = after(&[at("5", None), at("7", Some(&here)), at("9", Some(&held))]);
+        assert_eq!(seen.requirement(&key, Some(&held)), Requirement::Version("7"));
+        assert_eq!(
+            seen.requirement(&key, Some(&there)),
+            Requirement::Rewritten,
+            "no gateway can have read of it"
+        );
+        assert_eq!(seen.requirement(&key, None), Requirement::Rewritten);
+        let moved = after(&[at("7", Some(&here)), at("12", Some(&there)), at("13", Some(&there))]);
+        assert_eq!(moved.requirement(&key, Some(&there)), Requirement::Version("12"));
     }
 
     #[test]
@@ -158,7 +210,7 @@ mod tests {
         seen.observe([]);
         assert_eq!(seen, Seen::default());
         assert_eq!(
-            after(&[at("", 1, None)]).requirement(&key(&mapping("default", "vm03"))),
+            after(&[at("", 1, None)]).requirement(&key(&mapping("default", "vm03")), None),
             Requirement::None
         );
     }

@@ -29,7 +29,7 @@ pub(crate) fn mapping(namespace: &str, name: &str) -> NatMapping {
         },
         target: TargetAddress {
             address: Some("192.168.200.3".into()),
-            prefix: None,
+            ..TargetAddress::default()
         },
         ports: vec![],
         side: None,
@@ -60,6 +60,7 @@ pub(crate) fn network(name: &str) -> StagingNetwork {
             interface: Some("eth1".into()),
             addresses: vec!["192.168.200.0/24".into()],
             gateway_addresses: vec![],
+            network_attachments: vec![],
         },
         source_translation: None,
         egress: None,

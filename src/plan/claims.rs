@@ -109,6 +109,14 @@ impl Problems {
     }
 }
 
+/// A claim that the network and the nodes allow.
+pub(super) enum Claimed {
+    /// It can be served.
+    Complete(Claim),
+    /// No address is known of the machine that it leads to, so its target means nothing.
+    Waiting(Box<Claim>, Refusal),
+}
+
 /// The claim to addresses of network `name`, unless the network or the nodes forbid it. All problems are told; the first gives the reason.
 pub(super) fn claim(
     raw: &NatMapping,
@@ -116,8 +124,9 @@ pub(super) fn claim(
     valid: ValidMapping,
     network: &ValidNetwork,
     taken: &Taken,
-) -> Result<Claim, Refusal> {
+) -> Result<Claimed, Refusal> {
     let mut problems = Problems::default();
+    let waiting = valid.target.is_none().then(|| waiting(&valid));
     match valid.side {
         Side::Outside => dialled_outside(&mut problems, &valid, network, taken),
         Side::Inside => dialled_inside(&mut problems, &valid, network, taken),
@@ -138,15 +147,19 @@ pub(super) fn claim(
         );
     }
     let Some(first) = problems.0.first() else {
-        return Ok(Claim {
+        let claim = Claim {
             created: raw.metadata.creation_timestamp.as_ref().map(|t| t.0),
             network: name,
             side: valid.side,
             virtual_prefix: valid.virtual_prefix,
-            target: valid.target,
+            target: valid.target.unwrap_or_default(),
             ports: valid.ports,
             helpers: valid.helpers,
             source_translation: valid.source_translation.unwrap_or(network.source_translation),
+        };
+        return Ok(match waiting {
+            None => Claimed::Complete(claim),
+            Some(why) => Claimed::Waiting(Box::new(claim), why),
         });
     };
     Err(Refusal {
@@ -155,9 +168,23 @@ pub(super) fn claim(
     })
 }
 
+/// Why a claim without target is not served. The controller, which looks at the machine, knows more.
+fn waiting(valid: &ValidMapping) -> Refusal {
+    let (name, interface) = valid
+        .machine
+        .as_ref()
+        .map_or(("", ""), |machine| (&machine.name, &machine.interface));
+    Refusal {
+        reason: reasons::WAITING_FOR_ADDRESS,
+        message: format!(
+            "No address is known of interface {interface} of virtual machine {name}; the mapping takes effect when there is one."
+        ),
+    }
+}
+
 /// Clients outside dial an address of the pool and reach a machine inside.
 fn dialled_outside(problems: &mut Problems, valid: &ValidMapping, network: &ValidNetwork, taken: &Taken) {
-    let (from, to, name) = (valid.virtual_prefix, valid.target, &network.name);
+    let (from, name) = (valid.virtual_prefix, &network.name);
     let field = field(from);
     if !network.pool.iter().any(|pool| pool.contains(&from)) {
         problems.add(
@@ -181,40 +208,49 @@ fn dialled_outside(problems: &mut Problems, valid: &ValidMapping, network: &Vali
     if let Some(problem) = taken.virtual_problem(from) {
         problems.0.push(problem);
     }
-    if !network.covers_inside(&to) {
-        problems.add(
-            reasons::TARGET_OUTSIDE,
-            format!(
-                "spec.target.{field} must be in the inside prefixes of network {name}, {}: got {}",
-                list(&network.inside),
-                written(to)
-            ),
-        );
-    } else if field == "address"
-        && let Some(prefix) = network.inside.iter().find(|p| is_edge(**p, to.addr()))
+    if let Some(to) = valid.target
+        && let Err(problem) = leads_inside(to, &format!("{}.{field}", valid.target_field()), network)
     {
-        problems.add(
-            reasons::TARGET_OUTSIDE,
-            format!(
-                "spec.target.address must be a VM's address: {} is the network or broadcast address of {prefix}",
-                to.addr()
-            ),
-        );
+        problems.0.push(problem);
     }
-    if field == "address" && network.gateway_addresses.contains(&to.addr()) {
-        problems.add(
-            reasons::TARGET_IS_GATEWAY,
-            format!(
-                "spec.target.address must be a VM's address: {} is in gatewayAddresses of network {name}",
-                to.addr()
-            ),
+}
+
+/// Whether a machine of the closed network may be at a target. `field`: who says so, for the message.
+pub(super) fn leads_inside(to: IpNet, field: &str, network: &ValidNetwork) -> Result<(), Refusal> {
+    let name = &network.name;
+    let refuse = |reason, message| Err(Refusal { reason, message });
+    if !network.covers_inside(&to) {
+        let message = format!(
+            "{field} must be in the inside prefixes of network {name}, {}: got {}",
+            list(&network.inside),
+            written(to)
         );
+        return refuse(reasons::TARGET_OUTSIDE, message);
     }
+    if to.prefix_len() < to.max_prefix_len() {
+        return Ok(());
+    }
+    if let Some(prefix) = network.inside.iter().find(|p| is_edge(**p, to.addr())) {
+        let message = format!(
+            "{field} must be a VM's address: {} is the network or broadcast address of {prefix}",
+            to.addr()
+        );
+        return refuse(reasons::TARGET_OUTSIDE, message);
+    }
+    if network.gateway_addresses.contains(&to.addr()) {
+        let message = format!(
+            "{field} must be a VM's address: {} is in gatewayAddresses of network {name}",
+            to.addr()
+        );
+        return refuse(reasons::TARGET_IS_GATEWAY, message);
+    }
+    Ok(())
 }
 
 /// Machines inside dial an address that looks like production and reach a host outside.
 fn dialled_inside(problems: &mut Problems, valid: &ValidMapping, network: &ValidNetwork, taken: &Taken) {
-    let (from, to, name) = (valid.virtual_prefix, valid.target, &network.name);
+    // A machine by its name is never a target of this side.
+    let (from, to, name) = (valid.virtual_prefix, valid.target.unwrap_or_default(), &network.name);
     let (field, family) = (field(from), Family::of_net(&from));
     if let Some(pool) = network.pool.iter().find(|pool| meet(**pool, from)) {
         problems.add(

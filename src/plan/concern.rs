@@ -75,9 +75,7 @@ fn reachable(world: View<'_>, verdicts: &Verdicts, serving: &impl Fn(&str) -> bo
     let served = || accepted(verdicts).filter(|(name, _)| serving(name)).map(|(_, network)| network);
     let allowed = served().flat_map(|network| network.egress.iter().map(|rule| rule.to));
     let targets = mappings(world).filter(|mapping| mapping.spec.side == Some(Side::Inside) && serving(&mapping.spec.network_ref.name));
-    let targets = targets
-        .filter_map(|mapping| validate::mapping(mapping).ok())
-        .map(|valid| valid.target);
+    let targets = targets.filter_map(|mapping| validate::mapping(mapping).ok()?.target);
     (allowed.chain(targets).collect(), served().any(|network| network.egress_allowed))
 }
 

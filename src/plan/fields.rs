@@ -9,12 +9,13 @@ use ipnet::IpNet;
 
 use super::prefixes::is_edge;
 use super::validate::{ClaimedHelper, EgressTo, Problems};
-use super::values::{claimed_ports, host_address, kernel_helpers, prefix, transport, unusable};
+use super::values::{claimed_ports, host_address, kernel_helpers, label, prefix, quote, transport, unusable};
 use super::verdict::ClaimedPorts;
+use crate::api::NatMapping;
 use crate::api::helper::HelperUse;
-use crate::api::mapping::PortMapping;
+use crate::api::mapping::{PortMapping, Side, VirtualMachineRef};
 use crate::api::network::{EgressRule, Outside};
-use crate::api::schema::{EGRESS_MAX, HELPER_USES_MAX, PORTS_MAX};
+use crate::api::schema::{EGRESS_MAX, HELPER_USES_MAX, MACHINE_INTERFACE_MAX, MACHINE_NAME_MAX, PORTS_MAX};
 use crate::netfilter::{Family, PortRange};
 
 impl Problems {
@@ -45,6 +46,41 @@ impl Problems {
             self.add("spec.ports must not have targetPort where spec.virtual is a prefix: prefixes are translated with ports kept");
         }
         self.count() == before
+    }
+
+    /// A virtual machine as the target.
+    pub(super) fn machine(&mut self, machine: &VirtualMachineRef, raw: &NatMapping) {
+        const FIELD: &str = "spec.target.virtualMachineRef";
+        let spec = &raw.spec;
+        let (name, interface) = (&machine.name, &machine.interface);
+        let known = (1..=MACHINE_NAME_MAX).contains(&name.len()) && name.split('.').all(label);
+        self.name(
+            &format!("{FIELD}.name"),
+            name,
+            known,
+            "the name of a VirtualMachine: lower-case letters, digits, '-' and '.', the first and last a letter or digit",
+        );
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        let known = (1..=MACHINE_INTERFACE_MAX).contains(&interface.len()) && interface.bytes().all(plain);
+        let wanted = "the name of a network of the VirtualMachine: letters, digits, '-' and '_'";
+        self.name(&format!("{FIELD}.interface"), interface, known, wanted);
+        if spec.target.address.is_some() || spec.target.prefix.is_some() {
+            self.add("spec.target must have exactly one of address, prefix and virtualMachineRef");
+        }
+        if spec.r#virtual.prefix.is_some() {
+            self.add(format!("{FIELD} must stand beside spec.virtual.address: it leads to one machine"));
+        }
+        if spec.side == Some(Side::Inside) {
+            self.add(format!(
+                "{FIELD} must not be given with spec.side Inside: such a mapping leads to a server outside"
+            ));
+        }
+        if raw.metadata.resource_version.is_none() {
+            self.add(format!(
+                "{FIELD} must not be used without a cluster, where nobody knows what address machine {} has: write it in spec.target.address",
+                quote(name)
+            ));
+        }
     }
 
     /// Helpers, each at a port that is mapped.
@@ -165,6 +201,12 @@ impl Problems {
         }
         found
     }
+}
+
+/// The address that the controller found for the machine that the mapping names now. What was found for another machine counts for nothing, and what is no address of a host is none.
+pub(super) fn machine_address(raw: &NatMapping, machine: &VirtualMachineRef) -> Option<IpNet> {
+    let found = raw.status.as_ref()?.target.as_ref().filter(|found| found.is_of(machine))?;
+    host_address(found.address.as_ref()?).map(IpNet::from).ok()
 }
 
 /// A prefix of more than one address, none of which is unusable.

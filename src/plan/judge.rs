@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::claims::{self, Taken};
+use super::claims::{self, Claimed, Taken};
 use super::conflicts::losers;
 use super::memory::Memory;
 use super::validate;
@@ -55,12 +55,13 @@ pub(super) fn judge(world: View<'_>, memory: &mut Memory) -> Verdicts {
     let mut mappings: BTreeMap<MappingKey, Arc<MappingVerdict>> = decisive.collect();
     let claims = mappings
         .iter()
-        .filter_map(|(key, verdict)| verdict.accepted.as_ref().ok().map(|claim| (claim.created, key, claim)));
+        .filter_map(|(key, verdict)| verdict.standing().map(|claim| (claim.created, key, claim)));
     for (key, refusal) in losers(claims.collect()) {
         if let Some(verdict) = mappings.get_mut(&key) {
             let verdict = Arc::make_mut(verdict);
             verdict.conflicted = true;
             verdict.accepted = Err(refusal);
+            verdict.waiting = None;
         }
     }
     Verdicts { networks, mappings }
@@ -176,7 +177,7 @@ fn mapping(
     } else {
         validate::mapping(raw)
     };
-    let accepted = valid.and_then(|valid| match network.map(|n| &n.accepted) {
+    let claimed = valid.and_then(|valid| match network.map(|n| &n.accepted) {
         None => Err(not_found()),
         Some(Err(refusal)) => Err(Refusal {
             reason: reasons::NETWORK_NOT_ACCEPTED,
@@ -184,12 +185,19 @@ fn mapping(
         }),
         Some(Ok(network)) => claims::claim(raw, name.clone(), valid, network, taken),
     });
+    let (accepted, waiting) = match claimed {
+        Ok(Claimed::Complete(claim)) => (Ok(claim), None),
+        Ok(Claimed::Waiting(claim, why)) => (Err(why), Some(claim)),
+        Err(refusal) => (Err(refusal), None),
+    };
+    let unresolved = waiting.as_ref().and(accepted.as_ref().err()).cloned();
     MappingVerdict {
         generation: raw.metadata.generation.unwrap_or(0),
         resource_version: raw.metadata.resource_version.clone().unwrap_or_default(),
-        resolved_refs: network.map(|_| ()).ok_or_else(not_found),
+        resolved_refs: network.ok_or_else(not_found).and(unresolved.map_or(Ok(()), Err)),
         network: name,
         accepted,
+        waiting,
         conflicted: false,
     }
 }

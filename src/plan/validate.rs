@@ -10,13 +10,14 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
+use super::fields::machine_address;
 use super::selector;
 use super::values::{host_address, interface, label, prefix, quote, subdomain, unusable};
 use super::verdict::{ClaimedPorts, Refusal};
 use crate::api::helper::HelperName;
-use crate::api::mapping::Side;
+use crate::api::mapping::{Side, VirtualMachineRef};
 use crate::api::network::{EgressDefault, SourceTranslation};
-use crate::api::schema::{GATEWAY_ADDRESSES_MAX, PREFIXES_MAX, PROTECTED_MAX};
+use crate::api::schema::{ATTACHMENTS_MAX, GATEWAY_ADDRESSES_MAX, PREFIXES_MAX, PROTECTED_MAX};
 use crate::api::{NatMapping, StagingNetwork, reasons};
 use crate::netfilter::{Family, IfName, PortRange, Transport};
 
@@ -55,6 +56,8 @@ pub struct ValidNetwork {
     pub inside: BTreeSet<IpNet>,
     /// Addresses that the active gateway answers for inside. Sorted.
     pub gateway_addresses: BTreeSet<IpAddr>,
+    /// Network attachments that lead inside, as NAMESPACE/NAME. Empty: not said.
+    pub attachments: BTreeSet<String>,
     /// Default for mappings.
     pub source_translation: SourceTranslation,
     /// Whether everything may leave that has an address to leave under.
@@ -117,14 +120,23 @@ pub struct ValidMapping {
     pub side: Side,
     /// What is dialled: a single address is a prefix of full length.
     pub virtual_prefix: IpNet,
-    /// Where it leads, as long as [`Self::virtual_prefix`].
-    pub target: IpNet,
+    /// Where it leads, as long as [`Self::virtual_prefix`]. None: to a virtual machine of which no address is known.
+    pub target: Option<IpNet>,
+    /// The virtual machine that it names.
+    pub machine: Option<VirtualMachineRef>,
     /// Empty: every protocol. Sorted, disjoint.
     pub ports: Vec<ClaimedPorts>,
     /// Sorted.
     pub helpers: Vec<ClaimedHelper>,
     /// The mapping's own setting.
     pub source_translation: Option<SourceTranslation>,
+}
+
+impl ValidMapping {
+    /// The field that says where it leads.
+    pub(super) fn target_field(&self) -> &'static str {
+        if self.machine.is_some() { "status.target" } else { "spec.target" }
+    }
 }
 
 /// Checks everything that can be said of a network by itself.
@@ -161,6 +173,12 @@ pub fn network(raw: &StagingNetwork) -> Result<ValidNetwork, Refusal> {
     }
     let gateway_addresses = p.gateway_addresses(&spec.inside.gateway_addresses, &inside);
     let source_addresses = p.source_addresses(&spec.outside, &inside);
+    p.length(
+        "spec.inside.networkAttachments",
+        spec.inside.network_attachments.len(),
+        0,
+        ATTACHMENTS_MAX,
+    );
     let (egress_allowed, log, egress) = match &spec.egress {
         Some(egress) => (
             egress.default == EgressDefault::Allow,
@@ -179,6 +197,7 @@ pub fn network(raw: &StagingNetwork) -> Result<ValidNetwork, Refusal> {
         inside_interface,
         inside,
         gateway_addresses,
+        attachments: spec.inside.network_attachments.iter().cloned().collect(),
         source_translation: spec.source_translation.unwrap_or(SourceTranslation::Masquerade),
         egress_allowed,
         egress,
@@ -205,15 +224,24 @@ pub fn mapping(raw: &NatMapping) -> Result<ValidMapping, Refusal> {
     let network = &spec.network_ref.name;
     p.name("spec.networkRef.name", network, subdomain(network), NAME);
     let virtual_prefix = p.end("spec.virtual", spec.r#virtual.address.as_deref(), spec.r#virtual.prefix.as_deref());
-    let target = p.end("spec.target", spec.target.address.as_deref(), spec.target.prefix.as_deref());
+    let machine = spec.target.virtual_machine_ref.as_ref();
     let ports = p.ports(&spec.ports);
-    let ends = virtual_prefix.zip(target).filter(|(from, to)| p.fit(*from, *to, &ports));
+    let target = if let Some(machine) = machine {
+        p.machine(machine, raw);
+        virtual_prefix.and_then(|from| machine_address(raw, machine).filter(|to| Problems::default().fit(from, *to, &ports)))
+    } else {
+        let target = p.end("spec.target", spec.target.address.as_deref(), spec.target.prefix.as_deref());
+        virtual_prefix
+            .zip(target)
+            .filter(|(from, to)| p.fit(*from, *to, &ports))
+            .map(|(_, to)| to)
+    };
     let helpers = p.helpers(&spec.helpers, &ports, virtual_prefix);
-    let (virtual_prefix, target) = ends.unwrap_or_default();
     p.finish(ValidMapping {
         side: spec.side.unwrap_or_default(),
-        virtual_prefix,
+        virtual_prefix: virtual_prefix.unwrap_or_default(),
         target,
+        machine: machine.cloned(),
         ports,
         helpers,
         source_translation: spec.source_translation,
@@ -261,7 +289,7 @@ impl Problems {
         })
     }
 
-    fn name(&mut self, field: &str, value: &str, valid: bool, wanted: &str) {
+    pub(super) fn name(&mut self, field: &str, value: &str, valid: bool, wanted: &str) {
         if !valid {
             self.add(format!("{field} must be {wanted}: got {}", quote(value)));
         }

@@ -105,8 +105,18 @@ pub struct MappingVerdict {
     pub accepted: Result<Claim, Refusal>,
     /// Whether what it refers to exists (the network).
     pub resolved_refs: Result<(), Refusal>,
+    /// The claim of a mapping that is not served only because no address of its machine is known: it holds its virtual address all the same, as a machine that comes and
+    /// goes must not make others come and go. `accepted` is an error then; the claim's target means nothing.
+    pub waiting: Option<Box<Claim>>,
     /// Whether an older claim to the same thing won. Then `accepted` is an error too.
     pub conflicted: bool,
+}
+
+impl MappingVerdict {
+    /// The claim that nobody else may have, whether or not it is served.
+    pub fn standing(&self) -> Option<&Claim> {
+        self.accepted.as_ref().ok().or(self.waiting.as_deref())
+    }
 }
 
 /// What is decided about a network.

@@ -19,7 +19,8 @@ use super::cache::{Cache, Change};
 use super::topics::{News, Subscriptions, Topic};
 use super::{Problem, Snapshot, Snapshots};
 use crate::api::gatewaynode::GatewayNodeStatus;
-use crate::api::{GatewayNode, NatMapping, StagingNetwork};
+use crate::api::mapping::MachineTarget;
+use crate::api::{GatewayNode, NatMapping, NatMappingStatus, StagingNetwork};
 use crate::controller::gather;
 use crate::plan::{Mappings, NodeFacts, View, concern};
 
@@ -201,7 +202,7 @@ impl State {
         }
         self.mappings.retain(|network, _| concern.mappings.contains(network));
         for network in concern.mappings {
-            let cache = || Cache::new(|a: &NatMapping, b| a.spec == b.spec).trimmed(trim);
+            let cache = || Cache::new(|a: &NatMapping, b| a.spec == b.spec && a.status == b.status).trimmed(trim);
             self.mappings.entry(network).or_insert_with(cache);
         }
         self.topics = topics;
@@ -268,9 +269,20 @@ fn trim_gateway(gateway: &mut GatewayNode) {
     (meta.annotations, meta.labels) = (None, None);
 }
 
-/// Leaves of a mapping what is judged, and what tells it from its successor: what people note in labels and annotations is often longer than all the rest.
+/// Leaves of a mapping what is judged, and what tells it from its successor: what people note in labels and annotations is often longer than all the rest. Of the status
+/// that is the address of the virtual machine that the mapping names: where traffic is delivered to.
 fn trim(mapping: &mut NatMapping) {
-    mapping.status = None;
+    let machine = mapping.spec.target.virtual_machine_ref.as_ref();
+    let found = mapping.status.take().and_then(|status| status.target);
+    mapping.status = found.zip(machine).map(|(found, _)| NatMappingStatus {
+        target: Some(MachineTarget {
+            virtual_machine: found.virtual_machine,
+            interface: found.interface,
+            address: found.address,
+            ..MachineTarget::default()
+        }),
+        ..NatMappingStatus::default()
+    });
     let meta = &mut mapping.metadata;
     (meta.annotations, meta.labels) = (None, None);
     (meta.finalizers, meta.owner_references) = (None, None);
@@ -289,4 +301,34 @@ fn active(network: &StagingNetwork) -> Option<&crate::api::network::ActiveGatewa
 
 fn interfaces(gateway: &GatewayNode) -> Option<&Vec<crate::api::gatewaynode::InterfaceStatus>> {
     gateway.status.as_ref().map(|s| &s.interfaces)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::mapping::{AddressState, VirtualMachineRef};
+
+    fn after(machine: bool, address: &str, state: AddressState) -> NatMapping {
+        let mut object = crate::controller::testing::mapping("default", "vm03");
+        object.spec.target.virtual_machine_ref = machine.then(VirtualMachineRef::default);
+        object.status = Some(NatMappingStatus {
+            observed_generation: Some(1),
+            target: Some(MachineTarget {
+                address: Some(address.into()),
+                state: Some(state),
+                ..MachineTarget::default()
+            }),
+            ..NatMappingStatus::default()
+        });
+        trim(&mut object);
+        object
+    }
+
+    #[test]
+    fn of_a_status_only_the_address_of_a_machine_counts() {
+        let before = after(true, "192.168.200.3", AddressState::Reported);
+        assert_eq!(before, after(true, "192.168.200.3", AddressState::Held));
+        assert_ne!(before, after(true, "192.168.200.4", AddressState::Reported));
+        assert_eq!(after(false, "192.168.200.3", AddressState::Reported).status, None);
+    }
 }

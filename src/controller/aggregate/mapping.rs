@@ -46,6 +46,7 @@ pub(super) fn status(
         observed_generation: Some(verdict.generation),
         gateway: active.map(|active| active.node.clone()),
         announcement: active.and_then(|_| announced()),
+        target: None,
         conditions: conditions::mapping(&facts, before, inputs.now),
     }
 }
@@ -96,7 +97,7 @@ fn served(inputs: &Inputs<'_>, key: &MappingKey, claim: &Claim, node: &str, befo
     if told.role != Role::Active {
         return late("has not reported yet that it attracts the traffic");
     }
-    if !covers(told, inputs.seen.requirement(key)) {
+    if !covers(told, inputs.seen.requirement(key, None)) {
         return late("has not reported yet that its kernel holds this mapping");
     }
     let failure = failure(node, report, key);

@@ -6,6 +6,7 @@ mod flows;
 mod golden;
 mod host;
 mod isolation;
+mod machines;
 mod nobody;
 mod packets;
 mod ports;
