@@ -105,6 +105,10 @@ pub struct AgentArgs {
     )]
     namespace: String,
 
+    /// After how many seconds without its heartbeat this node counts as silent; it is renewed four times as often
+    #[arg(long, value_name = "SECONDS", default_value_t = 40, value_parser = clap::value_parser!(u16).range(4..=600), help_heading = "Cluster")]
+    lease_duration: u16,
+
     #[command(flatten)]
     log: LogOptions,
 }
@@ -240,7 +244,13 @@ async fn source(
     spawn(
         tasks,
         "the heartbeat",
-        lease::keep(client.clone(), args.namespace.clone(), args.node.clone(), health.clone()),
+        lease::keep(
+            client.clone(),
+            args.namespace.clone(),
+            args.node.clone(),
+            args.lease_duration,
+            health.clone(),
+        ),
     );
     Ok(source::api::watch(&client, &args.node))
 }

@@ -50,6 +50,11 @@ impl Agent {
 
     /// Starts `stagenet PART ARGS` with a kubeconfig.
     pub fn run(ns: &Ns, part: &str, kubeconfig: &str, args: &[&str]) -> Self {
+        Self::run_in(ns, part, kubeconfig, args, &[])
+    }
+
+    /// The same with further variables of the environment.
+    pub fn run_in(ns: &Ns, part: &str, kubeconfig: &str, args: &[&str], environment: &[(&str, &str)]) -> Self {
         let n = COUNT.fetch_add(1, Ordering::Relaxed);
         let log = PathBuf::from(format!("/run/lab/{part}-{n}.log"));
         let out = File::create(&log).unwrap();
@@ -58,6 +63,7 @@ impl Agent {
                 .arg(part)
                 .args(args)
                 .env("KUBECONFIG", kubeconfig)
+                .envs(environment.iter().copied())
                 .stdout(out.try_clone().unwrap())
                 .stderr(Stdio::from(out))
                 .spawn()
@@ -121,6 +127,23 @@ impl Agent {
         if let Some(status) = self.child.try_wait().unwrap() {
             panic!("the agent ended with {status}; it said:\n{}", self.log());
         }
+    }
+
+    /// Whether the process has ended.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Sends a signal by name.
+    pub fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(
+            std::process::Command::new("kill")
+                .args(["-s", signal, &pid])
+                .status()
+                .unwrap()
+                .success()
+        );
     }
 
     /// Sends a signal by name and waits for the end, which must come within 10 s. Returns the exit status if it exited.

@@ -163,7 +163,12 @@ impl Api {
         self.apply(&format!(
             "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels: {{{label}}}\n"
         ));
-        self.token(&format!("stagenet-agent --bound-object-kind=Node --bound-object-name={name}"), name)
+        self.agent_token(name)
+    }
+
+    /// A kubeconfig with a fresh token for the agent of a node that has joined.
+    pub fn agent_token(&self, node: &str) -> String {
+        self.token(&format!("stagenet-agent --bound-object-kind=Node --bound-object-name={node}"), node)
     }
 
     /// A kubeconfig for the controller.

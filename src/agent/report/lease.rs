@@ -13,24 +13,23 @@ use kube::api::{Api, ObjectMeta, Patch, PatchParams};
 use super::MANAGER;
 use crate::telemetry::{Health, chain};
 
-/// How often the Lease is renewed.
-const RENEW: Duration = Duration::from_secs(10);
-/// After how long without renewal the node counts as silent, in seconds: three renewals may fail.
-const DURATION_SECONDS: i32 = 40;
+/// In how many parts the Lease's duration is cut by renewals: three may fail.
+const RENEWALS: u32 = 4;
 
 /// Name of a node's Lease.
 pub fn name(node: &str) -> String {
     format!("stagenet-agent-{node}")
 }
 
-/// Renews until it is dropped.
-pub async fn keep(client: Client, namespace: String, node: String, health: Arc<Health>) {
+/// Renews until it is dropped. `seconds`: after how long without renewal the node counts as silent.
+pub async fn keep(client: Client, namespace: String, node: String, seconds: u16, health: Arc<Health>) {
+    let pause = Duration::from_secs(seconds.into()) / RENEWALS;
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let name = name(&node);
     let mut failing = false;
     loop {
         match health.live() {
-            Ok(()) => match renew(&api, &name, &node).await {
+            Ok(()) => match renew(&api, &name, &node, seconds).await {
                 Ok(()) => failing = false,
                 Err(error) if failing => tracing::debug!(error = chain(&error), lease = name, "renewing the heartbeat"),
                 Err(error) => {
@@ -39,18 +38,17 @@ pub async fn keep(client: Client, namespace: String, node: String, health: Arc<H
                         error = chain(&error),
                         lease = name,
                         namespace,
-                        "renewing the heartbeat; it is tried every {} s",
-                        RENEW.as_secs()
+                        "renewing the heartbeat; it is tried every {pause:?}"
                     );
                 }
             },
             Err(why) => tracing::error!("no heartbeat: {why}"),
         }
-        tokio::time::sleep(RENEW).await;
+        tokio::time::sleep(pause).await;
     }
 }
 
-async fn renew(api: &Api<Lease>, name: &str, node: &str) -> kube::Result<()> {
+async fn renew(api: &Api<Lease>, name: &str, node: &str, seconds: u16) -> kube::Result<()> {
     let lease = Lease {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -58,7 +56,7 @@ async fn renew(api: &Api<Lease>, name: &str, node: &str) -> kube::Result<()> {
         },
         spec: Some(LeaseSpec {
             holder_identity: Some(node.to_owned()),
-            lease_duration_seconds: Some(DURATION_SECONDS),
+            lease_duration_seconds: Some(seconds.into()),
             renew_time: Some(MicroTime(Timestamp::now())),
             ..LeaseSpec::default()
         }),

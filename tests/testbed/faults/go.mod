@@ -1,0 +1,3 @@
+module stagenet.dev/testbed/faults
+
+go 1.26.0

@@ -1,0 +1,294 @@
+//! The seed's hosts with a second gateway, two controllers, two agents, and everything that they say to the API server led through a proxy.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::desk::{Desk, condition};
+use crate::lab::{self, Agent, Api, Backend, Ns, Seed, seconds};
+use crate::model::{self, Claim, Model, NETWORK, POOL};
+use crate::tools::{Faults, Judges};
+use crate::watchman::Watchman;
+
+/// After how many seconds an agent that says nothing counts as silent.
+pub const LEASE: u64 = 8;
+/// How long a step may take to settle: many times what it needs, because API servers start within.
+const SETTLES: Duration = seconds(90);
+
+/// A gateway node.
+pub struct Gateway {
+    pub ns: Ns,
+    backend: Backend,
+    pub kubeconfig: String,
+    pub agent: Option<Agent>,
+}
+
+impl Gateway {
+    pub fn start(&mut self) {
+        let state = format!("/run/lab/state-{}", self.ns.name());
+        let lease = LEASE.to_string();
+        let args = ["--node", self.ns.name(), "--state-dir", &state, "--backend", self.backend.name()];
+        let args = [&args[..], &["--lease-duration", &lease]].concat();
+        let clock = format!("/run/lab/clock-{}", self.ns.name());
+        let wrong = [("LD_PRELOAD", "/run/lab/clock.so"), ("LAB_CLOCK", &clock)];
+        self.agent = Some(Agent::run_in(&self.ns, "agent", &self.kubeconfig, &args, &wrong));
+    }
+
+    /// The agent dies without a word.
+    pub fn kill(&mut self) {
+        if let Some(agent) = self.agent.take() {
+            agent.stop("KILL");
+        }
+    }
+
+    /// By how many seconds the node's clock is wrong from now on.
+    pub fn set_clock(&self, offset: i64) {
+        fs::write(format!("/run/lab/clock-{}", self.ns.name()), offset.to_string()).unwrap();
+    }
+}
+
+/// Everything.
+pub struct Cluster {
+    pub api: Api,
+    pub seed: Seed,
+    pub gateways: [Gateway; 2],
+    controller_kubeconfig: String,
+    pub controllers: Vec<Agent>,
+    pub desk: Desk,
+    pub faults: Faults,
+    judges: Judges,
+    pub watchman: Watchman,
+    pub model: Model,
+    /// What was done so far, for whoever reads a failure.
+    pub diary: Vec<String>,
+}
+
+impl Cluster {
+    pub fn start(bin: &Path, tools: &Path) -> Self {
+        let seed = Seed::new(Backend::Nft);
+        let second = Ns::new("vm05");
+        lab::bridge::attach(&seed.segment_a, "br0", "second", &second, "eth0");
+        lab::bridge::attach(&seed.segment_b, "br0", "second", &second, "eth1");
+        second.sh("ip addr add 192.168.100.5/24 dev eth0; ip addr add 192.168.200.5/24 dev eth1");
+        // A client that asks again soon whose an address is, so that its patience is not taken for the product's.
+        seed.vm01.sh(
+            "echo 100 > /proc/sys/net/ipv4/neigh/eth0/retrans_time_ms; echo 200 > /proc/sys/net/ipv4/neigh/eth0/base_reachable_time_ms",
+        );
+        let clock = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/truth/clock.c");
+        seed.vm01
+            .sh(&format!("cc -O1 -shared -fPIC -o /run/lab/clock.so {} -ldl", clock.display()));
+        let api = Api::start(bin);
+        let desk = Desk::open(&api.host, "/run/lab/admin.kubeconfig");
+        let faults = Faults::between(tools, &api.host);
+        let label = "stagenet.dev/gateway: \"true\"";
+        let nodes = [(&seed.vm02, "10.99.0.2", Backend::Nft), (&second, "10.99.0.3", Backend::Legacy)];
+        let mut gateways = nodes.map(|(ns, address, backend)| Gateway {
+            kubeconfig: through_proxy(&api.join(ns, address, label)),
+            ns: ns.clone(),
+            backend,
+            agent: None,
+        });
+        gateways.iter_mut().for_each(Gateway::start);
+        let watchman = Watchman::post(&seed.vm01, &POOL.map(str::to_owned), &desk.sight);
+        let mut cluster = Self {
+            controller_kubeconfig: through_proxy(&api.controller()),
+            controllers: Vec::new(),
+            judges: Judges::seated(tools),
+            model: Model::default(),
+            diary: Vec::new(),
+            api,
+            seed,
+            gateways,
+            desk,
+            faults,
+            watchman,
+        };
+        cluster.controllers = vec![cluster.controller(0), cluster.controller(1)];
+        cluster
+    }
+
+    fn controller(&self, n: usize) -> Agent {
+        let identity = format!("replica-{n}");
+        Agent::run(
+            &self.api.host,
+            "controller",
+            &self.controller_kubeconfig,
+            &["--listen", "none", "--identity", &identity],
+        )
+    }
+
+    /// New tokens for the agents, as a kubelet gets them.
+    pub fn renew_token(&mut self, gateway: usize) {
+        let name = self.gateways[gateway].ns.name().to_owned();
+        self.gateways[gateway].kubeconfig = through_proxy(&self.api.agent_token(&name));
+    }
+
+    /// Starts controllers that have ended, as a Deployment does.
+    pub fn supervise(&mut self) {
+        for n in 0..self.controllers.len() {
+            if self.controllers[n].has_ended() {
+                self.controllers[n] = self.controller(n);
+            }
+        }
+    }
+
+    pub fn log(&mut self, what: &str) {
+        let line = format!("{:7.1} s  {what}", self.watchman.clock());
+        println!("{line}");
+        self.diary.push(line);
+    }
+
+    pub fn active(&self) -> String {
+        let sight = self.desk.sight();
+        let network = sight.networks.objects.get(NETWORK);
+        let node = network.and_then(|n| n.object["status"]["activeGateway"]["node"].as_str());
+        node.unwrap_or_default().to_owned()
+    }
+
+    /// The active gateway, by number.
+    pub fn active_gateway(&self) -> usize {
+        usize::from(self.active() == self.gateways[1].ns.name())
+    }
+
+    pub fn create_network(&mut self) {
+        let spec = json!({
+            "gateway": {"nodeSelector": {"matchLabels": {"stagenet.dev/gateway": "true"}}},
+            "outside": {"interface": "eth0", "addresses": ["192.168.100.0/24"]},
+            "inside": {"interface": "eth1", "addresses": ["192.168.200.0/24"]},
+        });
+        self.desk.create_network(NETWORK, &spec);
+        self.model.network = true;
+    }
+
+    pub fn create(&mut self, name: &str, claim: Claim) {
+        self.desk.create_mapping(name, &claim.spec());
+        self.model.claims.insert(name.to_owned(), claim);
+    }
+
+    pub fn edit(&mut self, name: &str, claim: Claim) {
+        self.desk.patch(&Desk::mapping_path(name), &json!({"spec": claim.spec()}));
+        self.model.claims.insert(name.to_owned(), claim);
+    }
+
+    pub fn delete(&mut self, name: &str) {
+        self.desk.delete(&Desk::mapping_path(name));
+        self.model.claims.remove(name);
+    }
+
+    /// Waits until every status says what it must, then asks the judges and the packets.
+    pub fn settle(&mut self, after: &str) {
+        let begun = std::time::Instant::now();
+        loop {
+            self.supervise();
+            self.accuse(after);
+            let sight = self.desk.sight();
+            let open = self.model.unsettled(&sight);
+            if open.is_empty() {
+                break;
+            }
+            if begun.elapsed() > SETTLES {
+                self.fail(after, &format!("not settled after {SETTLES:?}:\n  {}", open.join("\n  ")));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let took = begun.elapsed();
+        self.judge(after);
+        self.packets(after);
+        self.watchman.excuse_ends();
+        self.accuse(after);
+        self.log(&format!("settled {:.1} s after {after}", took.as_secs_f64()));
+    }
+
+    /// The judges that are not ours.
+    fn judge(&mut self, after: &str) {
+        let sight = self.desk.sight();
+        let objects: Vec<Value> = [&sight.mappings, &sight.networks]
+            .iter()
+            .flat_map(|kind| kind.objects.values().map(|told| told.object.clone()))
+            .collect();
+        for object in objects {
+            let wanted = model::kstatus(&object);
+            match self.judges.kstatus(&object) {
+                Ok(word) if word == wanted => {}
+                Ok(word) => self.fail(after, &format!("kstatus says {word}, should say {wanted}, of {object}")),
+                Err(why) => self.fail(after, &format!("{why} of {object}")),
+            }
+        }
+    }
+
+    /// What packets find now: exactly what is Ready answers, and nothing else unless nobody knows.
+    fn packets(&mut self, after: &str) {
+        let gone = self.watchman.excuse.lock().unwrap().gone.clone();
+        let begun = std::time::Instant::now();
+        loop {
+            let answers = self.watchman.answers();
+            let sight = self.desk.sight();
+            let verdicts = self.model.verdicts(&sight);
+            let mut wrong = Vec::new();
+            for (address, answer) in &answers {
+                let claims = |status: &str| {
+                    let of = |(name, _): &(&String, &model::Verdict)| self.model.claims[*name].address == *address;
+                    let all: Vec<_> = verdicts.iter().filter(|(_, v)| v.0 == status).filter(of).collect();
+                    all.first().map(|(name, _)| model::server(&self.model.claims[*name].target))
+                };
+                let right = match (claims("True"), claims("Unknown")) {
+                    (Some(server), _) if gone.contains(server) => answer.is_none(),
+                    (Some(server), _) => answer.as_deref() == Some(server),
+                    (None, Some(_)) => true,
+                    (None, None) => answer.is_none(),
+                };
+                if !right {
+                    wrong.push(format!("{address} is answered by {answer:?}"));
+                }
+            }
+            if wrong.is_empty() {
+                return;
+            }
+            if begun.elapsed() > seconds(10) {
+                self.fail(
+                    after,
+                    &format!("status has settled and packets find otherwise: {}", wrong.join(", ")),
+                );
+            }
+        }
+    }
+
+    /// Fails if a lie was proven.
+    pub fn accuse(&self, after: &str) {
+        let proven = self.watchman.proven();
+        if !proven.is_empty() {
+            self.fail(
+                after,
+                &format!("status was untrue for more than two seconds:\n  {}", proven.join("\n  ")),
+            );
+        }
+    }
+
+    pub fn fail(&self, after: &str, why: &str) -> ! {
+        let sight = self.desk.sight();
+        let ready: BTreeMap<_, _> = sight
+            .mappings
+            .objects
+            .iter()
+            .map(|(n, t)| (n, condition(&t.object, "Ready")))
+            .collect();
+        let nodes = self.api.try_kubectl("get gwnode -o yaml").stdout;
+        panic!(
+            "{:.1} s, after {after}: {why}\nmappings: {ready:#?}\nmodel: {:?}\nwhat was done:\n{}\n{nodes}",
+            self.watchman.clock(),
+            self.model,
+            self.diary.join("\n")
+        );
+    }
+}
+
+/// A copy of a kubeconfig that leads through the proxy.
+fn through_proxy(file: &str) -> String {
+    let text = fs::read_to_string(file).unwrap().replace(":6443", &format!(":{}", Faults::PORT));
+    let copy = format!("{file}.proxied");
+    fs::write(&copy, text).unwrap();
+    copy
+}

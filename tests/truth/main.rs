@@ -1,0 +1,47 @@
+//! Status that is true: what objects say is compared with packets all the while, and after every step by judges that are not ours.
+//!
+//! `STAGENET_SEED=N` plays another scenario; a failure names its seed and what was done.
+
+#![allow(clippy::unwrap_used, clippy::panic, unreachable_pub, missing_docs)]
+
+mod cluster;
+mod desk;
+#[path = "../lab/mod.rs"]
+mod lab;
+mod model;
+mod steps;
+mod tools;
+mod trouble;
+mod watchman;
+
+use cluster::Cluster;
+use steps::Dice;
+
+/// Steps between two troubles.
+const STEPS: usize = 2;
+
+/// A long random scenario, with everything that can go wrong in between.
+#[test]
+fn status_is_true_whatever_happens() {
+    let tools = tools::built();
+    lab::isolated_with_api("status_is_true_whatever_happens", |bin| {
+        let seed = std::env::var("STAGENET_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(1);
+        let mut dice = Dice(seed);
+        let mut cluster = Cluster::start(bin, &tools);
+        cluster.log(&format!("STAGENET_SEED={seed}"));
+        cluster.create_network();
+        steps::settle(&mut cluster, "the network is created");
+        let only = std::env::var("STAGENET_TROUBLE").ok();
+        for (name, trouble) in dice.shuffled(trouble::ALL.to_vec()) {
+            if only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+                continue;
+            }
+            for _ in 0..STEPS {
+                steps::step(&mut cluster, &mut dice);
+            }
+            cluster.log(name);
+            trouble(&mut cluster, &mut dice);
+        }
+        println!("measured: seed {seed}\n{}", cluster.diary.join("\n"));
+    });
+}

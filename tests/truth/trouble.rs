@@ -1,0 +1,286 @@
+//! What goes wrong in the scenario, each once.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
+use serde_json::{Value, json};
+
+use crate::cluster::{Cluster, LEASE};
+use crate::lab::{seconds, wait_until};
+use crate::steps::{Dice, settle, touch};
+
+pub type Trouble = fn(&mut Cluster, &mut Dice);
+
+/// All of them, with what they are called.
+pub const ALL: &[(&str, Trouble)] = &[
+    ("the active gateway's agent is killed and comes back", agent_killed),
+    ("both agents fall silent", agents_silent),
+    ("the active gateway's agent is gone for good", gateway_moves),
+    ("the agents' tokens are revoked", token_revoked),
+    ("the API server restarts", server_restarts),
+    ("watches are cut", watches_cut),
+    ("etcd is compacted, watches have expired", compacted),
+    ("409", conflicts),
+    ("429", too_many),
+    ("500", errors),
+    ("slow answers", slow),
+    ("the API server cannot be reached", down),
+    ("the active gateway's Node is deleted and created anew", node_again),
+    ("clocks jump", clocks_jump),
+    ("the leader is paused and wakes up", leader_pauses),
+];
+
+/// From now on status cannot follow; what stands has to go on.
+fn deaf(cluster: &Cluster) {
+    cluster.watchman.excuse.lock().unwrap().deaf = true;
+}
+
+/// Does something to a mapping while status cannot follow.
+fn touch_unseen(cluster: &mut Cluster, dice: &mut Dice) -> String {
+    // Whatever shares an address with what is edited may change with it.
+    cluster.watchman.excuse.lock().unwrap().edited = ["a", "b", "c", "d", "e", "f"].map(str::to_owned).into();
+    touch(cluster, dice)
+}
+
+fn pause(milliseconds: u64) {
+    std::thread::sleep(std::time::Duration::from_millis(milliseconds));
+}
+
+fn agent_killed(cluster: &mut Cluster, dice: &mut Dice) {
+    let n = cluster.active_gateway();
+    deaf(cluster);
+    cluster.gateways[n].kill();
+    cluster.log("agent killed");
+    pause(800);
+    cluster.accuse("an agent was killed: what it left has to work");
+    let said = touch_unseen(cluster, dice);
+    cluster.gateways[n].start();
+    settle(cluster, &format!("agent killed; {said}; started again"));
+}
+
+fn agents_silent(cluster: &mut Cluster, _: &mut Dice) {
+    cluster.gateways.iter_mut().for_each(crate::cluster::Gateway::kill);
+    cluster.model.trouble = Some("GatewaySilent");
+    settle(cluster, "both agents are killed");
+    cluster.gateways.iter_mut().for_each(crate::cluster::Gateway::start);
+    cluster.model.trouble = None;
+    settle(cluster, "both agents are started again");
+}
+
+fn gateway_moves(cluster: &mut Cluster, dice: &mut Dice) {
+    let before = cluster.active();
+    let n = cluster.active_gateway();
+    cluster.gateways[n].kill();
+    wait_until(seconds(LEASE + 60), "another gateway to be active", || {
+        cluster.supervise();
+        cluster.active() != before
+    });
+    cluster.model.silent_standby = true;
+    settle(cluster, "another gateway is active");
+    cluster.model.silent_standby = false;
+    // The old one holds what it held and nobody tells it otherwise: what is claimed anew must not be answered for by two.
+    cluster.gateways[n].start();
+    settle(cluster, "the old gateway is back");
+    assert_ne!(cluster.active(), before, "the one that serves goes on to serve");
+    let said = touch(cluster, dice);
+    settle(cluster, &said);
+}
+
+fn token_revoked(cluster: &mut Cluster, dice: &mut Dice) {
+    deaf(cluster);
+    let root = env!("CARGO_MANIFEST_DIR");
+    cluster.api.kubectl("-n stagenet-system delete serviceaccount stagenet-agent");
+    cluster.api.kubectl(&format!("apply -f {root}/deploy/base/serviceaccounts.yaml"));
+    cluster.faults.order(&json!({"cut": true}));
+    cluster.log("tokens revoked");
+    // The API server remembers for ten seconds that a token was good.
+    cluster.model.trouble = Some("GatewaySilent");
+    settle(cluster, "the agents' tokens are revoked");
+    cluster.accuse("tokens were revoked: what stands has to work");
+    deaf(cluster);
+    let said = touch_unseen(cluster, dice);
+    for n in 0..2 {
+        cluster.gateways[n].agent.as_mut().unwrap().assert_alive();
+        cluster.gateways[n].kill();
+        cluster.renew_token(n);
+        cluster.gateways[n].start();
+    }
+    cluster.model.trouble = None;
+    settle(cluster, &format!("{said}; agents have new tokens"));
+}
+
+fn server_restarts(cluster: &mut Cluster, dice: &mut Dice) {
+    deaf(cluster);
+    cluster.api.stop_server();
+    cluster.log("API server killed");
+    pause(1000);
+    cluster.api.start_server();
+    cluster.api.wait_ready();
+    cluster.accuse("the API server was away: what stands has to work");
+    let said = touch_unseen(cluster, dice);
+    settle(cluster, &format!("the API server is back; {said}"));
+}
+
+fn watches_cut(cluster: &mut Cluster, dice: &mut Dice) {
+    deaf(cluster);
+    let said = touch_unseen(cluster, dice);
+    let seen = cluster.faults.order(&json!({"cut": true}));
+    assert!(seen["cut"].as_u64() >= Some(8), "watches of two agents and two controllers: {seen}");
+    let more = touch(cluster, dice);
+    cluster.faults.none();
+    settle(cluster, &format!("{said}; watches cut; {more}"));
+}
+
+fn compacted(cluster: &mut Cluster, dice: &mut Dice) {
+    deaf(cluster);
+    let said = touch_unseen(cluster, dice);
+    cluster.api.stop_server();
+    compact(cluster);
+    cluster.api.start_server();
+    cluster.api.wait_ready();
+    let more = touch(cluster, dice);
+    // Whatever version a client asks to go on from: it is too old.
+    cluster.faults.order(&json!({"cut": true, "expire": true}));
+    let last = touch(cluster, dice);
+    pause(1000);
+    let seen = cluster.faults.order(&json!({}));
+    assert!(seen["faults"].as_u64() > Some(0) || seen["requests"].as_u64() > Some(0), "{seen}");
+    settle(cluster, &format!("{said}; etcd compacted; {more}; watches expired; {last}"));
+}
+
+/// Forgets all history of etcd.
+fn compact(cluster: &Cluster) {
+    let ask = |path: &str, body: &Value| -> Value {
+        let mut answer = String::new();
+        let mut stream = cluster.api.host.enter(|| TcpStream::connect("127.0.0.1:2379")).unwrap();
+        let body = body.to_string();
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nHost: etcd\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+            body.len()
+        );
+        stream.write_all((head + &body).as_bytes()).unwrap();
+        stream.read_to_string(&mut answer).unwrap();
+        let (_, json) = answer.split_once("\r\n\r\n").unwrap();
+        serde_json::from_str(json).unwrap_or_else(|e| panic!("etcd says {answer}: {e}"))
+    };
+    let status = ask("/v3/maintenance/status", &json!({}));
+    let revision = &status["header"]["revision"];
+    let done = ask("/v3/kv/compaction", &json!({"revision": revision, "physical": true}));
+    assert!(done["header"]["revision"].is_string(), "{done}");
+}
+
+/// For three seconds a share of all requests gets these answers, while people work.
+fn bad_weather(cluster: &mut Cluster, dice: &mut Dice, order: Value) {
+    deaf(cluster);
+    let mut order = order;
+    order["share"] = json!(0.5);
+    order["seed"] = json!(dice.below(1 << 30));
+    order["cut"] = json!(true);
+    cluster.faults.order(&order);
+    let mut said = Vec::new();
+    for _ in 0..4 {
+        said.push(touch_unseen(cluster, dice));
+        pause(700);
+    }
+    let seen = cluster.faults.order(&json!({}));
+    assert!(seen["faults"].as_u64() > Some(0), "nothing was asked of the API server: {seen}");
+    settle(cluster, &format!("{order}; {}", said.join("; ")));
+}
+
+fn conflicts(cluster: &mut Cluster, dice: &mut Dice) {
+    bad_weather(cluster, dice, json!({"codes": [409]}));
+}
+
+fn too_many(cluster: &mut Cluster, dice: &mut Dice) {
+    bad_weather(cluster, dice, json!({"codes": [429]}));
+}
+
+fn errors(cluster: &mut Cluster, dice: &mut Dice) {
+    bad_weather(cluster, dice, json!({"codes": [500, 429, 409]}));
+}
+
+fn slow(cluster: &mut Cluster, dice: &mut Dice) {
+    bad_weather(cluster, dice, json!({"slowMilliseconds": 1500}));
+}
+
+fn down(cluster: &mut Cluster, dice: &mut Dice) {
+    deaf(cluster);
+    cluster.faults.order(&json!({"down": true}));
+    pause(2000);
+    let said = touch_unseen(cluster, dice);
+    pause(1000);
+    cluster.accuse("the API server could not be reached: what stands has to work");
+    cluster.faults.none();
+    settle(cluster, &format!("nobody reached the API server; {said}"));
+}
+
+fn node_again(cluster: &mut Cluster, dice: &mut Dice) {
+    let n = cluster.active_gateway();
+    let name = cluster.gateways[n].ns.name().to_owned();
+    cluster.desk.delete(&format!("/api/v1/nodes/{name}"));
+    wait_until(seconds(60), "the other gateway to be active", || {
+        cluster.supervise();
+        cluster.active() != name
+    });
+    settle(cluster, &format!("Node {name} is deleted"));
+    let said = touch(cluster, dice);
+    settle(cluster, &said);
+    cluster.api.apply(&format!(
+        "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels: {{stagenet.dev/gateway: \"true\"}}\n"
+    ));
+    // Its old token was bound to the old Node. A kubelet would start the pod anew.
+    cluster.gateways[n].kill();
+    cluster.renew_token(n);
+    cluster.gateways[n].start();
+    let said = touch(cluster, dice);
+    settle(cluster, &format!("Node {name} is created anew; {said}"));
+}
+
+/// The node's wall clock jumps half an hour ahead and an hour back. Lives are told by monotonic clocks, and nobody compares those of two machines.
+fn clocks_jump(cluster: &mut Cluster, dice: &mut Dice) {
+    for offset in [1800, -1800, 0] {
+        let renewed = |cluster: &Cluster, n: usize| {
+            let lease = format!(
+                "/apis/coordination.k8s.io/v1/namespaces/stagenet-system/leases/stagenet-agent-{}",
+                cluster.gateways[n].ns.name()
+            );
+            let (_, lease) = cluster.desk.ask("GET", &lease, None);
+            lease["spec"]["renewTime"].as_str().unwrap_or_default().to_owned()
+        };
+        let before = [0, 1].map(|n| renewed(cluster, n));
+        cluster.gateways.iter().for_each(|gateway| gateway.set_clock(offset));
+        let said = touch(cluster, dice);
+        // A whole Lease's time, by which a node that lived by the clock would be dead.
+        wait_until(seconds(LEASE * 4), "heartbeats by the clock that jumped", || {
+            [0, 1].iter().all(|n| {
+                let (before, now) = (&before[*n], renewed(cluster, *n));
+                if offset < 0 { now < *before } else { now > *before }
+            })
+        });
+        settle(cluster, &format!("the nodes' clocks are {offset} s off; {said}"));
+    }
+}
+
+fn leader_pauses(cluster: &mut Cluster, dice: &mut Dice) {
+    let holder = |cluster: &Cluster| {
+        let lease = "/apis/coordination.k8s.io/v1/namespaces/stagenet-system/leases/stagenet-controller";
+        let (_, lease) = cluster.desk.ask("GET", lease, None);
+        lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
+    };
+    let leader = holder(cluster);
+    let n = usize::from(leader == "replica-1");
+    deaf(cluster);
+    cluster.controllers[n].signal("STOP");
+    let said = touch_unseen(cluster, dice);
+    wait_until(seconds(60), "the other replica to lead", || holder(cluster) != leader);
+    settle(cluster, &format!("{leader} is paused; {said}"));
+    let said = touch(cluster, dice);
+    cluster.controllers[n].signal("CONT");
+    wait_until(seconds(30), "the old leader to see that it leads no more", || {
+        cluster.controllers[n].has_ended()
+    });
+    let words = cluster.controllers[n].log();
+    assert!(words.contains("leader lease"), "the old leader says why it ends: {words}");
+    settle(cluster, &format!("{leader} woke up; {said}"));
+    assert_ne!(holder(cluster), leader);
+}
