@@ -125,6 +125,7 @@ const FINAL: &[&str] = &[
     reasons::TARGET_INSIDE,
     reasons::SOURCE_ADDRESS_MISSING,
     reasons::SOURCE_ADDRESS_UNUSABLE,
+    reasons::NAMESPACE_NOT_ALLOWED,
     reasons::HELPER_NOT_ALLOWED,
     reasons::HELPER_MISSING,
     reasons::ISOLATION_EXHAUSTED,

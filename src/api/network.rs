@@ -85,6 +85,10 @@ pub struct StagingNetworkSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::any_prefixes")]
     pub protected: Vec<String>,
+    /// Which namespaces' mappings may claim from this network. All when omitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::present::<AllowedNamespaces>")]
+    pub allowed_namespaces: Option<AllowedNamespaces>,
     /// Helpers that mappings of this network may ask for: amanda, ftp, h323, irc, pptp, sip, snmp, tftp. None when omitted: a helper opens ports that the
     /// peers agree on between themselves.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -95,6 +99,40 @@ pub struct StagingNetworkSpec {
     #[serde(default, rename = "clampMSS", skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::present::<bool>")]
     pub clamp_mss: Option<bool>,
+}
+
+impl StagingNetwork {
+    /// Whether labels of namespaces decide who may claim.
+    pub fn selects_namespaces(&self) -> bool {
+        let from = self.spec.allowed_namespaces.as_ref().map(|allowed| allowed.from);
+        from == Some(NamespacesFrom::Selector)
+    }
+}
+
+/// Which namespaces may claim from a network.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[x_kube(
+    validation = Rule::new("(self.from == 'Selector') == has(self.selector)")
+        .message("selector must be given with from Selector, and only then")
+)]
+pub struct AllowedNamespaces {
+    /// All: every namespace. Selector: those whose labels `selector` matches, at any time: mappings of a namespace that loses its labels lose what they claimed,
+    /// with their open connections.
+    pub from: NamespacesFrom,
+    /// Labels of the namespaces that may claim. Every namespace has the label kubernetes.io/metadata.name, so it can be selected by its name. Whoever may label
+    /// namespaces decides who may claim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::namespace_selector")]
+    pub selector: Option<LabelSelector>,
+}
+
+/// How the namespaces that may claim are named.
+#[derive(JsonSchema, Serialize, Deserialize, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NamespacesFrom {
+    /// Every namespace.
+    All,
+    /// Those that a selector matches.
+    Selector,
 }
 
 /// Which nodes serve a network.
@@ -273,6 +311,11 @@ pub struct StagingNetworkStatus {
     /// own, and kept for its life. Taking it away breaks the network's open connections.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub isolation: Option<Isolation>,
+    /// Addresses of the cluster's API server that the controller knows of. No mapping may claim them or lead there from inside. One that the API server is no longer
+    /// heard of under stays for an hour.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "schema::plain_addresses")]
+    pub api_server_addresses: Vec<String>,
     /// Accepted, Programmed and Ready are always there; EgressLimited, Reconciling or Stalled only while true. `docs/reasons.md` explains every reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

@@ -112,13 +112,13 @@ reasons! {
         "Correct the field and apply the object again.";
     POOL = "OutsidePool", "The virtual address is not in the network's pool (`spec.outside.addresses`).",
         "Choose an address of the pool, or ask the administrator to widen it.";
-    PROTECTED = "Protected", "The address lies in a range that the network declares to be production (`spec.protected`).",
+    PROTECTED = "Protected", "The address lies in a range that the network declares to be production (`spec.protected`), or a mapping of side Inside leads to the cluster's API server.",
         "Choose another address. What is protected cannot be claimed, whatever else is said.";
     TARGET_OUTSIDE = "TargetOutside", "The target is not in the network's inside prefixes (`spec.inside.addresses`). With `spec.target.virtualMachineRef`: the machine reports no address in them, and nothing leads to where else it may be.",
         "Correct the target, the machine's own address, or the network's inside prefixes.";
     TARGET_IS_GATEWAY = "TargetIsGateway", "The target is an address that the gateway itself answers for inside (`spec.inside.gatewayAddresses`).",
         "Choose the address of a VM as the target.";
-    ADDRESS_OWNED = "AddressOwnedByNode", "The virtual address belongs to an interface of a node; claiming it would cut that node off.",
+    ADDRESS_OWNED = "AddressOwnedByNode", "The virtual address belongs to an interface of a node, to a network or to the cluster's API server; claiming it would cut that off.",
         "Choose an address that no host owns.";
     CONFLICT = "Conflict", "An older claim has the same virtual address and overlapping ports. The older `creationTimestamp` wins, then the first by namespace/name.",
         "Choose another address or other ports, or delete the claim that the message names.";
@@ -130,6 +130,10 @@ reasons! {
         "Give the network an `outside.sourceAddress` that no host owns (`outside.sourceAddressIPv6` for the second family of a network with both).";
     SOURCE_ADDRESS_UNUSABLE = "SourceAddressUnusable", "The network's `outside.sourceAddress` cannot be taken: a node owns it, a mapping claims it, or another network uses it. The message says which.",
         "Choose another address for `outside.sourceAddress`.";
+    NAMESPACE_NOT_ALLOWED = "NamespaceNotAllowed", "The network's `spec.allowedNamespaces` does not select the mapping's namespace. The message has the labels that it would need.",
+        "Ask an administrator to label the namespace, or to widen the network's `allowedNamespaces`; or claim from another network. It is judged again by itself when labels change.";
+    NAMESPACE_UNKNOWN = "NamespaceUnknown", "The network says by labels which namespaces may claim, and those of the mapping's namespace are not known yet.",
+        "Wait some seconds. If it stays, see the log of controller and agents: they must be allowed to list and watch namespaces.";
     HELPER_NOT_ALLOWED = "HelperNotAllowed", "The mapping asks for a helper that the network's `spec.allowedHelpers` does not list.",
         "Ask the network's administrator to allow the helper, or leave it out of the mapping.";
     ISOLATION_EXHAUSTED = "IsolationExhausted", "The network overlaps another one and there is no identifier left to tell them apart by; there are as many as the firewall mark has values.",

@@ -32,6 +32,8 @@ pub const MACHINE_INTERFACE_MAX: usize = 63;
 pub const ATTACHMENTS_MAX: usize = 64;
 /// Longest `NAMESPACE/NAME` of a network attachment.
 pub const ATTACHMENT_MAX: usize = 317;
+/// Most addresses of an API server that are kept.
+pub const API_SERVER_MAX: usize = 32;
 /// Highest number of an isolated network.
 pub const ISOLATION_MAX: u32 = 16383;
 
@@ -174,14 +176,31 @@ pub(super) fn port(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "integer", "format": "int32", "minimum": 1, "maximum": 65535 })
 }
 
-/// A label selector as Kubernetes has it, bounded.
+/// Addresses that the operator itself wrote.
+pub(super) fn plain_addresses(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array", "maxItems": API_SERVER_MAX, "x-kubernetes-list-type": "set",
+        "items": { "type": "string", "maxLength": 45 },
+    })
+}
+
+/// A label selector as Kubernetes has it, bounded, for nodes.
 pub(super) fn label_selector(_: &mut SchemaGenerator) -> Schema {
+    selector("node")
+}
+
+/// The same for namespaces.
+pub(super) fn namespace_selector(_: &mut SchemaGenerator) -> Schema {
+    selector("namespace")
+}
+
+fn selector(of: &str) -> Schema {
     json_schema!({
         "type": "object",
         "x-kubernetes-map-type": "atomic",
         "properties": {
             "matchLabels": {
-                "description": "Labels that a node must have, with exactly these values. All of them.",
+                "description": format!("Labels that a {of} must have, with exactly these values. All of them."),
                 "type": "object", "maxProperties": 32,
                 "additionalProperties": { "type": "string", "maxLength": 63 },
                 "x-kubernetes-validations": [{
@@ -190,7 +209,7 @@ pub(super) fn label_selector(_: &mut SchemaGenerator) -> Schema {
                 }],
             },
             "matchExpressions": {
-                "description": "Conditions on the labels of a node. All of them.",
+                "description": format!("Conditions on the labels of a {of}. All of them."),
                 "type": "array", "maxItems": 32, "x-kubernetes-list-type": "atomic",
                 "items": {
                     "type": "object",

@@ -42,7 +42,12 @@ pub fn world(
             ..NodeFacts::default()
         })
         .collect();
-    World { networks, mappings, nodes }
+    World {
+        networks,
+        mappings,
+        nodes,
+        ..World::default()
+    }
 }
 
 /// What the agents say. `life` judges by the name of the node.

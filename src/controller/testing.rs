@@ -65,6 +65,7 @@ pub(crate) fn network(name: &str) -> StagingNetwork {
         source_translation: None,
         egress: None,
         protected: vec![],
+        allowed_namespaces: None,
         allowed_helpers: vec![],
         clamp_mss: None,
     };

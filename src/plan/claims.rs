@@ -1,6 +1,6 @@
 //! Whether one claim stands by itself: against its network, the nodes and the other networks. Other claims are for [`super::conflicts`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -26,6 +26,8 @@ pub(super) struct Taken {
     gateway_addresses: BTreeMap<IpAddr, String>,
     /// Source addresses: which network.
     source_addresses: BTreeMap<IpAddr, String>,
+    /// Addresses of the cluster's API server, as the networks' statuses have them.
+    api_server: BTreeSet<IpAddr>,
     /// Inside prefixes: which network.
     inside: PrefixIndex<String>,
 }
@@ -49,6 +51,11 @@ impl Taken {
                 }
             }
         }
+        let said = world.networks.iter().filter_map(|network| network.status.as_ref());
+        taken.api_server = said
+            .flat_map(|status| &status.api_server_addresses)
+            .filter_map(|a| a.parse().ok())
+            .collect();
         for (name, network) in networks.iter().filter_map(|(n, v)| v.accepted.as_ref().ok().map(|v| (n, v))) {
             for address in &network.gateway_addresses {
                 taken.gateway_addresses.entry(*address).or_insert_with(|| name.clone());
@@ -63,6 +70,10 @@ impl Taken {
         taken
     }
 
+    fn api_server_within(&self, prefix: IpNet) -> Option<&IpAddr> {
+        self.api_server.range(prefix.network()..=prefix.broadcast()).next()
+    }
+
     /// Why `prefix` cannot be virtual outside.
     fn virtual_problem(&self, prefix: IpNet) -> Option<Refusal> {
         let field = field(prefix);
@@ -72,6 +83,9 @@ impl Taken {
         };
         if let Some((address, (node, interface))) = within(&self.nodes, prefix) {
             return Some(owned(format!("{address} is the address of {interface} on node {node}")));
+        }
+        if let Some(address) = self.api_server_within(prefix) {
+            return Some(owned(format!("{address} is an address of the cluster's API server")));
         }
         if let Some((address, network)) = within(&self.gateway_addresses, prefix) {
             return Some(owned(format!("{address} is in gatewayAddresses of network {network}")));
@@ -285,6 +299,12 @@ fn dialled_inside(problems: &mut Problems, valid: &ValidMapping, network: &Valid
                 "spec.target.{field} must not be production: {} meets {prefix}, which network {name} protects",
                 written(to)
             ),
+        );
+    }
+    if let Some(address) = taken.api_server_within(to) {
+        problems.add(
+            reasons::PROTECTED,
+            format!("spec.target.{field} must not be the cluster's API server: {address} is an address of it"),
         );
     }
     if let Some((prefix, other)) = taken.inside.overlapping(to) {

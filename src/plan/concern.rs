@@ -20,6 +20,8 @@ pub struct Concern {
     pub mappings: BTreeSet<String>,
     /// Whether it has to know the addresses of other nodes, which nobody may claim.
     pub nodes: bool,
+    /// Whether it has to know the labels of namespaces, because networks say by them who may claim.
+    pub namespaces: bool,
     /// Whether it takes routes to pools, and so has to know which subnets are its own.
     pub client: bool,
 }
@@ -58,7 +60,12 @@ pub fn concern(world: View<'_>, own: &NodeFacts) -> Concern {
     };
     wanted.extend(standing().map(|(name, _)| name).filter(|name| routed.contains(*name)));
     close(&mut wanted, &verdicts);
+    let selects = |name: &&str| {
+        let network = verdicts.networks.get(*name).and_then(|network| network.accepted.as_ref().ok());
+        network.is_some_and(|network| network.allowed_namespaces.is_some())
+    };
     Concern {
+        namespaces: wanted.iter().any(selects),
         nodes: gateway || !wanted.is_empty(),
         mappings: wanted.into_iter().map(str::to_owned).collect(),
         client,

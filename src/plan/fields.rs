@@ -8,17 +8,33 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::prefixes::is_edge;
+use super::selector::Selector;
 use super::validate::{ClaimedHelper, EgressTo, Problems};
 use super::values::{claimed_ports, host_address, kernel_helpers, label, prefix, quote, transport, unusable};
 use super::verdict::ClaimedPorts;
 use crate::api::NatMapping;
 use crate::api::helper::HelperUse;
 use crate::api::mapping::{PortMapping, Side, VirtualMachineRef};
-use crate::api::network::{EgressRule, Outside};
+use crate::api::network::{AllowedNamespaces, EgressRule, NamespacesFrom, Outside};
 use crate::api::schema::{EGRESS_MAX, HELPER_USES_MAX, MACHINE_INTERFACE_MAX, MACHINE_NAME_MAX, PORTS_MAX};
 use crate::netfilter::{Family, PortRange};
 
 impl Problems {
+    /// Which namespaces may claim. None: all, or it cannot be said.
+    pub(super) fn allowed_namespaces(&mut self, allowed: &AllowedNamespaces) -> Option<Selector> {
+        const FIELD: &str = "spec.allowedNamespaces.selector";
+        match (allowed.from, &allowed.selector) {
+            (NamespacesFrom::All, None) => {}
+            (NamespacesFrom::All, Some(_)) => self.add(format!("{FIELD} must be left out with from All: it would restrict nothing")),
+            (NamespacesFrom::Selector, None) => self.add(format!("{FIELD} must be given with from Selector")),
+            (NamespacesFrom::Selector, Some(selector)) => {
+                self.selector(FIELD, selector);
+                return Selector::new(selector);
+            }
+        }
+        None
+    }
+
     /// One end of a mapping, as a prefix: exactly one of address and prefix.
     pub(super) fn end(&mut self, field: &str, address: Option<&str>, net: Option<&str>) -> Option<IpNet> {
         let found = match (address, net) {

@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use super::claims::{self, Claimed, Taken};
 use super::conflicts::losers;
 use super::memory::Memory;
+use super::tenancy::{self, Namespaces};
 use super::validate;
 use super::verdict::{MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
 use super::{Mappings, View, selector};
@@ -19,11 +20,11 @@ use crate::api::{NatMapping, StagingNetwork, reasons};
 /// See [`super::judge_again`].
 pub(super) fn judge(world: View<'_>, memory: &mut Memory) -> Verdicts {
     let networks = networks(world);
-    memory.begin(&networks, Taken::new(world, &networks));
+    memory.begin(&networks, Taken::new(world, &networks), world.namespaces);
     let names: BTreeMap<&str, Arc<str>> = networks.keys().map(|name| (name.as_str(), name.as_str().into())).collect();
     let alone = |object: &NatMapping, taken: &Taken| {
         let key = key(object);
-        let verdict = mapping(&key, object, false, &networks, &names, taken);
+        let verdict = mapping(&key, object, false, &networks, &names, taken, world.namespaces);
         (key, Arc::new(verdict))
     };
     let judged = |object, (key, verdict)| Judged { key, object, verdict };
@@ -46,7 +47,7 @@ pub(super) fn judge(world: View<'_>, memory: &mut Memory) -> Verdicts {
             .any(|pair| matches!(pair, [a, b] if a.object.spec != b.object.spec));
         let Judged { key, object, verdict } = objects.first()?;
         let verdict = if twice {
-            Arc::new(mapping(key, object, twice, &networks, &names, memory.taken()))
+            Arc::new(mapping(key, object, twice, &networks, &names, memory.taken(), world.namespaces))
         } else {
             verdict.clone()
         };
@@ -160,6 +161,7 @@ fn mapping(
     networks: &BTreeMap<String, NetworkVerdict>,
     names: &BTreeMap<&str, Arc<str>>,
     taken: &Taken,
+    namespaces: &Namespaces,
 ) -> MappingVerdict {
     let name = raw.spec.network_ref.name.as_str();
     let network = networks.get(name);
@@ -183,7 +185,11 @@ fn mapping(
             reason: reasons::NETWORK_NOT_ACCEPTED,
             message: format!("network {name} is not accepted itself: {}: {}", refusal.reason, refusal.message),
         }),
-        Some(Ok(network)) => claims::claim(raw, name.clone(), valid, network, taken),
+        Some(Ok(network)) => match tenancy::refusal(&key.namespace, network, namespaces) {
+            // Whoever may not claim here is told nothing of what others have.
+            Some(refusal) => Err(refusal),
+            None => claims::claim(raw, name.clone(), valid, network, taken),
+        },
     });
     let (accepted, waiting) = match claimed {
         Ok(Claimed::Complete(claim)) => (Ok(claim), None),

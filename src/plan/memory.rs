@@ -1,6 +1,6 @@
 //! What was judged of each mapping by itself, kept from one judgement to the next: of ten thousand mappings mostly one has changed.
 //!
-//! What one mapping comes to by itself depends on the object, the networks and what the nodes have, and on nothing else. An object is taken for the same only if it is the very same
+//! What one mapping comes to by itself depends on the object, the networks, what the nodes have and the labels of namespaces, and on nothing else. An object is taken for the same only if it is the very same
 //! piece of memory, which the memory holds on to; as soon as anything of the rest differs, all is forgotten. So a judgement from memory is the judgement from nothing
 //! (shown on random sequences of changes in `tests/plan_properties`).
 
@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::claims::Taken;
+use super::tenancy::Namespaces;
 use super::verdict::{MappingKey, MappingVerdict, NetworkVerdict};
 use crate::api::NatMapping;
 
@@ -16,6 +17,7 @@ use crate::api::NatMapping;
 pub struct Memory {
     networks: BTreeMap<String, NetworkVerdict>,
     taken: Taken,
+    namespaces: Arc<Namespaces>,
     /// By where the object is.
     known: HashMap<usize, Known>,
 }
@@ -32,10 +34,14 @@ struct Known {
 
 impl Memory {
     /// Begins a judgement: what was known of another world is forgotten.
-    pub(super) fn begin(&mut self, networks: &BTreeMap<String, NetworkVerdict>, taken: Taken) {
-        if self.networks != *networks || self.taken != taken {
+    pub(super) fn begin(&mut self, networks: &BTreeMap<String, NetworkVerdict>, taken: Taken, namespaces: &Arc<Namespaces>) {
+        if self.networks != *networks
+            || self.taken != taken
+            || (!Arc::ptr_eq(&self.namespaces, namespaces) && self.namespaces != *namespaces)
+        {
             self.networks.clone_from(networks);
             self.taken = taken;
+            self.namespaces = namespaces.clone();
             self.known.clear();
         }
     }

@@ -25,6 +25,7 @@ mod selector;
 mod separation;
 mod sharing;
 mod sites;
+mod tenancy;
 mod translation;
 pub mod validate;
 mod values;
@@ -36,6 +37,8 @@ pub use flows::{Dialled, FlowPolicy, FlowTuple, Reach, Sweep};
 pub use host::{GatewayAddress, HostPlan, Isolated, LinkSettings, MappingState, NetworkPlan, ProxyNeighbour, Route, TABLE_MAIN, Via};
 pub use memory::Memory;
 pub use policy::{PolicyRule, RuleAction};
+pub use selector::Selector;
+pub use tenancy::Namespaces;
 pub use verdict::{Claim, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -127,6 +130,8 @@ pub struct World {
     pub mappings: Vec<NatMapping>,
     /// All nodes of which facts are known.
     pub nodes: Vec<NodeFacts>,
+    /// Labels of the namespaces. One that is not in it has labels that nobody knows.
+    pub namespaces: Arc<Namespaces>,
 }
 
 /// A [`World`] that belongs to others: planning 10 000 mappings should not begin with copying them.
@@ -138,6 +143,8 @@ pub struct View<'a> {
     pub mappings: Mappings<'a>,
     /// See [`World::nodes`].
     pub nodes: &'a [NodeFacts],
+    /// See [`World::namespaces`].
+    pub namespaces: &'a Arc<Namespaces>,
 }
 
 /// Mappings that belong to others.
@@ -155,6 +162,7 @@ impl<'a> From<&'a World> for View<'a> {
             networks: &world.networks,
             mappings: Mappings::Owned(&world.mappings),
             nodes: &world.nodes,
+            namespaces: &world.namespaces,
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Label selectors as the API server evaluates them (`metav1.LabelSelectorAsSelector`), without an API client.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
 
@@ -43,7 +44,89 @@ pub(super) fn problem(requirement: &LabelSelectorRequirement) -> Option<&'static
     }
 }
 
+/// A selector that was validated. Displayed as `kubectl get --selector` takes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Selector(Vec<Requirement>);
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Requirement {
+    key: String,
+    operator: Operator,
+    values: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operator {
+    Is,
+    In,
+    NotIn,
+    Exists,
+    DoesNotExist,
+}
+
+impl Selector {
+    /// None if [`problem`] objects to a requirement.
+    pub(super) fn new(raw: &LabelSelector) -> Option<Self> {
+        let equal = raw.match_labels.iter().flatten().map(|(key, value)| {
+            Some(Requirement {
+                key: key.clone(),
+                operator: Operator::Is,
+                values: vec![value.clone()],
+            })
+        });
+        let expressions = raw.match_expressions.iter().flatten().map(|raw| {
+            let operator = match raw.operator.as_str() {
+                "In" => Operator::In,
+                "NotIn" => Operator::NotIn,
+                "Exists" => Operator::Exists,
+                _ => Operator::DoesNotExist,
+            };
+            problem(raw).is_none().then(|| Requirement {
+                key: raw.key.clone(),
+                operator,
+                values: raw.values.clone().unwrap_or_default(),
+            })
+        });
+        equal.chain(expressions).collect::<Option<_>>().map(Self)
+    }
+
+    /// Whether `labels` satisfy all of it.
+    pub(super) fn matches(&self, labels: &BTreeMap<String, String>) -> bool {
+        self.0.iter().all(|requirement| {
+            let present = labels.get(&requirement.key);
+            let listed = present.is_some_and(|value| requirement.values.contains(value));
+            match requirement.operator {
+                Operator::Is | Operator::In => listed,
+                Operator::NotIn => !listed,
+                Operator::Exists => present.is_some(),
+                Operator::DoesNotExist => present.is_none(),
+            }
+        })
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.is_empty() {
+            return f.write_str("of any kind");
+        }
+        for (n, Requirement { key, operator, values }) in self.0.iter().enumerate() {
+            f.write_str(if n == 0 { "" } else { "," })?;
+            let values = values.join(",");
+            match operator {
+                Operator::Is => write!(f, "{key}={values}")?,
+                Operator::In => write!(f, "{key} in ({values})")?,
+                Operator::NotIn => write!(f, "{key} notin ({values})")?,
+                Operator::Exists => f.write_str(key)?,
+                Operator::DoesNotExist => write!(f, "!{key}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
@@ -81,7 +164,22 @@ mod tests {
             let s = selector(operator, values);
             assert_eq!(matches(&s, &gateway), on_gateway, "{operator} {values:?} with the label");
             assert_eq!(matches(&s, &none), on_none, "{operator} {values:?} without the label");
+            match Selector::new(&s) {
+                None => assert!(!on_gateway && !on_none, "{operator} {values:?} cannot be read"),
+                Some(valid) => assert_eq!((valid.matches(&gateway), valid.matches(&none)), (on_gateway, on_none)),
+            }
         }
+    }
+
+    #[test]
+    fn it_is_written_as_kubectl_takes_it() {
+        let written = |operator, values: &[&str]| Selector::new(&selector(operator, values)).unwrap().to_string();
+        assert_eq!(written("In", &["a", "b"]), "role in (a,b)");
+        assert_eq!(written("NotIn", &["a"]), "role notin (a)");
+        assert_eq!([written("Exists", &[]), written("DoesNotExist", &[])], ["role", "!role"]);
+        let mut both = selector("Exists", &[]);
+        both.match_labels = Some(labels(&[("a", "1"), ("b", "2")]));
+        assert_eq!(Selector::new(&both).unwrap().to_string(), "a=1,b=2,role");
     }
 
     #[test]

@@ -100,6 +100,7 @@ pub(super) fn seed() -> World {
         networks: vec![network("net", 0, json!({}))],
         mappings: vec![mapping("vm03", 1, "192.168.100.3", "192.168.200.3", json!({}))],
         nodes: vec![vm02()],
+        ..World::default()
     }
 }
 

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::fields::machine_address;
-use super::selector;
+use super::selector::{self, Selector};
 use super::values::{host_address, interface, label, prefix, quote, subdomain, unusable};
 use super::verdict::{ClaimedPorts, Refusal};
 use crate::api::helper::HelperName;
@@ -64,6 +64,8 @@ pub struct ValidNetwork {
     pub egress_allowed: bool,
     /// What may leave all the same.
     pub egress: Vec<EgressTo>,
+    /// Which namespaces may claim, by their labels. None: all.
+    pub allowed_namespaces: Option<Selector>,
     /// Helpers that mappings may ask for.
     pub helpers: BTreeSet<HelperName>,
     /// Whether TCP segments are clamped to the path's MTU.
@@ -187,6 +189,7 @@ pub fn network(raw: &StagingNetwork) -> Result<ValidNetwork, Refusal> {
         ),
         None => (false, false, Vec::new()),
     };
+    let allowed_namespaces = spec.allowed_namespaces.as_ref().and_then(|allowed| p.allowed_namespaces(allowed));
     p.finish(ValidNetwork {
         name,
         created: raw.metadata.creation_timestamp.as_ref().map(|t| t.0),
@@ -201,6 +204,7 @@ pub fn network(raw: &StagingNetwork) -> Result<ValidNetwork, Refusal> {
         source_translation: spec.source_translation.unwrap_or(SourceTranslation::Masquerade),
         egress_allowed,
         egress,
+        allowed_namespaces,
         helpers: spec.allowed_helpers.iter().copied().collect(),
         clamp_mss: spec.clamp_mss.unwrap_or(false),
         log,
@@ -307,7 +311,7 @@ impl Problems {
         name
     }
 
-    fn selector(&mut self, field: &str, selector: &LabelSelector) {
+    pub(super) fn selector(&mut self, field: &str, selector: &LabelSelector) {
         for (n, requirement) in selector.match_expressions.iter().flatten().enumerate() {
             if let Some(problem) = selector::problem(requirement) {
                 self.add(format!("{field}.matchExpressions[{n}]: {problem}"));

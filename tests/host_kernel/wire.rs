@@ -96,6 +96,7 @@ fn two_mappings() -> Arc<FlowPolicy> {
             interfaces: interfaces.into(),
             ..NodeFacts::default()
         }],
+        ..plan::World::default()
     };
     plan::host_plan(&world, &plan::judge(&world), "node", &HostOptions::default()).flows
 }

@@ -24,6 +24,7 @@ fn told(world: &World, node: &NodeFacts, interfaces: bool) -> (World, Concern) {
         networks: world.networks.clone(),
         mappings: Vec::new(),
         nodes: vec![node.clone()],
+        ..World::default()
     };
     let mut asked = concern((&told).into(), &own);
     loop {
@@ -41,6 +42,9 @@ fn told(world: &World, node: &NodeFacts, interfaces: bool) -> (World, Concern) {
     }
     if asked.nodes {
         told.nodes.clone_from(&world.nodes);
+    }
+    if asked.namespaces {
+        told.namespaces = world.namespaces.clone();
     }
     (told, asked)
 }
@@ -137,7 +141,7 @@ fn a_gateway_is_told_of_its_own_network() {
         let world = World {
             networks,
             mappings: Vec::new(),
-            nodes: Vec::new(),
+            ..World::default()
         };
         concern((&world).into(), &node).mappings
     };

@@ -205,7 +205,7 @@ fn facts(missing: u8) -> NodeFacts {
 
 prop_compose! {
     fn worlds()(networks in networks(), mappings in mappings(), missing in 0_u8..40) -> World {
-        World { networks, mappings, nodes: vec![facts(missing)] }
+        World { networks, mappings, nodes: vec![facts(missing)], ..World::default() }
     }
 }
 

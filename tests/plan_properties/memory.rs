@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use stagenet::api::{NatMapping, StagingNetwork};
-use stagenet::plan::{HostOptions, Mappings, Memory, NodeFacts, Verdicts, View, World, host_plan, judge, judge_again};
+use stagenet::plan::{HostOptions, Mappings, Memory, Namespaces, NodeFacts, Verdicts, View, World, host_plan, judge, judge_again};
 
 use crate::wide::wide_worlds;
 use crate::{NODE, worlds};
@@ -15,6 +15,7 @@ struct Hands {
     networks: Vec<StagingNetwork>,
     nodes: Vec<NodeFacts>,
     mappings: Vec<Arc<NatMapping>>,
+    namespaces: Arc<Namespaces>,
 }
 
 impl Hands {
@@ -23,6 +24,7 @@ impl Hands {
             networks: &self.networks,
             mappings: Mappings::Shared(&self.mappings),
             nodes: &self.nodes,
+            namespaces: &self.namespaces,
         }
     }
 
@@ -33,6 +35,9 @@ impl Hands {
         }
         if step.nodes || self.nodes.is_empty() {
             self.nodes = to.nodes;
+        }
+        if step.namespaces {
+            self.namespaces = to.namespaces;
         }
         let mut bits = 0..;
         let mut chosen = |set: u32| set >> (bits.next().unwrap_or(0_u32) % 32) & 1 == 1;
@@ -46,9 +51,11 @@ impl Hands {
 }
 
 #[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools)] // each is a part that changes by itself
 struct Step {
     networks: bool,
     nodes: bool,
+    namespaces: bool,
     reverse: bool,
     stay: u32,
     come: u32,
@@ -58,9 +65,10 @@ fn steps(of: impl Strategy<Value = World>) -> impl Strategy<Value = Vec<(World, 
     let stay = prop_oneof![3 => Just(u32::MAX), 2 => any::<u32>(), 1 => Just(0)];
     let come = prop_oneof![1 => Just(u32::MAX), 2 => any::<u32>(), 2 => Just(0)];
     let rarely = || prop::bool::weighted(0.2);
-    let step = (rarely(), rarely(), rarely(), stay, come).prop_map(|(networks, nodes, reverse, stay, come)| Step {
+    let step = (rarely(), rarely(), rarely(), rarely(), stay, come).prop_map(|(networks, nodes, namespaces, reverse, stay, come)| Step {
         networks,
         nodes,
+        namespaces,
         reverse,
         stay,
         come,
@@ -97,7 +105,7 @@ proptest! {
     #[test]
     fn verdicts_are_remembered(world in worlds()) {
         let (mut hands, mut memory) = (Hands::default(), Memory::default());
-        let all = Step { networks: true, nodes: true, reverse: false, stay: 0, come: u32::MAX };
+        let all = Step { networks: true, nodes: true, namespaces: true, reverse: false, stay: 0, come: u32::MAX };
         hands.change(world, all);
         let before = judge_again(hands.view(), &mut memory);
         hands.mappings.reverse();

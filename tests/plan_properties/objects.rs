@@ -163,6 +163,7 @@ proptest! {
             networks: vec![object("StagingNetwork", json!({"name": t(12)}), None, &spec)],
             mappings: vec![object("NatMapping", json!({"name": t(13), "namespace": t(0)}), None, &claim)],
             nodes: vec![facts(99)],
+            ..World::default()
         };
         let (verdicts, plan) = decide(&world);
         for ((family, table), rules) in &plan.ruleset.tables {
@@ -216,6 +217,7 @@ fn ten_thousand_mappings_are_no_different_from_a_thousand() {
             networks: vec![object("StagingNetwork", json!({"name": "alpha"}), None, &spec)],
             mappings: (0..count).map(mapping).collect(),
             nodes: vec![facts(99)],
+            ..World::default()
         }
     };
     let time = |count: u32| {

@@ -319,6 +319,7 @@ prop_compose! {
     /// A world with more in it.
     pub(crate) fn wide_worlds()(
         world in worlds(), networks in prop::collection::vec(more_network(), 4), mappings in prop::collection::vec(more_mapping(), 14),
+        allowed in prop::collection::vec(0_u8..16, 4), labels in prop::collection::vec(prop::option::weighted(0.9, any::<bool>()), 4),
         helpers in 0_u8..8, reflect in prop::bool::weighted(0.8), own in prop::bool::weighted(0.05),
     ) -> World {
         let mut world = world;
@@ -328,6 +329,17 @@ prop_compose! {
         for (mapping, more) in world.mappings.iter_mut().zip(mappings) {
             *mapping = patched(mapping, |value| more.put(value));
         }
+        for (network, allowed) in world.networks.iter_mut().zip(allowed) {
+            *network = patched(network, |value| value["spec"]["allowedNamespaces"] = match allowed {
+                0 => json!({"from": "Selector", "selector": {"matchLabels": {"team": "true"}}}),
+                1 => json!({"from": "Selector", "selector": {"matchExpressions": [{"key": "kubernetes.io/metadata.name", "operator": "NotIn", "values": ["a"]}]}}),
+                2 => json!({"from": "All"}),
+                _ => Value::Null,
+            });
+        }
+        let known = ["a", "b", "c", "default"].into_iter().zip(labels);
+        let of = |team: bool| [("team".to_owned(), team.to_string())].into();
+        world.namespaces = std::sync::Arc::new(known.filter_map(|(name, team)| Some((name.to_owned(), of(team?)))).collect());
         let node = &mut world.nodes[0];
         node.kernel.ipv6_forwarding = true;
         node.kernel.fwmark_reflect = if reflect { Family::ALL.into() } else { [].into() };

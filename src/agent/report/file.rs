@@ -75,6 +75,7 @@ impl Parts {
                 networks: report.snapshot.networks.iter().map(with_status).collect(),
                 mappings: Vec::new(),
                 nodes,
+                namespaces: report.snapshot.namespaces.clone(),
             },
             seen: Seen::default(),
             now,

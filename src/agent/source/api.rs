@@ -182,6 +182,7 @@ impl State {
             networks: &networks,
             mappings: Mappings::Shared(&mappings),
             nodes: &[],
+            namespaces: &Arc::default(),
         };
         let concern = concern(known, &own);
         let mut topics = BTreeSet::from([Topic::Networks, Topic::OwnNode]);
@@ -251,6 +252,7 @@ impl State {
         Some(Snapshot {
             networks: self.networks.objects().cloned().collect(),
             mappings: self.known_mappings().cloned().collect(),
+            namespaces: Arc::default(),
             others,
             labels: Some(labels),
             problems,

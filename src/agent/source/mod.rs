@@ -11,7 +11,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::api::{NatMapping, StagingNetwork};
-use crate::plan::{Mappings, NodeFacts, View, World};
+use crate::plan::{Mappings, Namespaces, NodeFacts, View, World};
 
 /// Everything that is known at one moment, but for the node's own kernel.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub networks: Vec<StagingNetwork>,
     /// All mappings. Shared with whoever read them, and with the snapshots before and after.
     pub mappings: Vec<Arc<NatMapping>>,
+    /// Labels of namespaces; empty while no network asks for any.
+    pub namespaces: Arc<Namespaces>,
     /// What other nodes have reported of themselves.
     pub others: Vec<NodeFacts>,
     /// Labels of the own Node. None: standalone.
@@ -50,6 +52,7 @@ impl Snapshot {
             networks: self.networks.clone(),
             mappings: self.mappings.iter().map(|mapping| NatMapping::clone(mapping)).collect(),
             nodes: self.nodes(own),
+            namespaces: self.namespaces.clone(),
         }
     }
 
@@ -66,6 +69,7 @@ impl Snapshot {
             networks: &self.networks,
             mappings: Mappings::Shared(&self.mappings),
             nodes,
+            namespaces: &self.namespaces,
         }
     }
 }

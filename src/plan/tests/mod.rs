@@ -10,4 +10,5 @@ mod machines;
 mod nobody;
 mod packets;
 mod ports;
+mod tenancy;
 mod verdicts;

@@ -108,6 +108,7 @@ impl Identifiers {
             mappings: Mappings::Shared(&[]),
             // Standalone, the one node is the gateway of every network, whatever its name and interfaces.
             nodes: &[NodeFacts::default()],
+            namespaces: &snapshot.namespaces,
         };
         let mut wanted = self.given.networks.clone();
         let mut taken: BTreeSet<u32> = wanted.values().map(|isolation| isolation.identifier).collect();

@@ -46,6 +46,7 @@ fn valid() -> ValidNetwork {
         source_translation: SourceTranslation::Masquerade,
         egress_allowed: false,
         egress: vec![],
+        allowed_namespaces: None,
         helpers: BTreeSet::new(),
         clamp_mss: false,
         log: false,
