@@ -3,6 +3,7 @@
 //! The same verdict as the API server would give, by the same schemas and rules ([`super::strict`]). What is wrong with one object harms no other: a
 //! document that cannot be used is left out and named. Pure: texts in, values out; no text makes it panic or take more than bounded time and memory.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -10,7 +11,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::strict::{self, Checker, FieldProblem};
-use super::{GROUP, NatMapping, StagingNetwork, VERSION};
+use super::{GROUP, NatMapping, StagingNetwork, VERSION, namespace};
 
 /// Largest file, in bytes: the definition of a network takes some hundreds, so this is room for more than 10 000 mappings.
 pub const FILE_MAX: usize = 4 * 1024 * 1024;
@@ -58,6 +59,8 @@ pub struct Manifests {
     pub networks: Vec<StagingNetwork>,
     /// In the order of the files and their documents. Each has a namespace.
     pub mappings: Vec<NatMapping>,
+    /// Labels of the namespaces that are declared.
+    pub namespaces: BTreeMap<String, BTreeMap<String, String>>,
     /// What is wrong, in the same order.
     pub problems: Vec<Problem>,
     /// How many problems there are beyond [`PROBLEMS_MAX`].
@@ -122,7 +125,25 @@ impl Reader {
         }
     }
 
+    fn namespace(&mut self, place: Place<'_>, object: &Value) {
+        match namespace::read(object) {
+            Ok((name, labels)) => match self.out.namespaces.entry(name) {
+                Entry::Vacant(free) => {
+                    free.insert(labels);
+                }
+                Entry::Occupied(taken) => {
+                    let object = format!("Namespace {}", taken.key());
+                    self.problem(place, &object, FieldProblem::new("", "is declared twice: the first one counts"));
+                }
+            },
+            Err(problem) => self.problem(place, "Namespace", problem),
+        }
+    }
+
     fn object(&mut self, place: Place<'_>, mut value: Value) {
+        if namespace::is_one(&value) {
+            return self.namespace(place, &value);
+        }
         let (kind, label) = match identify(&value) {
             Ok(known) => known,
             Err((label, problem)) => return self.problem(place, &label, problem),

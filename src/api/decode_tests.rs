@@ -270,3 +270,35 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn labels_of_namespaces_are_read_and_nothing_else_of_them() {
+    let namespace = |metadata: &str| {
+        format!("---\napiVersion: v1\nkind: Namespace\nmetadata: {metadata}\nspec: {{finalizers: [kubernetes]}}\nstatus: {{}}\n")
+    };
+    let read = one(&namespace("{name: shop, labels: {team: staging}, annotations: {a: b}}"));
+    assert_eq!(read.problems, []);
+    assert_eq!(read.namespaces["shop"], [("team".to_owned(), "staging".to_owned())].into());
+    let twice = one(&format!(
+        "{}{}",
+        namespace("{name: shop, labels: {team: staging}}"),
+        namespace("{name: shop}")
+    ));
+    assert_eq!(
+        twice.problems[0].to_string(),
+        "a.yaml: document 2: Namespace shop: is declared twice: the first one counts"
+    );
+    assert_eq!(twice.namespaces["shop"].len(), 1);
+    for (metadata, says) in [
+        ("{labels: {team: staging}}", "metadata.name: must be given, as a string"),
+        ("{name: shop, labels: {count: 3}}", "metadata.labels[count]: must be a string"),
+        (
+            "{name: shop, labels: [team]}",
+            "metadata.labels: must be label names with their values",
+        ),
+    ] {
+        let read = one(&namespace(metadata));
+        assert!(read.problems[0].to_string().contains(says), "{:?}", read.problems);
+        assert!(read.namespaces.is_empty());
+    }
+}

@@ -8,6 +8,7 @@ pub mod decode;
 pub mod gatewaynode;
 pub mod helper;
 pub mod mapping;
+mod namespace;
 pub mod network;
 pub mod reasons;
 pub mod schema;

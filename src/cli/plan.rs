@@ -148,7 +148,7 @@ fn planned(args: &PlanArgs) -> Result<Planned, CliError> {
         networks: manifests.networks.clone(),
         mappings: manifests.mappings.clone(),
         nodes: vec![node],
-        ..World::default()
+        namespaces: plan::declared(manifests.namespaces.clone(), &manifests.mappings),
     };
     // What a cluster or the agent would have given them.
     let allocated = plan::isolation::allocate(&world, &plan::judge(&world));

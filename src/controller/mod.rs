@@ -10,6 +10,7 @@
 //! | [`leader`] | one leader among the replicas | the decision |
 //! | [`watch`] | stores, fed by watches; the bell | |
 //! | [`heartbeat`] | which agents are silent | yes |
+//! | [`namespaces`] | labels of namespaces, while some network asks for them | |
 //! | [`seen`] | from which resource version on a report counts | yes |
 //! | [`gather`] | the world, from stored objects | yes |
 //! | [`aggregate`] | the status of every object; the standalone agent calls it too | yes |
@@ -27,6 +28,7 @@ pub mod gather;
 pub mod heartbeat;
 pub mod leader;
 pub mod ledger;
+pub mod namespaces;
 pub mod reconcile;
 pub mod seen;
 #[cfg(test)]
@@ -47,6 +49,7 @@ use tracing::info;
 
 use self::events::Announcer;
 use self::leader::{Elector, Lost, Timing};
+use self::namespaces::Labels;
 use self::reconcile::Reconciler;
 use self::watch::Stores;
 use crate::telemetry::{Health, Metrics, Program, ServeError, chain, serve};
@@ -117,7 +120,9 @@ pub async fn run_until(client: Client, options: ControllerOptions, shutdown: imp
         servers.spawn(serve(address, health.clone(), metrics.clone(), None));
     }
     let mut elector = Elector::new(client.clone(), &options.namespace, &options.identity, options.timing);
-    let reconciler = Reconciler::new(client, stores.clone(), announcer, metrics.clone());
+    let (namespaces, labelling) = Labels::new(client.clone());
+    watches.spawn(labelling);
+    let reconciler = Reconciler::new(client, stores.clone(), announcer, metrics.clone()).asking(namespaces);
     let end = tokio::select! {
         () = shutdown => Ok(()),
         Some(ended) = watches.join_next() => Err(ControllerError::Ended(describe(ended.err()))),

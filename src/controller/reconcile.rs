@@ -18,6 +18,7 @@ use super::events::Announcer;
 use super::gather;
 use super::heartbeat::Life;
 use super::ledger::{self, Failure, Ledger};
+use super::namespaces::Labels;
 use super::watch::{Stores, decoded};
 use super::write::{Outcome, Reported, write};
 use crate::api::{NatMapping, StagingNetwork};
@@ -41,6 +42,7 @@ pub struct Reconciler {
     seen: Seen,
     networks: Ledger<StagingNetwork>,
     mappings: Ledger<NatMapping>,
+    namespaces: Labels,
     announcer: Announcer,
     metrics: Arc<Metrics>,
     outages: u32,
@@ -55,10 +57,17 @@ impl Reconciler {
             seen: Seen::default(),
             networks: Ledger::default(),
             mappings: Ledger::default(),
+            namespaces: Labels::none(),
             announcer,
             metrics,
             outages: 0,
         }
+    }
+
+    /// Learns labels of namespaces from there. Without this nothing is judged while a network asks for them.
+    #[must_use]
+    pub fn asking(self, namespaces: Labels) -> Self {
+        Self { namespaces, ..self }
     }
 
     /// Works until the task is dropped.
@@ -76,7 +85,10 @@ impl Reconciler {
     /// One pass: gather → judge → aggregate → write. Returns when there is more to do even if nothing changes until then.
     pub async fn reconcile(&mut self) -> Option<Instant> {
         let now = Instant::now();
-        let (world, reports) = self.gather(now);
+        let (mut world, reports) = self.gather(now);
+        let needed = world.networks.iter().any(StagingNetwork::selects_namespaces);
+        // Their first list is on its way and ends the wait. Until then what was said stays said.
+        world.namespaces = self.namespaces.ask(needed)?;
         let verdicts = judge(&world);
         self.seen.observe(&world.mappings);
         let statuses = aggregate(&Inputs {
@@ -126,7 +138,7 @@ impl Reconciler {
     }
 
     /// Until something changes, `next` has come, or an agent has fallen silent. During an outage only the time counts: hammering helps nobody.
-    async fn wait(&self, next: Option<Instant>, health: &Health) {
+    async fn wait(&mut self, next: Option<Instant>, health: &Health) {
         let lives = self.lives();
         loop {
             let now = Instant::now();
@@ -134,6 +146,7 @@ impl Reconciler {
             let until = earliest(next, silence).unwrap_or(now + BEAT).min(now + BEAT);
             tokio::select! {
                 () = self.stores.bell.notified(), if self.outages == 0 => return,
+                () = self.namespaces.changed(), if self.outages == 0 => return,
                 () = tokio::time::sleep_until(until.into()) => {}
             }
             health.beat();

@@ -38,7 +38,7 @@ pub use host::{GatewayAddress, HostPlan, Isolated, LinkSettings, MappingState, N
 pub use memory::Memory;
 pub use policy::{PolicyRule, RuleAction};
 pub use selector::Selector;
-pub use tenancy::Namespaces;
+pub use tenancy::{Namespaces, declared};
 pub use verdict::{Claim, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
 
 use std::collections::{BTreeMap, BTreeSet};

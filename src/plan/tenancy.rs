@@ -3,15 +3,30 @@
 //! What is not known is not allowed: a namespace whose labels nobody has told of yet claims nothing from a network that asks for labels.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use super::selector::Selector;
 use super::validate::ValidNetwork;
 use super::verdict::Refusal;
-use crate::api::reasons;
+use crate::api::{NatMapping, reasons};
 
 /// Labels of namespaces by name. Needed only where some network says `from: Selector`.
 pub type Namespaces = BTreeMap<String, BTreeMap<String, String>>;
 
+/// Where there is no cluster: what was declared, and no labels but its name for each other namespace of the mappings.
+pub fn declared<'a>(labels: Namespaces, mappings: impl IntoIterator<Item = &'a NatMapping>) -> Arc<Namespaces> {
+    let mut all = labels;
+    for mapping in mappings {
+        let namespace = mapping.metadata.namespace.as_deref().unwrap_or(DEFAULT);
+        if !all.contains_key(namespace) {
+            all.insert(namespace.to_owned(), BTreeMap::new());
+        }
+    }
+    Arc::new(all)
+}
+
+/// Namespace of mappings that name none.
+const DEFAULT: &str = "default";
 /// The label that every namespace has, whoever writes what (`NamespaceDefaultLabelName` of Kubernetes).
 const NAME: &str = "kubernetes.io/metadata.name";
 

@@ -16,6 +16,7 @@ mod directory;
 mod links;
 mod refusals;
 mod runner;
+mod withdrawn;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -58,6 +59,7 @@ fn snapshot(text: &str) -> Arc<Snapshot> {
     let read = decode([("test.yaml", text)]);
     assert_eq!(read.problems, []);
     Arc::new(Snapshot {
+        namespaces: stagenet::plan::declared(read.namespaces, &read.mappings),
         networks: read.networks,
         mappings: read.mappings.into_iter().map(Arc::new).collect(),
         ..Snapshot::default()

@@ -22,6 +22,7 @@ use crate::api::gatewaynode::GatewayNodeStatus;
 use crate::api::mapping::MachineTarget;
 use crate::api::{GatewayNode, NatMapping, NatMappingStatus, StagingNetwork};
 use crate::controller::gather;
+use crate::controller::namespaces::Heard;
 use crate::plan::{Mappings, NodeFacts, View, concern};
 
 /// Resource versions that mean nothing new are passed on this late: the controller's own status writes come by the thousand.
@@ -36,6 +37,8 @@ struct State {
     mappings: BTreeMap<String, Cache<NatMapping>>,
     /// None: none of them concerns the node.
     gateways: Option<Cache<GatewayNode>>,
+    /// None: no network that concerns the node asks for labels of namespaces.
+    namespaces: Option<Heard>,
     /// What is watched. [`Topic::OwnGateway`] feeds the same cache as [`Topic::Gateways`].
     topics: BTreeSet<Topic>,
     /// Whether the node takes routes to pools.
@@ -88,9 +91,10 @@ impl State {
     fn new(node: &str) -> Self {
         Self {
             node: node.to_owned(),
-            networks: Cache::new(|a, b| a.spec == b.spec && active(a) == active(b)),
+            networks: Cache::new(|a, b| a.spec == b.spec && active(a) == active(b) && api_server(a) == api_server(b)),
             mappings: BTreeMap::new(),
             gateways: None,
+            namespaces: None,
             topics: BTreeSet::from([Topic::Networks, Topic::OwnNode]),
             client: false,
             labels: None,
@@ -117,6 +121,11 @@ impl State {
             News::Node(event) => {
                 self.back("Node", &event);
                 self.take_node(event)
+            }
+            News::Namespace(event) => {
+                self.back("Namespace", &event);
+                let changed = self.namespaces.as_mut().is_some_and(|heard| heard.take(event));
+                if changed { Change::Meaning } else { Change::None }
             }
             News::Away(kind, error) => {
                 if self.away.insert(kind, error.clone()).is_none() {
@@ -192,6 +201,9 @@ impl State {
         } else if concern.client {
             topics.insert(Topic::OwnGateway);
         }
+        if concern.namespaces {
+            topics.insert(Topic::Namespaces);
+        }
         self.client = concern.client;
         if topics == self.topics {
             return false;
@@ -200,6 +212,9 @@ impl State {
         if gateways(&topics) != gateways(&self.topics) {
             let watched = concern.nodes || concern.client;
             self.gateways = watched.then(|| Cache::new(|a, b| interfaces(a) == interfaces(b)).trimmed(trim_gateway));
+        }
+        if concern.namespaces != self.namespaces.is_some() {
+            self.namespaces = concern.namespaces.then(Heard::default);
         }
         self.mappings.retain(|network, _| concern.mappings.contains(network));
         for network in concern.mappings {
@@ -230,6 +245,10 @@ impl State {
         if !(self.networks.ready && listed) {
             return None;
         }
+        let namespaces = match &self.namespaces {
+            Some(heard) => heard.labels()?.clone(),
+            None => Arc::default(),
+        };
         let gateways = self.gateways.iter().flat_map(Cache::objects);
         let gateways: Vec<GatewayNode> = gateways.filter(|g| g.name_any() != self.node).cloned().collect();
         // Nobody looks at other nodes' labels here: whether a node is a gateway it judges by its own.
@@ -252,7 +271,7 @@ impl State {
         Some(Snapshot {
             networks: self.networks.objects().cloned().collect(),
             mappings: self.known_mappings().cloned().collect(),
-            namespaces: Arc::default(),
+            namespaces,
             others,
             labels: Some(labels),
             problems,
@@ -299,6 +318,10 @@ fn undecodable(problems: &mut Vec<Problem>, kind: &str, bad: &BTreeMap<(String, 
 
 fn active(network: &StagingNetwork) -> Option<&crate::api::network::ActiveGateway> {
     network.status.as_ref()?.active_gateway.as_ref()
+}
+
+fn api_server(network: &StagingNetwork) -> &[String] {
+    network.status.as_ref().map_or(&[], |status| &status.api_server_addresses)
 }
 
 fn interfaces(gateway: &GatewayNode) -> Option<&Vec<crate::api::gatewaynode::InterfaceStatus>> {

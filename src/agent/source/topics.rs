@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use futures::stream::{AbortHandle, BoxStream, SelectAll, Stream, StreamExt, abortable};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Namespace, Node};
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -28,6 +28,8 @@ pub(super) enum Topic {
     OwnGateway,
     /// All reports.
     Gateways,
+    /// All namespaces, their metadata only.
+    Namespaces,
     /// The mappings of one network (a selectable field).
     Mappings(String),
 }
@@ -40,6 +42,7 @@ pub(super) enum News {
     Mapping(Arc<str>, Event<DeserializeGuard<NatMapping>>),
     Gateway(Event<DeserializeGuard<GatewayNode>>),
     Node(Event<PartialObjectMeta<Node>>),
+    Namespace(Event<PartialObjectMeta<Namespace>>),
     /// A watch of that kind failed; it is tried again by itself.
     Away(&'static str, String),
 }
@@ -88,6 +91,10 @@ impl Subscriptions {
             Topic::OwnNode => {
                 let nodes: Api<PartialObjectMeta<Node>> = Api::all(self.client.clone());
                 events("Node", nodes, Some(own()), News::Node)
+            }
+            Topic::Namespaces => {
+                let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
+                events("Namespace", namespaces, None, News::Namespace)
             }
             Topic::OwnGateway => self.objects("GatewayNode", Some(own()), News::Gateway),
             Topic::Gateways => self.objects("GatewayNode", None, News::Gateway),

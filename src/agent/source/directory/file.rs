@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use crate::agent::source::Problem;
 use crate::api::decode::{self, Manifests};
 use crate::api::{NatMapping, StagingNetwork};
+use crate::plan::Namespaces;
 
 /// Objects that a message names; of the others it gives the number.
 const NAMED: usize = 3;
@@ -46,6 +47,8 @@ pub(super) struct Good {
     /// Since when something has been wrong with it, in seconds of Unix time.
     pub(super) wrong: Option<i64>,
     pub(super) networks: Vec<StagingNetwork>,
+    #[serde(default)]
+    pub(super) namespaces: Namespaces,
     #[serde(with = "each")]
     pub(super) mappings: Vec<Arc<NatMapping>>,
 }
@@ -97,6 +100,7 @@ impl File {
                     .networks
                     .iter()
                     .map(network_id)
+                    .chain(good.namespaces.keys().map(|name| namespace_id(name)))
                     .chain(good.mappings.iter().map(|mapping| mapping_id(mapping)))
                     .collect();
                 problems.extend(still_in_force(&name, &good, kept));
@@ -118,6 +122,10 @@ fn shared(all: Vec<NatMapping>) -> Vec<Arc<NatMapping>> {
     shared
 }
 
+pub(super) fn namespace_id(name: &str) -> String {
+    format!("Namespace {name}")
+}
+
 pub(super) fn network_id(network: &StagingNetwork) -> String {
     format!("StagingNetwork {}", network.name_any())
 }
@@ -136,6 +144,7 @@ fn take(name: &str, now: Manifests, before: Good, since: i64) -> (Good, Vec<Prob
         version: Some(since),
         wrong: None,
         networks: now.networks,
+        namespaces: now.namespaces,
         mappings: shared(now.mappings),
     };
     let mut kept = Vec::new();
@@ -143,6 +152,14 @@ fn take(name: &str, now: Manifests, before: Good, since: i64) -> (Good, Vec<Prob
         if wrong(&old.name_any()) && !good.networks.iter().any(|n| n.name_any() == old.name_any()) {
             kept.push(network_id(&old));
             good.networks.push(old);
+        }
+    }
+    for (old, labels) in before.namespaces {
+        // Of a namespace that cannot be read nobody knows which one it is.
+        let unnamed = found.iter().any(|p| p.object == "Namespace");
+        if (unnamed || wrong(&old)) && !good.namespaces.contains_key(&old) {
+            kept.push(namespace_id(&old));
+            good.namespaces.insert(old, labels);
         }
     }
     let present: BTreeSet<String> = good.mappings.iter().map(|mapping| mapping_id(mapping)).collect();

@@ -27,7 +27,9 @@ use tokio::sync::{mpsc, watch};
 use super::{Problem, Snapshot, Snapshots};
 use crate::agent::AgentError;
 use crate::agent::runner::{Report, Reports};
-use file::{File, Stamp, mapping_id, network_id};
+use crate::api::StagingNetwork;
+use crate::plan::{self, Namespaces};
+use file::{File, Stamp, mapping_id, namespace_id, network_id};
 use identifiers::Identifiers;
 use records::Records;
 
@@ -167,6 +169,7 @@ impl Directory {
 
     fn said(&self) -> Snapshot {
         let mut snapshot = Snapshot::default();
+        let mut namespaces = Namespaces::new();
         let mut owners: BTreeMap<String, &Path> = BTreeMap::new();
         if let Some(why) = &self.gone {
             snapshot.problems.push(Problem {
@@ -193,11 +196,20 @@ impl Directory {
                     snapshot.networks.push(network.clone());
                 }
             }
+            for (name, labels) in &file.good.namespaces {
+                if first(namespace_id(name), &mut snapshot.problems) {
+                    namespaces.insert(name.clone(), labels.clone());
+                }
+            }
             for mapping in &file.good.mappings {
                 if first(mapping_id(mapping), &mut snapshot.problems) {
                     snapshot.mappings.push(mapping.clone());
                 }
             }
+        }
+        // Nobody looks at labels that nobody asks for.
+        if snapshot.networks.iter().any(StagingNetwork::selects_namespaces) {
+            snapshot.namespaces = plan::declared(namespaces, snapshot.mappings.iter().map(AsRef::as_ref));
         }
         snapshot
     }
