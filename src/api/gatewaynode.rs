@@ -58,22 +58,22 @@ pub struct GatewayNodeStatus {
     /// The node's interfaces that carry addresses or that a network names, at most 64.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub interfaces: Vec<InterfaceStatus>,
     /// Connection tracking helpers that the node's kernel has, such as ftp, sorted, at most 16.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 16)))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub helpers: Vec<String>,
     /// One entry a network that this node serves or routes to.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 512))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub networks: Vec<NetworkReport>,
     /// What could not be done, or not wholly (`HelperMissing`), the first 32 by namespace and name; `failureCount` counts all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
-    #[x_kube(merge_strategy = ListMerge::Map(vec!["namespace".into(), "name".into()]))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub failures: Vec<FailureReport>,
     /// How many mappings could not be programmed, or not wholly.
     #[serde(default)]

@@ -1,5 +1,6 @@
 //! What becomes of a pass's outcome: metrics, the node's status, events, the heartbeat; in a cluster or in a file.
 
+mod budget;
 pub mod cluster;
 pub mod file;
 pub mod lease;

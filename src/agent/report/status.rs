@@ -4,6 +4,7 @@
 
 use k8s_openapi::jiff::Timestamp;
 
+use super::budget;
 use crate::agent::outcome::Outcome;
 use crate::agent::runner::Report;
 use crate::api::conditions::{self, NodeFinding};
@@ -46,6 +47,7 @@ pub fn node(report: &Report, present: Option<&GatewayNodeStatus>, now: Timestamp
         status.failures.clone_from(&present.failures);
         status.failure_count = present.failure_count;
     }
+    budget::fit(&mut status);
     status
 }
 
