@@ -39,12 +39,14 @@ pub fn run(control_plane: &Path, size: Size) {
     let api = crate::lab::Api::start(control_plane);
     let gateway = Ns::new("agw");
     let kubeconfig = api.join(&gateway, "10.99.0.2", &format!("group: \"{REAL}\""));
-    gateway.sh("ip link add out0 type dummy && ip addr add 192.0.2.1/24 dev out0 && ip link set out0 up");
-    for n in (0..NETWORKS).filter(|n| group(*n) == REAL) {
+    let interface = |name: &str, address: &str| {
         gateway.sh(&format!(
-            "ip link add in{n} type dummy && ip addr add 10.{}.0.1/16 dev in{n} && ip link set in{n} up",
-            128 + n
+            "ip link add {name} type veth peer name p-{name} && ip addr add {address} dev {name} && ip link set {name} up && ip link set p-{name} up"
         ));
+    };
+    interface("out0", "192.0.2.1/24");
+    for n in (0..NETWORKS).filter(|n| group(*n) == REAL) {
+        interface(&format!("in{n}"), &format!("10.{}.0.1/16", 128 + n));
     }
     let agent = Agent::run(
         &gateway,
