@@ -41,7 +41,7 @@ test-fast: ## Runs the tests without the labs on a real API server
 	STAGENET_SKIP_API_LABS=1 cargo test --locked
 
 .PHONY: bench
-bench: bench-scale bench-standing bench-packets bench-kube-proxy ## Measures everything that docs/performance.md has a table of; takes half an hour
+bench: bench-scale bench-standing bench-packets bench-kube-proxy bench-cluster ## Measures everything that docs/performance.md has a table of; takes half an hour
 
 .PHONY: bench-scale
 bench-scale: ## Measures the agent beside the bare tools, at 1 to 10 000 mappings
@@ -62,6 +62,11 @@ bench-packets: ## Measures what packets and connections pay on their way through
 bench-kube-proxy: ## Measures the agent beside kube-proxy, on a real API server
 	hack/install-deps.sh build test
 	cargo bench --locked --bench kube_proxy
+
+.PHONY: bench-cluster
+bench-cluster: ## Measures controller and agents with ten thousand mappings and five hundred nodes, on a real API server
+	hack/install-deps.sh build test
+	cargo bench --locked --bench cluster
 
 .PHONY: fmt
 fmt: ## Formats the code
