@@ -146,7 +146,7 @@ pub(super) fn machine_name(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Name of a network in the spec of a `VirtualMachine`, as KubeVirt's own admission has it.
+/// Name of a network in the spec of a `VirtualMachine`, as `KubeVirt`'s own admission has it.
 pub(super) fn machine_interface(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "string", "minLength": 1, "maxLength": MACHINE_INTERFACE_MAX,

@@ -35,8 +35,9 @@ pub(super) enum Topic {
 }
 
 /// What a stream says.
+#[allow(clippy::large_enum_variant)] // mappings are the large ones, and almost all that come
 pub(super) enum News {
-    // Boxed: much larger than the others, and rare.
+    // Boxed: large and rare.
     Network(Box<Event<DeserializeGuard<StagingNetwork>>>),
     /// Of the network with this name.
     Mapping(Arc<str>, Event<DeserializeGuard<NatMapping>>),
