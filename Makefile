@@ -33,6 +33,7 @@ demo: ## Shows the seed experiment with real servers, in namespaces; KEEP=1 leav
 test: deps fmt-check lint demo ## Proves everything: formatting, lints, licences, the demo, all tests with kernel and API labs
 	tests/testbed/build.sh
 	tests/testbed/judges.sh
+	tests/testbed/kubevirt.sh
 	cargo test --locked
 
 .PHONY: test-fast

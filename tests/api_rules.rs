@@ -116,7 +116,7 @@ fn examples() -> Vec<(String, Manifests)> {
 fn the_examples_are_good_and_complete() {
     let examples = examples();
     let names: Vec<&str> = examples.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["clones", "ftp", "inside-dns", "ipv6", "prefix", "seed"]);
+    assert_eq!(names, ["clones", "ftp", "inside-dns", "ipv6", "kubevirt", "prefix", "seed"]);
     for (name, got) in &examples {
         assert!(got.problems.is_empty(), "{name}: {:?}", got.problems);
         assert!(!got.mappings.is_empty(), "{name}");

@@ -14,6 +14,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use stagenet::controller::events::Announcer;
 use stagenet::controller::leader::{Elector, Lost, Timing};
+use stagenet::controller::machines::Machines;
 use stagenet::controller::reconcile::Reconciler;
 use stagenet::controller::watch::{Stores, Writers};
 use stagenet::telemetry::{Metrics, Program};
@@ -127,7 +128,13 @@ fn controller(client: &Client) -> (Reconciler, Writers) {
     // Events are not looked at here: nobody publishes them.
     let (announcer, _) = Announcer::new(client.clone(), "test");
     (
-        Reconciler::new(client.clone(), stores, announcer, Arc::new(Metrics::new(Program::Controller))),
+        Reconciler::new(
+            client.clone(),
+            stores.clone(),
+            Machines::new(stores.bell.clone()),
+            announcer,
+            Arc::new(Metrics::new(Program::Controller)),
+        ),
         writers,
     )
 }

@@ -10,6 +10,8 @@
 //! | refused for good | False | False `NotAccepted` | False | `Stalled` |
 //! | refused until something appears (`NetworkNotFound`) | False | False `NotAccepted` | False | `Reconciling` |
 //! | waits for a node, an address, an apply | True | False | False | `Reconciling` |
+//! | waits for a machine that it names (`ResolvedRefs=False` says why) | True | False | False | `Reconciling` |
+//! | the machine is attached elsewhere, or has no address inside (the same) | True | False | False | `Stalled` |
 //! | cannot be programmed until a person acts | True | False | False | `Stalled` |
 //! | the gateway is silent | True | Unknown | Unknown | nothing |
 //! | in every kernel that should have it | True | True | True | nothing |
@@ -68,6 +70,8 @@ pub struct MappingFacts {
     pub accepted: Result<(), Finding>,
     /// Whether what it refers to exists.
     pub resolved_refs: Result<(), Finding>,
+    /// What there is to say of what it refers to besides the network, while `resolved_refs` is Ok.
+    pub found: Option<String>,
     /// Whether an older claim won. Then `accepted` is an error that names it.
     pub conflicted: bool,
     /// Not looked at unless `accepted` is Ok.
@@ -143,14 +147,19 @@ pub fn is_final(reason: &str) -> bool {
 pub fn mapping(facts: &MappingFacts, present: &[Condition], now: Timestamp) -> Vec<Condition> {
     let mut set = Builder::new(facts.generation);
     set.verdict(types::ACCEPTED, &facts.accepted, reasons::ACCEPTED, "The claim stands.");
-    set.verdict(types::RESOLVED_REFS, &facts.resolved_refs, reasons::RESOLVED, "The network exists.");
+    let found = facts.found.as_deref().unwrap_or("The network exists.");
+    set.verdict(types::RESOLVED_REFS, &facts.resolved_refs, reasons::RESOLVED, found);
     if let (true, Err(why)) = (facts.conflicted, &facts.accepted) {
         set.add(types::CONFLICTED, "True", &why.reason, &why.message);
     }
     // What is programmed without something that it refers to was not refused for that.
     let unresolved = facts.resolved_refs.as_ref().err().filter(|_| facts.impaired.is_none());
-    let refused = facts.accepted.as_ref().err().or(unresolved);
-    set.summary(refused, &facts.programmed, facts.impaired.as_ref());
+    if let Some(why) = unresolved.filter(|why| why.reason == reasons::TARGET_ON_OTHER_NETWORK) {
+        set.add(types::TARGET_ON_OTHER_NETWORK, "True", &why.reason, &why.message);
+    }
+    let waits = unresolved.map(|why| Programmed::No(why.clone()));
+    let programmed = waits.as_ref().unwrap_or(&facts.programmed);
+    set.summary(facts.accepted.as_ref().err(), programmed, facts.impaired.as_ref());
     merge(present, set.conditions, now)
 }
 

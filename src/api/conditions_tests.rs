@@ -11,6 +11,7 @@ fn facts(programmed: Programmed) -> MappingFacts {
         generation: 3,
         accepted: Ok(()),
         resolved_refs: Ok(()),
+        found: None,
         conflicted: false,
         programmed,
         impaired: None,
@@ -93,6 +94,7 @@ fn a_missing_network_is_waited_for() {
     let why = Finding::new(reasons::NETWORK_NOT_FOUND, "there is no StagingNetwork segment-b");
     let waiting = MappingFacts {
         resolved_refs: Err(why.clone()),
+        found: None,
         accepted: Err(why),
         ..facts(Programmed::Yes(String::new()))
     };
@@ -262,6 +264,7 @@ fn what_is_programmed_but_lacks_something_is_not_ready() {
     let missing = Finding::new(reasons::HELPER_MISSING, "no ftp");
     let without = MappingFacts {
         resolved_refs: Err(missing.clone()),
+        found: None,
         impaired: Some(missing),
         ..facts(Programmed::Yes("in the kernel".into()))
     };

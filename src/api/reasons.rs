@@ -142,8 +142,10 @@ reasons! {
         "Create the network, or correct the name. The mapping takes effect by itself when the network appears.";
     NETWORK_NOT_ACCEPTED = "NetworkNotAccepted", "The network that the mapping names is not accepted itself.",
         "Look at the network: `kubectl describe stagingnetwork NAME`.";
-    KUBEVIRT_MISSING = "KubeVirtMissing", "The mapping names a virtual machine, and the cluster does not serve KubeVirt's VirtualMachine and VirtualMachineInstance (kubevirt.io/v1), or the controller may not read them; the message says which. An address that was known before is held.",
-        "Install KubeVirt, or write the machine's address in `spec.target.address`. It is taken into use by itself.";
+    KUBEVIRT_MISSING = "KubeVirtMissing", "The mapping names a virtual machine, and the cluster has not KubeVirt's kinds VirtualMachine and VirtualMachineInstance (kubevirt.io/v1); the message says which. The virtual address is kept for the mapping.",
+        "Install KubeVirt, or write the machine's address in `spec.target.address`. The mapping takes effect by itself when the machine has an address.";
+    MACHINES_UNREADABLE = "MachinesUnreadable", "The controller may not read KubeVirt's kinds, so it cannot tell where the virtual machine is that the mapping names. An address that was known before is held, and traffic goes on.",
+        "Give the controller the rights that the message names; they are in the ClusterRole stagenet-controller.";
     VIRTUAL_MACHINE_NOT_FOUND = "VirtualMachineNotFound", "There is no VirtualMachine of the name in `spec.target.virtualMachineRef` in the mapping's namespace.",
         "Create the machine, or correct the name. The mapping takes effect by itself when the machine has an address.";
     MACHINE_INTERFACE_MISSING = "MachineInterfaceMissing", "The virtual machine has no network of the name in `spec.target.virtualMachineRef.interface`, or its interface there is unplugged.",

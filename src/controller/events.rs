@@ -10,6 +10,7 @@ use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
+use super::aggregate::is_of_a_machine;
 use crate::api::conditions::{find, is_final};
 use crate::api::reasons::{self, types};
 use crate::api::{NatMappingStatus, StagingNetworkStatus};
@@ -43,7 +44,9 @@ pub fn of_mapping(before: Option<&NatMappingStatus>, after: &NatMappingStatus) -
     if let Some(is) = is.filter(|is| changed(was, is)) {
         // Without a gateway, the reason of what is accepted is the network's.
         let nowhere = before.is_some_and(|before| before.gateway.is_none());
-        let waited_for_gateway = was.is_some_and(|was| of_the_network(&was.reason) || (nowhere && was.reason != reasons::NOT_ACCEPTED));
+        let waited_for_gateway = was.is_some_and(|was| {
+            of_the_network(&was.reason) || (nowhere && was.reason != reasons::NOT_ACCEPTED && !is_of_a_machine(&was.reason))
+        });
         let moved = before
             .and_then(|b| b.gateway.as_ref())
             .is_some_and(|node| Some(node) != after.gateway.as_ref());
@@ -54,8 +57,12 @@ pub fn of_mapping(before: Option<&NatMappingStatus>, after: &NatMappingStatus) -
         }
     }
     let resolved = |conditions| find(conditions, types::RESOLVED_REFS);
-    if let Some(is) = resolved(&after.conditions).filter(|is| is.reason == reasons::HELPER_MISSING && changed(resolved(old), is)) {
-        notices.push(notice(true, "Program", is));
+    if let Some(is) = resolved(&after.conditions).filter(|is| is.status == "False" && changed(resolved(old), is)) {
+        if is.reason == reasons::HELPER_MISSING {
+            notices.push(notice(true, "Program", is));
+        } else if is_of_a_machine(&is.reason) && is_final(&is.reason) {
+            notices.push(notice(true, "Resolve", is));
+        }
     }
     notices
 }

@@ -12,6 +12,7 @@
 //! | [`heartbeat`] | which agents are silent | yes |
 //! | [`namespaces`] | labels of namespaces, while some network asks for them | |
 //! | [`seen`] | from which resource version on a report counts | yes |
+//! | [`machines`] | virtual machines that mappings name | all but the watches |
 //! | [`gather`] | the world, from stored objects | yes |
 //! | [`aggregate`] | the status of every object; the standalone agent calls it too | yes |
 //! | [`ledger`] | what was written and what failed | yes |
@@ -28,6 +29,7 @@ pub mod gather;
 pub mod heartbeat;
 pub mod leader;
 pub mod ledger;
+pub mod machines;
 pub mod namespaces;
 pub mod reconcile;
 pub mod seen;
@@ -49,6 +51,7 @@ use tracing::info;
 
 use self::events::Announcer;
 use self::leader::{Elector, Lost, Timing};
+use self::machines::Machines;
 use self::namespaces::Labels;
 use self::reconcile::Reconciler;
 use self::watch::Stores;
@@ -113,6 +116,8 @@ pub async fn run_until(client: Client, options: ControllerOptions, shutdown: imp
     let (stores, writers) = Stores::new();
     let mut watches = JoinSet::new();
     stores.follow(writers, &client, &options.namespace, &mut watches);
+    let machines = Machines::new(stores.bell.clone());
+    machines.follow(&client, &mut watches);
     let (announcer, publishing) = Announcer::new(client.clone(), &options.identity);
     watches.spawn(publishing);
     let mut servers = JoinSet::new();
@@ -122,7 +127,7 @@ pub async fn run_until(client: Client, options: ControllerOptions, shutdown: imp
     let mut elector = Elector::new(client.clone(), &options.namespace, &options.identity, options.timing);
     let (namespaces, labelling) = Labels::new(client.clone());
     watches.spawn(labelling);
-    let reconciler = Reconciler::new(client, stores.clone(), announcer, metrics.clone()).asking(namespaces);
+    let reconciler = Reconciler::new(client, stores.clone(), machines, announcer, metrics.clone()).asking(namespaces);
     let end = tokio::select! {
         () = shutdown => Ok(()),
         Some(ended) = watches.join_next() => Err(ControllerError::Ended(describe(ended.err()))),

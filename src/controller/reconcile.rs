@@ -18,6 +18,7 @@ use super::events::Announcer;
 use super::gather;
 use super::heartbeat::Life;
 use super::ledger::{self, Failure, Ledger};
+use super::machines::Machines;
 use super::namespaces::Labels;
 use super::watch::{Stores, decoded};
 use super::write::{Outcome, Reported, write};
@@ -39,6 +40,7 @@ const BEAT: Duration = Duration::from_secs(5);
 pub struct Reconciler {
     client: Client,
     stores: Stores,
+    machines: Machines,
     seen: Seen,
     networks: Ledger<StagingNetwork>,
     mappings: Ledger<NatMapping>,
@@ -50,10 +52,11 @@ pub struct Reconciler {
 
 impl Reconciler {
     /// Knows nothing yet.
-    pub fn new(client: Client, stores: Stores, announcer: Announcer, metrics: Arc<Metrics>) -> Self {
+    pub fn new(client: Client, stores: Stores, machines: Machines, announcer: Announcer, metrics: Arc<Metrics>) -> Self {
         Self {
             client,
             stores,
+            machines,
             seen: Seen::default(),
             networks: Ledger::default(),
             mappings: Ledger::default(),
@@ -89,16 +92,19 @@ impl Reconciler {
         let needed = world.networks.iter().any(StagingNetwork::selects_namespaces);
         // Their first list is on its way and ends the wait. Until then what was said stays said.
         world.namespaces = self.namespaces.ask(needed)?;
-        let verdicts = judge(&world);
         self.seen.observe(&world.mappings);
+        let (machines, stored) = self.machines.resolve(&mut world);
+        let verdicts = judge(&world);
         let statuses = aggregate(&Inputs {
             world: &world,
             verdicts: &verdicts,
             reports: &reports,
             isolation: &isolation::allocate(&world, &verdicts),
+            machines: &machines,
             seen: &self.seen,
             now: Timestamp::now(),
         });
+        stored.put_back(&mut world.mappings);
         let (networks, mappings) = pair(world, statuses);
         // Networks first: which gateway is active is what agents wait for before anything else.
         let mut pass = Pass::new(&self.client, &self.announcer, &self.metrics);

@@ -96,8 +96,8 @@ pub fn key(mapping: &NatMapping) -> MappingKey {
     }
 }
 
-/// What the stored status says of the machine that the mapping names.
-fn target(mapping: &NatMapping) -> Option<&MachineTarget> {
+/// What the status says of the machine that the mapping names.
+pub(super) fn target(mapping: &NatMapping) -> Option<&MachineTarget> {
     mapping.spec.target.virtual_machine_ref.as_ref()?;
     mapping.status.as_ref()?.target.as_ref()
 }

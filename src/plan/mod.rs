@@ -42,6 +42,7 @@ pub use tenancy::{Namespaces, declared};
 pub use verdict::{Claim, MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -250,6 +251,16 @@ pub fn judge<'a>(world: impl Into<View<'a>>) -> Verdicts {
 /// The same as [`judge`], sooner where little has changed since the memory was last used.
 pub fn judge_again<'a>(world: impl Into<View<'a>>, memory: &mut Memory) -> Verdicts {
     judge::judge(world.into(), memory)
+}
+
+/// Whether a machine of the closed network may be at an address: whether a mapping may lead there. The refusal is for a message about `field`.
+pub fn leads_inside(address: IpAddr, field: &str, network: &validate::ValidNetwork) -> Result<(), Refusal> {
+    claims::leads_inside(IpNet::from(address), field, network)
+}
+
+/// Whether any host may be reached at an address: not if it is link-local or the like.
+pub fn usable(address: IpAddr) -> bool {
+    values::unusable(IpNet::from(address)).is_none()
 }
 
 /// How a claim that stands is made known where it is dialled.

@@ -6,6 +6,7 @@
 mod clones;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod machines;
 
 use std::fs;
 use std::path::Path;

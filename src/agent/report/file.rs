@@ -23,7 +23,7 @@ use crate::agent::runner::{Report, Reports};
 use crate::api::gatewaynode::GatewayNodeStatus;
 use crate::api::network::Isolation;
 use crate::api::{GatewayNode, GatewayNodeSpec, NatMapping, NatMappingStatus, StagingNetwork, StagingNetworkStatus};
-use crate::controller::aggregate::{self, Inputs, Life, Seen, Statuses};
+use crate::controller::aggregate::{self, Inputs, Life, Resolutions, Seen, Statuses};
 use crate::plan::{self, Verdicts, World};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ResultLabel;
@@ -44,6 +44,7 @@ struct Parts {
     isolation: BTreeMap<String, Isolation>,
     verdicts: Verdicts,
     reports: aggregate::Reports,
+    machines: Resolutions,
     seen: Seen,
     now: Timestamp,
 }
@@ -77,6 +78,8 @@ impl Parts {
                 nodes,
                 namespaces: report.snapshot.namespaces.clone(),
             },
+            // Without a cluster there are none.
+            machines: Resolutions::new(),
             seen: Seen::default(),
             now,
         }
@@ -88,6 +91,7 @@ impl Parts {
             verdicts: &self.verdicts,
             reports: &self.reports,
             isolation: &self.isolation,
+            machines: &self.machines,
             seen: &self.seen,
             now: self.now,
         }

@@ -3,13 +3,13 @@
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::gateway::{self, GatewayState};
-use super::{Inputs, Report, Requirement, finding};
+use super::{Inputs, Report, Requirement, finding, machine};
 use crate::api::conditions::{self, Finding, MappingFacts, Programmed};
 use crate::api::gatewaynode::{NetworkReport, Role};
 use crate::api::mapping::{NatMapping, NatMappingStatus};
 use crate::api::network::StagingNetworkStatus;
 use crate::api::reasons::{self, types};
-use crate::controller::version;
+use crate::controller::{seen, version};
 use crate::plan::{self, Claim, MappingKey, MappingVerdict, written};
 
 pub(super) fn status(
@@ -20,23 +20,40 @@ pub(super) fn status(
     network: Option<&StagingNetworkStatus>,
 ) -> NatMappingStatus {
     let before = object.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    let machine = inputs.machines.get(key);
+    let found = machine::found(machine, before);
     let claim = verdict.accepted.as_ref().ok();
     let active = network
         .and_then(|network| network.active_gateway.as_ref())
         .filter(|_| claim.is_some());
     let served = match (claim, active) {
-        (Some(claim), Some(active)) => served(inputs, key, claim, &active.node, before),
+        (Some(claim), Some(active)) => served(inputs, (key, object), claim, &active.node, before),
         (Some(claim), None) => Served::from(Programmed::No(unserved(&claim.network, network))),
         (None, _) => Served::from(Programmed::Yes(String::new())),
     };
-    let missing = served.missing.map_or(Ok(()), Err);
+    // A claim that only waits for its machine stands, and what keeps it from being served the controller knows better than the verdict.
+    let waiting = verdict.waiting.is_some();
+    let network_found = if waiting {
+        Ok(())
+    } else {
+        verdict.resolved_refs.as_ref().copied().map_err(finding)
+    };
+    let (how, lost) = match found {
+        None => (None, waiting.then(|| verdict.resolved_refs.as_ref().err().map(finding)).flatten()),
+        Some(Ok(how)) => (Some(how), None),
+        Some(Err(why)) => (None, Some(why)),
+    };
+    let missing = served.missing.or_else(|| lost.clone()).map_or(Ok(()), Err);
+    let stands = if waiting { Ok(()) } else { verdict.accepted.as_ref().map(|_| ()) };
     let facts = MappingFacts {
         generation: verdict.generation,
-        accepted: verdict.accepted.as_ref().map(|_| ()).map_err(finding),
-        resolved_refs: verdict.resolved_refs.as_ref().copied().map_err(finding).and(missing),
+        accepted: stands.map_err(finding),
+        resolved_refs: network_found.and(missing),
+        found: how,
         conflicted: verdict.conflicted,
         programmed: served.programmed,
-        impaired: served.impaired,
+        // With an address that is held it goes on as it was.
+        impaired: served.impaired.or_else(|| lost.filter(|_| claim.is_some())),
     };
     let announced = || {
         let valid = inputs.verdicts.networks.get(&*verdict.network)?.accepted.as_ref().ok()?;
@@ -46,7 +63,7 @@ pub(super) fn status(
         observed_generation: Some(verdict.generation),
         gateway: active.map(|active| active.node.clone()),
         announcement: active.and_then(|_| announced()),
-        target: None,
+        target: machine.and_then(|machine| machine.target.clone()),
         conditions: conditions::mapping(&facts, before, inputs.now),
     }
 }
@@ -82,7 +99,7 @@ fn unserved(name: &str, network: Option<&StagingNetworkStatus>) -> Finding {
     }
 }
 
-fn served(inputs: &Inputs<'_>, key: &MappingKey, claim: &Claim, node: &str, before: &[Condition]) -> Served {
+fn served(inputs: &Inputs<'_>, (key, object): (&MappingKey, &NatMapping), claim: &Claim, node: &str, before: &[Condition]) -> Served {
     let generation = inputs
         .verdicts
         .networks
@@ -97,7 +114,7 @@ fn served(inputs: &Inputs<'_>, key: &MappingKey, claim: &Claim, node: &str, befo
     if told.role != Role::Active {
         return late("has not reported yet that it attracts the traffic");
     }
-    if !covers(told, inputs.seen.requirement(key, None)) {
+    if !covers(told, inputs.seen.requirement(key, seen::target(object))) {
         return late("has not reported yet that its kernel holds this mapping");
     }
     let failure = failure(node, report, key);

@@ -5,12 +5,13 @@
 //!
 //! ```ignore
 //! let reports = BTreeMap::from([(node.to_owned(), Report { status: own_status, life: Life::Alive })]);
-//! let statuses = aggregate(&Inputs { world: &world, verdicts: &verdicts, reports: &reports, isolation: &isolation, seen: &Seen::default(), now });
+//! let statuses = aggregate(&Inputs { world: &world, verdicts: &verdicts, reports: &reports, isolation: &isolation, machines: &Resolutions::new(), seen: &Seen::default(), now });
 //! ```
 //!
 //! A status that says what the stored one says is equal to it, transition times included, so "write if it differs" never loops.
 
 mod gateway;
+mod machine;
 mod mapping;
 mod network;
 #[cfg(test)]
@@ -21,8 +22,11 @@ use std::collections::BTreeMap;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 
+pub(super) use machine::is_of_a_machine;
+
 pub use super::gather::{Report, Reports};
 pub use super::heartbeat::Life;
+pub use super::machines::Resolutions;
 pub use super::seen::{Requirement, Seen, key};
 use crate::api::conditions::Finding;
 use crate::api::network::Isolation;
@@ -40,6 +44,8 @@ pub struct Inputs<'a> {
     pub reports: &'a Reports,
     /// What networks with the same inside are told apart by, of every network that has it or needs it.
     pub isolation: &'a BTreeMap<String, Isolation>,
+    /// Where mappings lead that name a virtual machine; empty where there is no cluster.
+    pub machines: &'a Resolutions,
     /// From which resource version on a report counts.
     pub seen: &'a Seen,
     /// Transition time of conditions that change.

@@ -21,6 +21,7 @@ use crate::plan::{Claim, MappingVerdict, NetworkVerdict};
 
 /// One network `segment-b`, one mapping `default/vm03`, and gateways that say what a test wants.
 struct Scene {
+    machines: Resolutions,
     network: StagingNetwork,
     mapping: NatMapping,
     network_verdict: NetworkVerdict,
@@ -91,6 +92,7 @@ impl Scene {
         let mut seen = Seen::default();
         seen.observe([&mapping]);
         Self {
+            machines: Resolutions::new(),
             network: network("segment-b"),
             network_verdict: NetworkVerdict {
                 generation: 1,
@@ -161,6 +163,7 @@ impl Scene {
             verdicts: &verdicts,
             isolation: &self.isolation,
             reports: &self.reports,
+            machines: &self.machines,
             seen: &self.seen,
             now: Timestamp::from_second(self.second).unwrap(),
         })

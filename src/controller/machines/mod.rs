@@ -1,0 +1,166 @@
+//! Virtual machines that mappings name: what `KubeVirt` says of them, and the address that each such mapping leads to.
+//!
+//! The controller alone reads `KubeVirt`'s kinds and writes what it found to `status.target`; the gateways' agents need no right on them. Nothing here ever touches a mapping
+//! with an explicit address, and while no mapping names a machine nothing is watched.
+//!
+//! | module | does | pure |
+//! |---|---|---|
+//! | [`kinds`] | what is looked at of a machine | yes |
+//! | [`resolve`] | the address, or why there is none | yes |
+//! | [`store`] | what is known, and whether a change of it concerns a mapping | yes |
+//! | [`watch`] | feeds the store; kinds that appear and disappear | |
+
+mod kinds;
+mod resolve;
+mod store;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kube::{Client, ResourceExt};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use self::kinds::{Instance, Machine};
+pub use self::resolve::{Found, Resolved};
+use self::resolve::{Wish, resolve};
+use self::store::{Key, Shelf};
+use crate::api::mapping::MachineTarget;
+use crate::api::{NatMapping, StagingNetwork};
+use crate::netfilter::Family;
+use crate::plan::validate::{self, ValidNetwork};
+use crate::plan::{MappingKey, World};
+
+/// What is known of machines. Clones share it.
+#[derive(Clone)]
+pub struct Machines {
+    known: Arc<Mutex<Known>>,
+    /// Whether any mapping names a machine.
+    wanted: tokio::sync::watch::Sender<bool>,
+    /// Rings when something changed that concerns a mapping.
+    bell: Arc<Notify>,
+}
+
+#[derive(Default)]
+struct Known {
+    machines: Shelf<Machine>,
+    instances: Shelf<Instance>,
+    /// Machines that mappings name.
+    named: BTreeSet<Key>,
+}
+
+/// Where mappings that name a machine lead, by key. Others are absent.
+pub type Resolutions = BTreeMap<MappingKey, Resolved>;
+
+/// What the mappings' statuses said of their machines before [`Machines::resolve`]. Must be put back before a status is compared with the stored one.
+#[must_use]
+#[derive(Debug, Default)]
+pub struct Stored(BTreeMap<MappingKey, Option<MachineTarget>>);
+
+impl Machines {
+    /// Nothing is known and nothing watched.
+    pub fn new(bell: Arc<Notify>) -> Self {
+        Self {
+            known: Arc::default(),
+            wanted: tokio::sync::watch::Sender::new(false),
+            bell,
+        }
+    }
+
+    /// Starts the watches, which wait until a mapping names a machine. They do not end by themselves.
+    pub fn follow(&self, client: &Client, tasks: &mut JoinSet<()>) {
+        tasks.spawn(watch::follow::<Machine>(self.clone(), client.clone()));
+        tasks.spawn(watch::follow::<Instance>(self.clone(), client.clone()));
+    }
+
+    /// Decides where every mapping that names a machine leads, and writes it into the status of the object in `world`, from which it is judged.
+    pub fn resolve(&self, world: &mut World) -> (Resolutions, Stored) {
+        let (mut resolutions, mut stored) = (Resolutions::new(), Stored::default());
+        let naming = |mapping: &&mut NatMapping| mapping.spec.target.virtual_machine_ref.is_some();
+        let named: BTreeSet<Key> = world.mappings.iter().filter_map(machine_of).collect();
+        let mut known = self.known();
+        let any = !named.is_empty();
+        known.named = named;
+        let networks = if any { networks(&world.networks) } else { BTreeMap::new() };
+        for mapping in world.mappings.iter_mut().filter(naming) {
+            let key = super::seen::key(mapping);
+            let before = mapping.status.as_ref().and_then(|status| status.target.clone());
+            if let Some(resolved) = networks
+                .get(&mapping.spec.network_ref.name)
+                .and_then(|network| known.resolve(mapping, network))
+            {
+                if resolved.target != before {
+                    stored.0.insert(key.clone(), before);
+                    mapping.status.get_or_insert_default().target.clone_from(&resolved.target);
+                }
+                resolutions.insert(key, resolved);
+            }
+        }
+        drop(known);
+        self.wanted.send_if_modified(|wanted| std::mem::replace(wanted, any) != any);
+        (resolutions, stored)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Stored {
+    /// Makes the objects again what the API server has.
+    pub fn put_back(mut self, mappings: &mut [NatMapping]) {
+        if self.0.is_empty() {
+            return;
+        }
+        for mapping in mappings {
+            if let Some(before) = self.0.remove(&super::seen::key(mapping))
+                && let Some(status) = &mut mapping.status
+            {
+                status.target = before;
+                // There was none at all.
+                if *status == crate::api::NatMappingStatus::default() {
+                    mapping.status = None;
+                }
+            }
+        }
+    }
+}
+
+impl Known {
+    /// None: nothing can be said before the spec is corrected, and what the status says stays.
+    fn resolve(&self, mapping: &NatMapping, network: &ValidNetwork) -> Option<Resolved> {
+        let machine = mapping.spec.target.virtual_machine_ref.as_ref()?;
+        let address = mapping.spec.r#virtual.address.as_ref()?.parse().ok()?;
+        let before = mapping.status.as_ref().and_then(|status| status.target.as_ref());
+        let wish = Wish {
+            machine,
+            family: Family::of(address),
+            network,
+            before: before.filter(|before| before.is_of(machine)),
+        };
+        Some(resolve(&wish, self.of(&machine_of(mapping)?)))
+    }
+
+    fn of(&self, key: &Key) -> resolve::Known<'_> {
+        match (&self.machines, &self.instances) {
+            (Shelf::Absent(why), _) | (_, Shelf::Absent(why)) => resolve::Known::Absent(why),
+            (Shelf::Unreadable(why), _) | (_, Shelf::Unreadable(why)) => resolve::Known::Unreadable(why),
+            (Shelf::Complete(machines), Shelf::Complete(instances)) => machines.get(key).map_or(resolve::Known::Nothing, |machine| {
+                resolve::Known::Machine(machine, instances.get(key))
+            }),
+            _ => resolve::Known::NotYet,
+        }
+    }
+}
+
+/// Namespace and name of the machine that a mapping names.
+fn machine_of(mapping: &NatMapping) -> Option<Key> {
+    let machine = mapping.spec.target.virtual_machine_ref.as_ref()?;
+    Some((mapping.namespace().unwrap_or_default(), machine.name.clone()))
+}
+
+fn networks(objects: &[StagingNetwork]) -> BTreeMap<String, ValidNetwork> {
+    let valid = objects.iter().filter_map(|object| validate::network(object).ok());
+    valid.map(|network| (network.name.clone(), network)).collect()
+}
