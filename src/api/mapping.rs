@@ -179,7 +179,7 @@ pub struct TargetAddress {
     /// as long as that lies in the network's `inside.addresses`; see `status.target`. Not with `virtual.prefix`, nor with side Inside, nor without a cluster.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::present::<VirtualMachineRef>")]
-    pub virtual_machine_ref: Option<VirtualMachineRef>,
+    pub virtual_machine_ref: Option<Box<VirtualMachineRef>>,
 }
 
 impl TargetAddress {
@@ -279,7 +279,7 @@ pub struct NatMappingStatus {
     pub announcement: Option<Announcement>,
     /// What was found out about `spec.target.virtualMachineRef`. Absent where the target is an address or a prefix, and while nothing was found out.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target: Option<MachineTarget>,
+    pub target: Option<Box<MachineTarget>>,
     /// Accepted, ResolvedRefs, Programmed and Ready are always there; Conflicted, TargetOnOtherNetwork, Reconciling and Stalled only while true. `docs/reasons.md` explains
     /// every reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -135,3 +135,26 @@ fn what_keeps_a_network_from_any_gateway_is_not_said_of_each_mapping() {
     );
     assert_eq!(said(&of_mapping(Some(&served), &helpless)), ["!HelperMissing"]);
 }
+
+#[test]
+fn a_machine_that_went_elsewhere_is_warned_of_once_and_its_return_is_told() {
+    let with = |reason: &str, gateway| {
+        let status = if reason == reasons::RESOLVED { "True" } else { "False" };
+        let programmed = if reason == reasons::RESOLVED { reasons::PROGRAMMED } else { reason };
+        mapping(
+            gateway,
+            &[
+                ACCEPTED,
+                (types::RESOLVED_REFS, status, reason),
+                (types::PROGRAMMED, status, programmed),
+            ],
+        )
+    };
+    let (well, away) = (with(reasons::RESOLVED, Some("a")), with(reasons::TARGET_ON_OTHER_NETWORK, None));
+    assert_eq!(said(&of_mapping(Some(&well), &away)), ["!TargetOnOtherNetwork"]);
+    assert!(of_mapping(Some(&away), &away).is_empty());
+    assert_eq!(said(&of_mapping(Some(&away), &well)), ["Programmed"]);
+    let waits = with(reasons::WAITING_FOR_ADDRESS, None);
+    assert!(of_mapping(None, &waits).is_empty(), "it comes right by itself");
+    assert_eq!(said(&of_mapping(Some(&waits), &well)), ["Programmed"]);
+}

@@ -99,7 +99,7 @@ pub fn key(mapping: &NatMapping) -> MappingKey {
 /// What the status says of the machine that the mapping names.
 pub(super) fn target(mapping: &NatMapping) -> Option<&MachineTarget> {
     mapping.spec.target.virtual_machine_ref.as_ref()?;
-    mapping.status.as_ref()?.target.as_ref()
+    mapping.status.as_ref()?.target.as_deref()
 }
 
 /// Whether the gateways deliver to the same place for both.
@@ -117,7 +117,7 @@ fn refused(mapping: &NatMapping) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::mapping::{AddressState, VirtualMachineRef};
+    use crate::api::mapping::AddressState;
     use crate::controller::testing::{condition, mapping};
 
     fn at(version: &str, generation: i64, accepted: Option<&str>) -> NatMapping {
@@ -183,8 +183,8 @@ mod tests {
         };
         let at = |version: &str, target: Option<&MachineTarget>| {
             let mut object = at(version, 1, Some("True"));
-            object.spec.target.virtual_machine_ref = Some(VirtualMachineRef::default());
-            object.status.get_or_insert_default().target = target.cloned();
+            object.spec.target.virtual_machine_ref = Some(Box::default());
+            object.status.get_or_insert_default().target = target.cloned().map(Box::new);
             object
         };
         let (here, held, there) = (

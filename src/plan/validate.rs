@@ -228,7 +228,7 @@ pub fn mapping(raw: &NatMapping) -> Result<ValidMapping, Refusal> {
     let network = &spec.network_ref.name;
     p.name("spec.networkRef.name", network, subdomain(network), NAME);
     let virtual_prefix = p.end("spec.virtual", spec.r#virtual.address.as_deref(), spec.r#virtual.prefix.as_deref());
-    let machine = spec.target.virtual_machine_ref.as_ref();
+    let machine = spec.target.virtual_machine_ref.as_deref();
     let ports = p.ports(&spec.ports);
     let target = if let Some(machine) = machine {
         p.machine(machine, raw);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Cluster;
-use crate::lab::{self, Backend, Steady, VIP, VIP_80, isolated_with_api, seconds, wait_until};
+use crate::lab::{self, Backend, Steady, VIP, VIP_80, isolated_with_api, seconds, wait_for, wait_until};
 
 /// The definitions, made first if need be. None: labs of this kind are skipped.
 fn definitions() -> Option<PathBuf> {
@@ -17,7 +17,7 @@ fn definitions() -> Option<PathBuf> {
     Some(PathBuf::from(String::from_utf8(made.stdout).unwrap().trim()))
 }
 
-/// What KubeVirt would do.
+/// What `KubeVirt` would do.
 struct KubeVirt<'a> {
     c: &'a Cluster,
     definitions: PathBuf,
@@ -71,12 +71,9 @@ impl KubeVirt<'_> {
     }
 
     fn condition(&self, kind: &str) -> String {
-        let field = |name| {
-            self.c
-                .api
-                .field("natmapping/machine", &format!(".status.conditions[?(@.type==\"{kind}\")].{name}"))
-        };
-        format!("{} {}: {}", field("status"), field("reason"), field("message"))
+        let field = |name| format!(".status.conditions[?(@.type==\"{kind}\")].{name}");
+        let parts = format!("{}}} {{{}}}: {{{}", field("status"), field("reason"), field("message"));
+        self.c.api.field("natmapping/machine", &parts)
     }
 
     fn target(&self, field: &str) -> String {
@@ -105,14 +102,15 @@ impl KubeVirt<'_> {
 
     /// Waits until status says `address` in `state` and Ready, from when on traffic flows.
     fn wait_at(&self, address: &str, state: &str, server: &str) {
+        let place = "address} {.status.target.state} {.status.conditions[?(@.type==\"Ready\")].status";
         wait_until(seconds(40), &format!("the mapping to lead to {address}, {state}"), || {
-            self.target("address") == address && self.target("state") == state && self.condition("Ready").starts_with("True")
+            self.target(place) == format!("{address} {state} True")
         });
         assert_eq!(self.c.seed.vm01.tcp(VIP_80).expect("Ready means that traffic flows").server, server);
     }
 }
 
-/// A machine's life: named before KubeVirt is there, started, moved, switched off, lying, on another network, and away with KubeVirt. Beside it, one with an explicit address.
+/// A machine's life: named before `KubeVirt` is there, started, moved, switched off, lying, on another network, and away with `KubeVirt`. Beside it, one with an explicit address.
 #[test]
 fn a_machine_is_found_by_its_name() {
     let Some(definitions) = definitions() else {
@@ -144,16 +142,21 @@ fn a_machine_is_found_by_its_name() {
         );
         let table = c.api.kubectl("get natmap machine");
         assert!(table.contains("vm03"), "{table}");
-        eprintln!("{table}");
         steady.goes_on("while a machine came up");
 
         // What is of no concern: machines report all the time.
-        let quiet = c.api.status_writes();
+        let stays = || {
+            let before = c.api.status_writes();
+            std::thread::sleep(seconds(2));
+            (before, c.api.status_writes())
+        };
+        let (_, quiet) = wait_for(seconds(40), "what followed from the machine's start to be written", || {
+            Some(stays()).filter(|(before, after)| before == after)
+        });
         for memory in 101..106 {
             k.report("closed-b", "192.168.200.3", memory);
         }
-        std::thread::sleep(seconds(2));
-        assert_eq!(c.api.status_writes(), quiet, "nothing was written");
+        assert_eq!(stays(), (quiet, quiet), "nothing was written");
 
         let mut open = c.seed.vm01.tcp(VIP_80).unwrap();
         k.report("closed-b", "192.168.200.4", 106);

@@ -296,12 +296,12 @@ fn trim(mapping: &mut NatMapping) {
     let machine = mapping.spec.target.virtual_machine_ref.as_ref();
     let found = mapping.status.take().and_then(|status| status.target);
     mapping.status = found.zip(machine).map(|(found, _)| NatMappingStatus {
-        target: Some(MachineTarget {
+        target: Some(Box::new(MachineTarget {
             virtual_machine: found.virtual_machine,
             interface: found.interface,
             address: found.address,
             ..MachineTarget::default()
-        }),
+        })),
         ..NatMappingStatus::default()
     });
     let meta = &mut mapping.metadata;
@@ -331,18 +331,18 @@ fn interfaces(gateway: &GatewayNode) -> Option<&Vec<crate::api::gatewaynode::Int
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::mapping::{AddressState, VirtualMachineRef};
+    use crate::api::mapping::AddressState;
 
     fn after(machine: bool, address: &str, state: AddressState) -> NatMapping {
         let mut object = crate::controller::testing::mapping("default", "vm03");
-        object.spec.target.virtual_machine_ref = machine.then(VirtualMachineRef::default);
+        object.spec.target.virtual_machine_ref = machine.then(Box::default);
         object.status = Some(NatMappingStatus {
             observed_generation: Some(1),
-            target: Some(MachineTarget {
+            target: Some(Box::new(MachineTarget {
                 address: Some(address.into()),
                 state: Some(state),
                 ..MachineTarget::default()
-            }),
+            })),
             ..NatMappingStatus::default()
         });
         trim(&mut object);

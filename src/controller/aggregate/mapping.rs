@@ -63,7 +63,7 @@ pub(super) fn status(
         observed_generation: Some(verdict.generation),
         gateway: active.map(|active| active.node.clone()),
         announcement: active.and_then(|_| announced()),
-        target: machine.and_then(|machine| machine.target.clone()),
+        target: machine.and_then(|machine| machine.target.clone().map(Box::new)),
         conditions: conditions::mapping(&facts, before, inputs.now),
     }
 }

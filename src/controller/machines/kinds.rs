@@ -1,4 +1,4 @@
-//! What is looked at of KubeVirt's kinds, and how it is read from their objects. Pure.
+//! What is looked at of `KubeVirt`'s kinds, and how it is read from their objects. Pure.
 //!
 //! Read by name from untyped objects (`kubevirt.io/api/core/v1`, fields as of v1.8): a machine with something in it that this program does not know is read all the same.
 
@@ -12,7 +12,7 @@ use serde_json::Value;
 pub(super) const GROUP: &str = "kubevirt.io";
 /// Their version.
 pub(super) const VERSION: &str = "v1";
-/// Most networks, or addresses of one, that are looked at: KubeVirt allows fewer networks, and what a guest reports is its own word.
+/// Most networks, or addresses of one, that are looked at: `KubeVirt` allows fewer networks, and what a guest reports is its own word.
 const MOST: usize = 256;
 /// Longest `infoSource` that is repeated.
 const SOURCE_MAX: usize = 128;
@@ -63,7 +63,7 @@ pub(crate) struct Report {
     pub(crate) source: String,
 }
 
-/// Something that is read from an object of KubeVirt's.
+/// Something that is read from an object of `KubeVirt`'s.
 pub(super) trait Kind: Clone + PartialEq + Send + 'static {
     /// The kind.
     const KIND: &'static str;
@@ -160,7 +160,7 @@ fn list(value: Option<&Value>) -> impl Iterator<Item = &Value> {
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
     use serde_json::json;
 

@@ -85,14 +85,14 @@ impl Machines {
         let networks = if any { networks(&world.networks) } else { BTreeMap::new() };
         for mapping in world.mappings.iter_mut().filter(naming) {
             let key = super::seen::key(mapping);
-            let before = mapping.status.as_ref().and_then(|status| status.target.clone());
+            let before = mapping.status.as_ref().and_then(|status| status.target.as_deref().cloned());
             if let Some(resolved) = networks
                 .get(&mapping.spec.network_ref.name)
                 .and_then(|network| known.resolve(mapping, network))
             {
                 if resolved.target != before {
                     stored.0.insert(key.clone(), before);
-                    mapping.status.get_or_insert_default().target.clone_from(&resolved.target);
+                    mapping.status.get_or_insert_default().target = resolved.target.clone().map(Box::new);
                 }
                 resolutions.insert(key, resolved);
             }
@@ -117,7 +117,7 @@ impl Stored {
             if let Some(before) = self.0.remove(&super::seen::key(mapping))
                 && let Some(status) = &mut mapping.status
             {
-                status.target = before;
+                status.target = before.map(Box::new);
                 // There was none at all.
                 if *status == crate::api::NatMappingStatus::default() {
                     mapping.status = None;
@@ -132,7 +132,7 @@ impl Known {
     fn resolve(&self, mapping: &NatMapping, network: &ValidNetwork) -> Option<Resolved> {
         let machine = mapping.spec.target.virtual_machine_ref.as_ref()?;
         let address = mapping.spec.r#virtual.address.as_ref()?.parse().ok()?;
-        let before = mapping.status.as_ref().and_then(|status| status.target.as_ref());
+        let before = mapping.status.as_ref().and_then(|status| status.target.as_deref());
         let wish = Wish {
             machine,
             family: Family::of(address),

@@ -31,7 +31,7 @@ pub(super) struct Wish<'a> {
     pub(super) before: Option<&'a MachineTarget>,
 }
 
-/// What KubeVirt says of the machine.
+/// What `KubeVirt` says of the machine.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Known<'a> {
     /// Nothing yet: the first lists are not complete.

@@ -15,9 +15,10 @@ pub(super) type Key = (String, String);
 pub(super) type Objects<T> = BTreeMap<Key, T>;
 
 /// What is known of one kind.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) enum Shelf<T> {
     /// Nothing: the first list is not complete, or nobody wants to know.
+    #[default]
     Empty,
     /// The cluster has no such kind, and so no object of it: a sentence that says so.
     Absent(String),
@@ -25,12 +26,6 @@ pub(super) enum Shelf<T> {
     Unreadable(String),
     /// What there is.
     Complete(Objects<T>),
-}
-
-impl<T> Default for Shelf<T> {
-    fn default() -> Self {
-        Self::Empty
-    }
 }
 
 impl<T: Kind> Shelf<T> {
@@ -94,7 +89,7 @@ mod tests {
     use super::super::kinds::Instance;
     use super::*;
 
-    fn instance(name: &str, address: &str, more: Value) -> DynamicObject {
+    fn instance(name: &str, address: &str, more: &Value) -> DynamicObject {
         serde_json::from_value(json!({
             "apiVersion": "kubevirt.io/v1", "kind": "VirtualMachineInstance", "metadata": {"name": name, "namespace": "shop"},
             "status": {"phase": "Running", "interfaces": [{"name": "default", "ipAddress": address}], "more": more},
@@ -108,8 +103,8 @@ mod tests {
         let mut take = |event| shelf.take(event, &mut listing, |(namespace, name)| namespace == "shop" && name == "named");
         let both = |address| {
             [
-                Event::InitApply(instance("named", address, json!(1))),
-                Event::InitApply(instance("other", address, json!(1))),
+                Event::InitApply(instance("named", address, &json!(1))),
+                Event::InitApply(instance("other", address, &json!(1))),
             ]
         };
         assert!(!take(Event::Init));
@@ -117,16 +112,16 @@ mod tests {
             assert!(!take(event));
         }
         assert!(take(Event::InitDone), "the first list");
-        assert!(!take(Event::Apply(instance("named", "10.0.0.1", json!({"memory": 17})))));
-        assert!(!take(Event::Apply(instance("other", "10.0.0.2", json!(1)))));
-        assert!(take(Event::Apply(instance("named", "10.0.0.2", json!(1)))));
+        assert!(!take(Event::Apply(instance("named", "10.0.0.1", &json!({"memory": 17})))));
+        assert!(!take(Event::Apply(instance("other", "10.0.0.2", &json!(1)))));
+        assert!(take(Event::Apply(instance("named", "10.0.0.2", &json!(1)))));
         take(Event::Init);
         for event in both("10.0.0.2") {
             take(event);
         }
         assert!(!take(Event::InitDone), "a list that says the same");
-        assert!(!take(Event::Delete(instance("other", "", json!(1)))));
-        assert!(take(Event::Delete(instance("named", "", json!(1)))));
+        assert!(!take(Event::Delete(instance("other", "", &json!(1)))));
+        assert!(take(Event::Delete(instance("named", "", &json!(1)))));
     }
 
     #[test]
@@ -134,6 +129,10 @@ mod tests {
         let mut shelf = Shelf::<Instance>::default();
         let absent = || Shelf::Absent("no such kind".into());
         assert!(shelf.becomes(absent()) && !shelf.becomes(absent()) && shelf.becomes(Shelf::Unreadable("no such right".into())));
-        assert!(!shelf.take(Event::Apply(instance("named", "10.0.0.1", json!(1))), &mut Objects::new(), |_| true));
+        assert!(
+            !shelf.take(Event::Apply(instance("named", "10.0.0.1", &json!(1))), &mut Objects::new(), |_| {
+                true
+            })
+        );
     }
 }

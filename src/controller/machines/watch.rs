@@ -120,9 +120,9 @@ impl<'a, T: Kept> Follower<'a, T> {
         match event {
             Ok(event) => {
                 let mut known = self.machines.known();
-                let mut shelf = std::mem::take(T::shelf(&mut known));
-                let news = shelf.take(event, &mut self.listing, |key| known.named.contains(key));
-                *T::shelf(&mut known) = shelf;
+                let mut objects = std::mem::take(T::shelf(&mut known));
+                let news = objects.take(event, &mut self.listing, |key| known.named.contains(key));
+                *T::shelf(&mut known) = objects;
                 drop(known);
                 if news {
                     self.machines.bell.notify_one();
@@ -142,12 +142,12 @@ impl<'a, T: Kept> Follower<'a, T> {
     }
 
     /// There is nothing to be known of machines any more.
-    fn becomes(&self, shelf: Shelf<T>) {
-        let why = match &shelf {
+    fn becomes(&self, now: Shelf<T>) {
+        let why = match &now {
             Shelf::Absent(why) | Shelf::Unreadable(why) => why.clone(),
             _ => String::new(),
         };
-        if T::shelf(&mut self.machines.known()).becomes(shelf) {
+        if T::shelf(&mut self.machines.known()).becomes(now) {
             warn!(kind = T::KIND, why, "machines that mappings name cannot be looked at");
             self.machines.bell.notify_one();
         }

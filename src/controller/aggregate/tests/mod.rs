@@ -1,6 +1,7 @@
 //! Facts → conditions, row by row.
 #![allow(clippy::unwrap_used)]
 
+mod machine;
 mod mapping;
 mod network;
 
