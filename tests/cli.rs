@@ -147,7 +147,7 @@ fn a_plan_is_made_of_standard_input() {
     assert!(err.contains("standard input") && err.contains("prots"), "{err}");
 }
 
-/// What an example says it does is planned in full, in every family that it is of.
+/// What an example says it does is planned in full, in every family that it is of. Where a machine is that is named no file says.
 #[test]
 fn every_example_is_planned_whole() {
     let mut names: Vec<_> = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples"))
@@ -158,6 +158,13 @@ fn every_example_is_planned_whole() {
     assert!(names.len() >= 6, "{names:?}");
     for name in names {
         let (code, out, err) = stagenet(&["plan", "-f", &format!("examples/{name}"), "--node", "vm02", "-o", "json"]);
+        if name == "kubevirt" {
+            assert!(
+                code == 2 && out.contains("must not be used without a cluster"),
+                "{name}: {out}{err}"
+            );
+            continue;
+        }
         assert_eq!((code, err.as_str()), (0, ""), "{name}");
         let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
         let mappings = plan["mappings"].as_object().unwrap();

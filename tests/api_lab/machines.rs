@@ -112,6 +112,7 @@ impl KubeVirt<'_> {
 
 /// A machine's life: named before `KubeVirt` is there, started, moved, switched off, lying, on another network, and away with `KubeVirt`. Beside it, one with an explicit address.
 #[test]
+#[allow(clippy::too_many_lines)] // one life
 fn a_machine_is_found_by_its_name() {
     let Some(definitions) = definitions() else {
         return eprintln!("SKIPPED a_machine_is_found_by_its_name: STAGENET_SKIP_API_LABS is set");
