@@ -127,7 +127,7 @@ impl Work<'_> {
         self.outcome.writes += changes.len();
         let Err(errors) = self.host.change_links(changes).await else {
             if let Some(seen) = &mut self.kept.links {
-                staging::acknowledged(seen, changes);
+                staging::acknowledged(Arc::make_mut(seen), changes);
             }
             return true;
         };
@@ -136,7 +136,7 @@ impl Work<'_> {
         }
         // Which of them failed is asked of the kernel, at once for the report and again before the next pass.
         if let Ok(seen) = self.host.read_links().await {
-            self.kept.links = Some(seen);
+            self.kept.links = Some(Arc::new(seen));
         }
         self.kept.links_doubted = true;
         false
@@ -219,7 +219,7 @@ impl Work<'_> {
     /// Announces what begins to attract traffic. Clients whose caches are old find out by themselves if this fails.
     pub(super) async fn announce(&mut self, made: &[LinkChange]) {
         let empty = ObservedLinks::default();
-        let seen = self.kept.links.as_ref().unwrap_or(&empty);
+        let seen = self.kept.links.as_deref().unwrap_or(&empty);
         let there = |change: &&LinkChange| match change {
             LinkChange::AddProxy(p) => seen.proxies.contains(p),
             LinkChange::AddAddress(a) => seen.addresses.contains(a),

@@ -29,7 +29,7 @@ impl Work<'_> {
             return;
         }
         let nothing = ObservedLinks::default();
-        let seen = self.kept.links.as_ref().unwrap_or(&nothing);
+        let seen = self.kept.links.as_deref().unwrap_or(&nothing);
         let plan = &self.outcome.plan;
         let missing = Missing {
             routes: plan.routes.difference(&seen.routes).filter(|r| r.via == Via::Loopback).collect(),

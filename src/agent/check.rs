@@ -61,7 +61,11 @@ impl Kept {
             self.findings = Some(findings);
             stands = false;
         }
-        if self.links != Some(host.read_links().await?) {
+        let links = match &self.links {
+            Some(known) => host.links_stand(known).await?,
+            None => false,
+        };
+        if !links {
             self.doubt_links();
             stands = false;
         }
@@ -81,7 +85,7 @@ impl Kept {
     async fn look_at_tables(&mut self, host: &mut dyn Host) -> Result<bool, HostError> {
         let mut stands = true;
         for (at, table) in &mut self.tables {
-            if !table.doubted && table.concerns() && host.read_table(at.0, at.1, None).await? != table.seen {
+            if !table.doubted && table.concerns() && !host.table_stands(at.0, at.1, &table.seen).await? {
                 table.doubted = true;
             }
             stands &= !table.doubted;

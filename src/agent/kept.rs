@@ -68,7 +68,7 @@ pub(super) struct Quarantine {
 #[derive(Debug, Default)]
 pub struct Kept {
     pub(super) tables: BTreeMap<(Family, Table), KeptTable>,
-    pub(super) links: Option<ObservedLinks>,
+    pub(super) links: Option<Arc<ObservedLinks>>,
     pub(super) links_doubted: bool,
     pub(super) interfaces: Option<BTreeMap<String, InterfaceFacts>>,
     pub(super) kernel: Option<KernelFacts>,
@@ -306,7 +306,7 @@ mod tests {
             ..ObservedLinks::default()
         };
         let kept = Kept {
-            links: Some(known),
+            links: Some(Arc::new(known)),
             ..Kept::default()
         };
         let routed = |table, to: &str| kept.has_route(table, &to.parse().unwrap());

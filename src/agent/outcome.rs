@@ -100,7 +100,7 @@ impl Outcome {
         let mut tallies: BTreeMap<&str, (u32, &str)> = BTreeMap::new();
         // Both are by key: one walk, where looking each up would take longer than most changes.
         let mut states = self.mappings.iter().peekable();
-        for (key, verdict) in &self.verdicts.mappings {
+        for (key, verdict) in self.verdicts.mappings.iter() {
             let (programmed, synced) = tallies.entry(&verdict.network).or_default();
             while states.next_if(|(other, _)| *other < key).is_some() {}
             if let Some((_, MappingState::Planned { .. })) = states.next_if(|(other, _)| *other == key) {

@@ -215,7 +215,7 @@ impl Work<'_> {
                 if let Some(before) = self.kept.links.as_ref().filter(|_| self.kept.settled) {
                     self.outcome.drift.extend(staging::link_drift(before, &seen, plan));
                 }
-                self.kept.links = Some(seen);
+                self.kept.links = Some(Arc::new(seen));
                 self.kept.links_doubted = false;
                 true
             }

@@ -64,7 +64,8 @@ impl Work<'_> {
             return Step::Stop;
         }
         let nothing = ObservedLinks::default();
-        let links = self.kept.links.as_ref().unwrap_or(&nothing);
+        let links = self.kept.links.clone();
+        let links = links.as_deref().unwrap_or(&nothing);
         let mut stages = staging::link_stages(plan, links);
         let closing = if netfilter {
             staging::closing(plan, links)

@@ -1,10 +1,10 @@
 //! One object against the schema of its kind, as strictly as the API server does it with `--validate=strict`.
 //!
 //! The definitions that are generated for the API server are the only source: their schema, their list keys and their CEL rules. So an object that is
-//! refused here is refused there, and the other way round. Pure; every schema is compiled once in a process.
+//! refused here is refused there, and the other way round. Pure; a schema is compiled when it is first needed, and kept until somebody says that there is nothing more to check.
 
 use std::collections::BTreeSet;
-use std::sync::LazyLock;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use jsonschema::error::{TypeKind, ValidationErrorKind};
 use kube::CustomResourceExt;
@@ -39,23 +39,50 @@ pub(super) struct Checker {
     schema: Value,
     structure: Option<jsonschema::Validator>,
     rules: CompiledSchema,
+    /// Evaluates rules. Making one registers some hundred functions, so there is one for all objects.
+    validator: Arc<Validator>,
 }
 
-/// Evaluates rules. Making one registers some hundred functions, so there is one for all objects.
-static VALIDATOR: LazyLock<Validator> = LazyLock::new(Validator::new);
-/// For [`StagingNetwork`].
-pub(super) static NETWORK: LazyLock<Checker> = LazyLock::new(Checker::of::<StagingNetwork>);
-/// For [`NatMapping`].
-pub(super) static MAPPING: LazyLock<Checker> = LazyLock::new(Checker::of::<NatMapping>);
+/// What objects are checked against.
+pub(super) struct Checkers {
+    /// For [`StagingNetwork`].
+    pub(super) network: Checker,
+    /// For [`NatMapping`].
+    pub(super) mapping: Checker,
+}
+
+static CHECKERS: Mutex<Option<Arc<Checkers>>> = Mutex::new(None);
+
+/// Compiled now, if they are not already.
+pub(super) fn checkers() -> Arc<Checkers> {
+    let mut checkers = CHECKERS.lock().unwrap_or_else(PoisonError::into_inner);
+    checkers.get_or_insert_with(|| Arc::new(Checkers::compile())).clone()
+}
+
+/// Lets go of the compiled schemas: some megabytes, which an agent does without until somebody edits a manifest.
+pub(super) fn forget() {
+    *CHECKERS.lock().unwrap_or_else(PoisonError::into_inner) = None;
+}
+
+impl Checkers {
+    fn compile() -> Self {
+        let validator = Arc::new(Validator::new());
+        Self {
+            network: Checker::of::<StagingNetwork>(validator.clone()),
+            mapping: Checker::of::<NatMapping>(validator),
+        }
+    }
+}
 
 impl Checker {
-    fn of<K: CustomResourceExt>() -> Self {
+    fn of<K: CustomResourceExt>(validator: Arc<Validator>) -> Self {
         let crd = serde_json::to_value(K::crd()).unwrap_or_default();
         let schema = crd.pointer("/spec/versions/0/schema/openAPIV3Schema").cloned().unwrap_or_default();
         Self {
             structure: jsonschema::validator_for(&schema).ok(),
             rules: compile_schema(&schema),
             schema,
+            validator,
         }
     }
 
@@ -72,7 +99,7 @@ impl Checker {
 
     /// Which rules an object breaks whose structure and name are right, sorted by field, at most [`PROBLEMS_MAX`] problems.
     pub(super) fn rules(&self, object: &Value) -> Vec<FieldProblem> {
-        let Err(errors) = VALIDATOR.validate_compiled(&self.rules, object, None) else {
+        let Err(errors) = self.validator.validate_compiled(&self.rules, object, None) else {
             return Vec::new();
         };
         let problems = errors.into_iter().map(|error| match error.kind {

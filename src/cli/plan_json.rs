@@ -25,7 +25,7 @@ pub(super) fn json(planned: &Planned) -> Value {
         networks.insert(name.clone(), entry);
     }
     let mut mappings = Map::new();
-    for (key, verdict) in &planned.verdicts.mappings {
+    for (key, verdict) in planned.verdicts.mappings.iter() {
         let refusal = match (&verdict.accepted, plan.mappings.get(key)) {
             (Err(refusal), _) | (_, Some(MappingState::Failed(refusal))) => Some(refusal),
             _ => None,

@@ -51,7 +51,7 @@ fn networks(planned: &Planned, out: &mut String) {
 fn mappings(planned: &Planned, out: &mut String) {
     let mut rows = vec![["MAPPING", "NETWORK", "VIRTUAL", "TARGET", "RESULT"].map(str::to_owned)];
     let mut why = Vec::new();
-    for (key, verdict) in &planned.verdicts.mappings {
+    for (key, verdict) in planned.verdicts.mappings.iter() {
         let state = planned.plan.mappings.get(key);
         let refusal = match (&verdict.accepted, state) {
             (Err(refusal), _) | (_, Some(MappingState::Failed(refusal))) => Some(refusal),

@@ -134,6 +134,11 @@ pub trait Host: Send {
     /// Reads a table. With `chains`: only these chains of it, and no hooks, which is far cheaper in a large table.
     async fn read_table(&mut self, family: Family, table: Table, chains: Option<&BTreeSet<ChainName>>) -> Result<ObservedTable, HostError>;
 
+    /// Whether a table holds just what is `known`. May be cheaper than reading it.
+    async fn table_stands(&mut self, family: Family, table: Table, known: &ObservedTable) -> Result<bool, HostError> {
+        Ok(self.read_table(family, table, None).await? == *known)
+    }
+
     /// Runs one `restore --noflush`. `text` is complete `iptables-restore` input; one transaction a table, in the order of the text.
     async fn restore(&mut self, family: Family, text: &str) -> Result<(), HostError>;
 
@@ -142,6 +147,11 @@ pub trait Host: Send {
 
     /// Reads what of ours rtnetlink holds.
     async fn read_links(&mut self) -> Result<ObservedLinks, HostError>;
+
+    /// Whether rtnetlink holds of ours just what is `known`.
+    async fn links_stand(&mut self, known: &Arc<ObservedLinks>) -> Result<bool, HostError> {
+        Ok(self.read_links().await? == **known)
+    }
 
     /// Makes changes in the given order. Stops at nothing: every change is tried, and all errors are reported.
     async fn change_links(&mut self, changes: &[LinkChange]) -> Result<(), Vec<HostError>>;

@@ -10,7 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::egress::leaving;
-use super::prefixes::PrefixIndex;
+use super::prefixes::{PrefixIndex, PrefixTable};
 use super::sites::Site;
 use super::validate::EgressTo;
 use super::verdict::{Claim, ClaimedPorts};
@@ -91,14 +91,14 @@ struct Outward {
 /// One network's part in a zone.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct NetworkFlows {
-    inward: PrefixIndex<Vec<Made>>,
+    inward: PrefixTable<Made>,
     outward: BTreeMap<Family, Outward>,
 }
 
 /// What flows of one zone may be. Inside prefixes of one zone do not meet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Zone {
-    mappings: PrefixIndex<Vec<Made>>,
+    mappings: PrefixTable<Made>,
     /// Addresses outside that lead, or led, inside.
     outside: PrefixIndex<()>,
     /// Inside prefix → position of its network.
@@ -163,19 +163,10 @@ impl FlowPolicy {
                 .iter()
                 .for_each(|prefix| zone.inside.insert(*prefix, zone.networks.len()));
             let mut flows = NetworkFlows::default();
-            for (_, claim) in &site.claims {
-                let space = match claim.side {
-                    Side::Outside => &mut zone.mappings,
-                    Side::Inside => &mut flows.inward,
-                };
-                let held = space.entry(claim.virtual_prefix);
-                if held.is_empty() {
-                    // No room for more: this is kept for as long as it is in force.
-                    *held = made(claim);
-                } else {
-                    held.extend(made(claim));
-                }
-            }
+            let of = |side| site.claims.iter().map(|(_, claim)| *claim).filter(move |claim| claim.side == side);
+            let made = |claim| made(claim).map(|made| (claim.virtual_prefix, made));
+            zone.mappings.add(of(Side::Outside).flat_map(made));
+            flows.inward.add(of(Side::Inside).flat_map(made));
             for family in Family::ALL {
                 let Some(leaving) = leaving(site, family) else { continue };
                 let outward = flows.outward.entry(family).or_default();
@@ -287,7 +278,7 @@ impl Zone {
             let leaves = network.and_then(|network| network.leaves_under(flow.source));
             return judged(made.leads(flow) && leaves == Some(flow.reply_destination) && !covers(&self.protected, flow.reply_source));
         }
-        if self.mappings.covering(flow.destination).is_some() {
+        if self.mappings.covers(flow.destination) {
             let made = dialled(&self.mappings, &flow.dialled());
             return judged(
                 made.is_some_and(|made| made.leads(flow) && made.hides(network.is_some()) == (flow.source != flow.reply_destination)),
@@ -367,9 +358,8 @@ impl Made {
 }
 
 /// The rule that decides: of the longest prefix that has one for this flow.
-fn dialled<'m>(mappings: &'m PrefixIndex<Vec<Made>>, flow: &Dialled) -> Option<&'m Made> {
-    let mut around = mappings.around(IpNet::from(flow.destination));
-    around.find_map(|(_, made)| made.iter().find(|made| made.matches(flow)))
+fn dialled<'m>(mappings: &'m PrefixTable<Made>, flow: &Dialled) -> Option<&'m Made> {
+    mappings.around(flow.destination).find(|made| made.matches(flow))
 }
 
 /// `address` at the same place of another prefix of the same length.
@@ -381,17 +371,15 @@ fn moved(address: IpAddr, from: IpNet, to: IpNet) -> Option<IpAddr> {
     }
 }
 
-fn made(claim: &Claim) -> Vec<Made> {
-    let made = |ports| Made {
+fn made(claim: &Claim) -> impl Iterator<Item = Made> {
+    let whole = claim.ports.is_empty().then_some(None);
+    let ports = claim.ports.iter().map(|ports| Some(*ports));
+    whole.into_iter().chain(ports).map(|ports| Made {
         ports,
         from: claim.virtual_prefix,
         to: claim.target,
         source_translation: claim.source_translation,
-    };
-    if claim.ports.is_empty() {
-        return vec![made(None)];
-    }
-    claim.ports.iter().map(|ports| made(Some(*ports))).collect()
+    })
 }
 
 fn covers<T>(prefixes: &PrefixIndex<T>, address: IpAddr) -> bool {

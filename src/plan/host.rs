@@ -258,7 +258,7 @@ fn assign<'a>(
         .flat_map(|(name, interface)| interface.addresses.iter().map(move |a| (a.addr(), name.as_str())))
         .collect();
     let mut states = Vec::with_capacity(verdicts.mappings.len());
-    for (key, verdict) in &verdicts.mappings {
+    for (key, verdict) in verdicts.mappings.iter() {
         let (Ok(claim), Some(position)) = (&verdict.accepted, positions.get(&*verdict.network)) else {
             continue;
         };

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 
 use super::claims::{self, Claimed, Taken};
 use super::conflicts::losers;
-use super::memory::Memory;
+use super::memory::{ByKey, Memory};
 use super::tenancy::{self, Namespaces};
 use super::validate;
 use super::verdict::{MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
@@ -27,38 +27,48 @@ pub(super) fn judge(world: View<'_>, memory: &mut Memory) -> Verdicts {
         let verdict = mapping(&key, object, false, &networks, &names, taken, world.namespaces);
         (key, Arc::new(verdict))
     };
-    let judged = |object, (key, verdict)| Judged { key, object, verdict };
-    let mut all: Vec<Judged<'_>> = match world.mappings {
-        Mappings::Owned(objects) => objects.iter().map(|object| judged(object, alone(object, memory.taken()))).collect(),
-        Mappings::Shared(objects) => {
-            let mut recall = |object: &Arc<NatMapping>| memory.recall(object, |taken| alone(object, taken));
-            objects.iter().map(|object| judged(object, recall(object))).collect()
+    let judged = |(object, (key, verdict))| Judged { key, object, verdict };
+    let all: Vec<Judged<'_>> = match world.mappings {
+        Mappings::Owned(objects) => {
+            let all = objects.iter().map(|object| (object, alone(object, memory.taken())));
+            all.map(judged).collect()
         }
+        Mappings::Shared(objects) => match memory.recall(objects, alone) {
+            (_, Some(by_key)) => return undisputed(networks, by_key),
+            (all, None) => objects.iter().map(AsRef::as_ref).zip(all.iter().cloned()).map(judged).collect(),
+        },
     };
-    memory.end();
+    let by_key = decisive(all, |key, object| {
+        Arc::new(mapping(key, object, true, &networks, &names, memory.taken(), world.namespaces))
+    });
+    undisputed(networks, Arc::new(by_key))
+}
+
+/// Of several objects with one key the one that counts. `twice` says what becomes of objects that say different things.
+fn decisive(mut all: Vec<Judged<'_>>, twice: impl Fn(&MappingKey, &NatMapping) -> Arc<MappingVerdict>) -> ByKey {
     all.sort_by(|a, b| a.key.cmp(&b.key));
     // The API server has one object a key; a directory of files may have several.
     let decisive = all.chunk_by_mut(|a, b| a.key == b.key).filter_map(|objects| {
         if objects.len() > 1 {
             objects.sort_by_cached_key(|m| rank(&m.object.metadata, &m.object.spec));
         }
-        let twice = objects
+        let differ = objects
             .windows(2)
             .any(|pair| matches!(pair, [a, b] if a.object.spec != b.object.spec));
         let Judged { key, object, verdict } = objects.first()?;
-        let verdict = if twice {
-            Arc::new(mapping(key, object, twice, &networks, &names, memory.taken(), world.namespaces))
-        } else {
-            verdict.clone()
-        };
+        let verdict = if differ { twice(key, object) } else { verdict.clone() };
         Some((key.clone(), verdict))
     });
-    let mut mappings: BTreeMap<MappingKey, Arc<MappingVerdict>> = decisive.collect();
+    decisive.collect()
+}
+
+/// All verdicts, given what each mapping comes to by itself: of claims that meet, the oldest stands.
+fn undisputed(networks: BTreeMap<String, NetworkVerdict>, mut mappings: Arc<ByKey>) -> Verdicts {
     let claims = mappings
         .iter()
         .filter_map(|(key, verdict)| verdict.standing().map(|claim| (claim.created, key, claim)));
     for (key, refusal) in losers(claims.collect()) {
-        if let Some(verdict) = mappings.get_mut(&key) {
+        if let Some(verdict) = Arc::make_mut(&mut mappings).get_mut(&key) {
             let verdict = Arc::make_mut(verdict);
             verdict.conflicted = true;
             verdict.accepted = Err(refusal);

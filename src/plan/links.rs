@@ -25,8 +25,8 @@ pub(super) struct Attracted {
 impl Attracted {
     /// Adds all of it to `plan`.
     pub(super) fn enter(self, plan: &mut HostPlan) {
-        plan.routes.append(&mut self.routes.into_iter().collect());
-        plan.proxies.append(&mut self.proxies.into_iter().collect());
+        plan.routes = self.routes.into_iter().chain(std::mem::take(&mut plan.routes)).collect();
+        plan.proxies = self.proxies.into_iter().chain(std::mem::take(&mut plan.proxies)).collect();
     }
 }
 

@@ -79,6 +79,55 @@ impl<T> PrefixIndex<T> {
     }
 }
 
+/// Values by prefix, several for one perhaps, made of many at once: as one piece of memory, where ten thousand that are kept while they are in force would else be as many.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct PrefixTable<T> {
+    /// By prefix; those of one prefix in the order in which they were added.
+    entries: Vec<(IpNet, T)>,
+    lengths: BTreeSet<u8>,
+}
+
+impl<T> Default for PrefixTable<T> {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+            lengths: BTreeSet::new(),
+        }
+    }
+}
+
+impl<T> PrefixTable<T> {
+    /// Adds values, each for the network of its prefix.
+    pub(super) fn add(&mut self, entries: impl Iterator<Item = (IpNet, T)>) {
+        self.entries.extend(entries.map(|(prefix, value)| (prefix.trunc(), value)));
+        self.entries.sort_by_key(|(prefix, _)| *prefix);
+        self.entries.shrink_to_fit();
+        let mut last = None;
+        for length in self.entries.iter().map(|(prefix, _)| prefix.prefix_len()) {
+            if last != Some(length) {
+                self.lengths.insert(length);
+                last = Some(length);
+            }
+        }
+    }
+
+    /// Whether a prefix covers `address`.
+    pub(super) fn covers(&self, address: IpAddr) -> bool {
+        self.around(address).next().is_some()
+    }
+
+    /// The values of all prefixes that cover `address`, those of the longest first.
+    pub(super) fn around(&self, address: IpAddr) -> impl Iterator<Item = &T> {
+        let longest = IpNet::from(address).prefix_len();
+        self.lengths.range(..=longest).rev().flat_map(move |&length| {
+            let prefix = IpNet::new(address, length).ok().map(|net| net.trunc());
+            let first = self.entries.partition_point(|(other, _)| Some(*other) < prefix);
+            let of_prefix = self.entries[first..].iter().take_while(move |(other, _)| Some(*other) == prefix);
+            of_prefix.map(|(_, value)| value)
+        })
+    }
+}
+
 /// Whether the two share addresses.
 pub(super) fn meet(a: IpNet, b: IpNet) -> bool {
     a.contains(&b) || b.contains(&a)
@@ -124,6 +173,22 @@ mod tests {
         assert_eq!(index.overlapping(net("10.1.2.0/24")).unwrap().0, net("10.1.2.0/24"));
         assert!(index.overlapping(net("10.1.3.0/24")).is_none());
         assert!(index.overlapping(net("10.1.0.0/23")).is_none());
+    }
+
+    #[test]
+    fn a_table_has_several_values_for_a_prefix_and_the_longest_first() {
+        let mut table = PrefixTable::default();
+        let first = [("10.1.0.0/16", 'a'), ("10.1.2.3/32", 'b'), ("fd00::/8", 'c')];
+        let more = [("10.1.2.3/32", 'd'), ("10.0.0.0/8", 'e')];
+        for part in [&first[..], &more[..]] {
+            table.add(part.iter().map(|(prefix, value)| (net(prefix), *value)));
+        }
+        let around = |address: &str| table.around(address.parse().unwrap()).collect::<String>();
+        assert_eq!(
+            ["10.1.2.3", "10.1.9.9", "10.9.9.9", "fd00::1"].map(around),
+            ["bdae", "ae", "e", "c"]
+        );
+        assert!(!table.covers("11.0.0.0".parse().unwrap()) && !table.covers("::1".parse().unwrap()));
     }
 
     #[test]

@@ -140,7 +140,7 @@ pub struct Verdicts {
     /// By name.
     pub networks: BTreeMap<String, NetworkVerdict>,
     /// By key. Shared with what is remembered of them: see [`super::Memory`].
-    pub mappings: BTreeMap<MappingKey, Arc<MappingVerdict>>,
+    pub mappings: Arc<BTreeMap<MappingKey, Arc<MappingVerdict>>>,
 }
 
 /// Which node attracts a network's traffic: the present one while it is among the healthy `candidates`, else the first by name of those that have

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use proptest::prelude::*;
+use proptest::sample::Index;
 use stagenet::api::{NatMapping, StagingNetwork};
 use stagenet::plan::{HostOptions, Mappings, Memory, Namespaces, NodeFacts, Verdicts, View, World, host_plan, judge, judge_again};
 
@@ -28,8 +29,15 @@ impl Hands {
         }
     }
 
-    /// Takes over parts of another world: of the mappings on either side those whose bit is set.
+    /// Takes over parts of another world: of the mappings on either side those whose bit is set, or a single one in the place of a single one.
     fn change(&mut self, to: World, step: Step) {
+        if let (Some(place), false) = (step.single, self.nodes.is_empty()) {
+            let at = place.index(self.mappings.len() + 1);
+            let gone = at..(at + usize::from(step.stay & 1 == 1)).min(self.mappings.len());
+            let come = to.mappings.into_iter().take(usize::from(step.come & 1 == 1)).map(Arc::new);
+            self.mappings.splice(gone, come);
+            return;
+        }
         if step.networks || self.nodes.is_empty() {
             self.networks = to.networks;
         }
@@ -57,6 +65,7 @@ struct Step {
     nodes: bool,
     namespaces: bool,
     reverse: bool,
+    single: Option<Index>,
     stay: u32,
     come: u32,
 }
@@ -65,11 +74,14 @@ fn steps(of: impl Strategy<Value = World>) -> impl Strategy<Value = Vec<(World, 
     let stay = prop_oneof![3 => Just(u32::MAX), 2 => any::<u32>(), 1 => Just(0)];
     let come = prop_oneof![1 => Just(u32::MAX), 2 => any::<u32>(), 2 => Just(0)];
     let rarely = || prop::bool::weighted(0.2);
-    let step = (rarely(), rarely(), rarely(), rarely(), stay, come).prop_map(|(networks, nodes, namespaces, reverse, stay, come)| Step {
+    let single = prop::option::of(any::<Index>());
+    let flags = (rarely(), rarely(), rarely(), rarely());
+    let step = (flags, single, stay, come).prop_map(|((networks, nodes, namespaces, reverse), single, stay, come)| Step {
         networks,
         nodes,
         namespaces,
         reverse,
+        single,
         stay,
         come,
     });
@@ -105,7 +117,7 @@ proptest! {
     #[test]
     fn verdicts_are_remembered(world in worlds()) {
         let (mut hands, mut memory) = (Hands::default(), Memory::default());
-        let all = Step { networks: true, nodes: true, namespaces: true, reverse: false, stay: 0, come: u32::MAX };
+        let all = Step { networks: true, nodes: true, namespaces: true, reverse: false, single: None, stay: 0, come: u32::MAX };
         hands.change(world, all);
         let before = judge_again(hands.view(), &mut memory);
         hands.mappings.reverse();

@@ -1,5 +1,6 @@
 //! The connection table over ctnetlink: one walk, one batch of deletions.
 
+use std::fs;
 use std::io;
 use std::net::IpAddr;
 
@@ -115,8 +116,17 @@ pub(super) fn deletion(answer: &Answer<'_>) -> NetfilterMessage {
     message(family, ConntrackMessage::Delete(keys.collect()))
 }
 
+/// Whether this network namespace has no entry at all. The table is one for all namespaces, and a walk takes the lock of each of its buckets, of which there are
+/// 262 144 on a machine of a few gigabytes: ten milliseconds, whatever is in them (`ctnetlink_dump_table` in `net/netfilter/nf_conntrack_netlink.c`). Where it cannot be told, there may be some.
+fn is_empty() -> bool {
+    fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").is_ok_and(|count| count.trim() == "0")
+}
+
 /// Deletes the entries of both families that `policy` does not agree with, in one walk. Returns how many went.
 pub(super) fn sweep(netlink: &mut Netlink, policy: &FlowPolicy, sweep: &Sweep) -> io::Result<u64> {
+    if is_empty() {
+        return Ok(0);
+    }
     let mut doomed = Vec::new();
     // A walk that a change disturbed may have missed entries that were moved; such a table is walked again by the next sweep.
     netlink.walk(message(NetfilterProtoFamily::Unspec, ConntrackMessage::Get(Vec::new())), |answer| {

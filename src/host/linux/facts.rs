@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::sync::OnceLock;
+use std::thread;
 
 use super::observe::sysctl;
 use crate::netfilter::{Family, Helper};
@@ -58,17 +59,31 @@ pub(super) fn read() -> KernelFacts {
     }
 }
 
+/// Functions of [`NAT`] that are built in. Fixed for as long as the kernel runs, and some megabytes long.
+static BUILT_IN: OnceLock<Option<BTreeSet<&'static str>>> = OnceLock::new();
+
+fn built_in() -> Option<&'static BTreeSet<&'static str>> {
+    let built_in = BUILT_IN.get_or_init(|| starts(BufReader::new(File::open("/proc/kallsyms").ok()?)));
+    built_in.as_ref()
+}
+
+/// Begins to read what is built in: the kernel takes some fifty milliseconds to print its symbols, and an agent that starts has other things to wait for.
+pub(super) fn read_ahead() {
+    if BUILT_IN.get().is_none() {
+        // Whoever asks first reads it, if there is no room for a thread.
+        let _ = thread::Builder::new().name("symbols".to_owned()).spawn(built_in);
+    }
+}
+
 /// Helpers that are built in, or loaded at the moment. None: the kernel does not say what is built in, and none is loaded.
 fn helpers() -> Option<BTreeSet<Helper>> {
-    // Fixed for as long as the kernel runs, and some megabytes long.
-    static BUILT_IN: OnceLock<Option<BTreeSet<&'static str>>> = OnceLock::new();
-    let built_in = BUILT_IN.get_or_init(|| starts(BufReader::new(File::open("/proc/kallsyms").ok()?)));
+    let built_in = built_in();
     let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
     let loaded = |module: &str| {
         let listed = modules.lines().any(|line| line.split(' ').next() == Some(module));
         listed || Path::new("/sys/module").join(module).exists()
     };
-    let has = |nat: &&Nat| built_in.as_ref().is_some_and(|starts| starts.contains(nat.start)) || loaded(nat.module);
+    let has = |nat: &&Nat| built_in.is_some_and(|starts| starts.contains(nat.start)) || loaded(nat.module);
     let found: BTreeSet<Helper> = NAT.iter().filter(has).flat_map(|nat| nat.helpers).copied().collect();
     (built_in.is_some() || !found.is_empty()).then_some(found)
 }

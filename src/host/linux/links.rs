@@ -16,9 +16,10 @@ use netlink_packet_route::route::RouteProtocol;
 use nix::libc;
 
 use super::netlink::Netlink;
-use super::observe::{NEIGHBOUR_TABLES, Snapshot, devconf, number};
+use super::observe::{self, NEIGHBOUR_TABLES, devconf, number};
 use super::policy;
 use super::routes::{self, LOOPBACK};
+use super::snapshot::Snapshot;
 use super::state::Found;
 use crate::host::{HostError, LinkChange, ObservedLinks, PROTOCOL};
 use crate::netfilter::{Family, IfName};
@@ -28,6 +29,9 @@ use crate::plan::{GatewayAddress, LinkSettings, ProxyNeighbour, Route, TABLE_MAI
 const NEW: u16 = NLM_F_CREATE | NLM_F_EXCL;
 /// `IFLA_INET_CONF` in `linux/if_link.h`.
 const IFLA_INET_CONF: u16 = 1;
+
+/// Changes up to this many are made one by one: each asks the kernel a question or two, and reading all there is takes as long as some hundred of them.
+const FEW: usize = 64;
 
 type Request = (u16, RouteNetlinkMessage);
 
@@ -46,9 +50,38 @@ pub(super) fn failed(action: String, error: &io::Error) -> HostError {
 pub(super) fn read(netlink: &mut Netlink, found: &mut Found) -> io::Result<ObservedLinks> {
     let now = Snapshot::take(netlink)?;
     found.follow(&now.names).map_err(io::Error::other)?;
+    Ok(observed(now, found))
+}
+
+/// Whether of ours there is just what is `known`.
+pub(super) fn stand(netlink: &mut Netlink, found: &mut Found, known: &ObservedLinks) -> io::Result<bool> {
+    let now = Snapshot::without_mappings(netlink)?;
+    found.follow(&now.names).map_err(io::Error::other)?;
+    if !now.mappings_stand(netlink, &known.routes, &known.proxies)? {
+        return Ok(false);
+    }
+    let ObservedLinks {
+        routes: _,
+        proxies: _,
+        policy_rules,
+        addresses,
+        links,
+        touched,
+        inside,
+        renamed,
+    } = observed(now, found);
+    Ok(policy_rules == known.policy_rules
+        && addresses == known.addresses
+        && links == known.links
+        && touched == known.touched
+        && inside == known.inside
+        && renamed == known.renamed)
+}
+
+fn observed(now: Snapshot, found: &Found) -> ObservedLinks {
     let touched = || now.names.iter().filter(|(index, name)| found.get(name, **index).is_some());
     let inside = touched().filter(|(_, name)| found.is_inside(name));
-    Ok(ObservedLinks {
+    ObservedLinks {
         touched: touched().map(|(_, name)| name.clone()).collect(),
         inside: inside.map(|(_, name)| name.clone()).collect(),
         renamed: touched()
@@ -56,16 +89,19 @@ pub(super) fn read(netlink: &mut Netlink, found: &mut Found) -> io::Result<Obser
             .filter(|name| found.is_renamed(name))
             .cloned()
             .collect(),
-        routes: now.routes.clone(),
-        policy_rules: now.policy_rules.clone(),
-        proxies: super::observe::ours(&now.proxies),
+        proxies: observe::ours(&now.proxies),
         addresses: now.our_addresses(),
         links: now.settings(),
-    })
+        routes: now.routes,
+        policy_rules: now.policy_rules,
+    }
 }
 
 /// Makes the changes in order. Tries all, reports all errors.
 pub(super) fn change(netlink: &mut Netlink, found: &mut Found, changes: &[LinkChange]) -> Vec<HostError> {
+    if few(netlink, changes).unwrap_or(false) {
+        return Vec::new();
+    }
     let now = match Snapshot::take(netlink) {
         Ok(now) => now,
         Err(error) => return vec![failed("reading interfaces, routes and neighbours".to_owned(), &error)],
@@ -101,6 +137,43 @@ pub(super) fn change(netlink: &mut Netlink, found: &mut Found, changes: &[LinkCh
     });
     errors.extend(found.forget(put_back).err());
     errors
+}
+
+/// Makes the changes that a few mappings bring, without reading what ten thousand others have. False: they are not of that kind, or one of them was refused. What
+/// is made already is passed over by whoever makes the rest.
+fn few(netlink: &mut Netlink, changes: &[LinkChange]) -> io::Result<bool> {
+    if changes.len() > FEW {
+        return Ok(false);
+    }
+    let mut requests = Vec::with_capacity(changes.len());
+    for change in changes {
+        requests.push(match change {
+            LinkChange::AddRoute(route) if route.via == Via::Loopback => {
+                (NEW, RouteNetlinkMessage::NewRoute(routes::message(route, Some(LOOPBACK))))
+            }
+            // Only one of our protocol number is found. Of IPv6 there may be another one of ours to the same destination.
+            LinkChange::RemoveRoute(route) if route.via == Via::Loopback && Family::of_net(&route.destination) == Family::V4 => {
+                (0, RouteNetlinkMessage::DelRoute(routes::message(route, Some(LOOPBACK))))
+            }
+            LinkChange::AddProxy(wanted) => {
+                let message = proxy(wanted, observe::index(netlink, &wanted.interface)?);
+                // The kernel would overwrite the mark of somebody else's.
+                if observe::one_proxy(netlink, &message)?.is_some() {
+                    return Ok(false);
+                }
+                (NEW, RouteNetlinkMessage::NewNeighbour(message))
+            }
+            LinkChange::RemoveProxy(wanted) => {
+                let message = proxy(wanted, observe::index(netlink, &wanted.interface)?);
+                if observe::one_proxy(netlink, &message)? != Some(true) {
+                    return Ok(false);
+                }
+                (0, RouteNetlinkMessage::DelNeighbour(message))
+            }
+            _ => return Ok(false),
+        });
+    }
+    Ok(netlink.batch(requests)?.iter().all(Result::is_ok))
 }
 
 /// Records what is found on every interface that is about to be changed.

@@ -14,6 +14,7 @@ mod generation;
 #[cfg(test)]
 mod hostile_tests;
 mod links;
+mod listing;
 mod nd;
 mod netlink;
 mod observe;
@@ -22,6 +23,7 @@ mod preflight;
 mod privileges;
 mod routes;
 mod settings;
+mod snapshot;
 mod state;
 mod tables;
 mod tools;
@@ -43,11 +45,12 @@ use tokio::task::{AbortHandle, spawn_blocking};
 use tokio::time::sleep;
 
 use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
-use crate::netfilter::dump::{ObservedTable, RuleCount};
+use crate::netfilter::dump::{self, ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts, ProxyNeighbour, Sweep};
 use addresses::Addresses;
 use generation::Own;
+use listing::Listing;
 use netlink::Netlink;
 use state::Found;
 use tools::Tools;
@@ -86,6 +89,9 @@ pub struct LinuxHost {
     found: Arc<Lock<Found>>,
     own: Arc<Mutex<Own>>,
     announcer: Option<AbortHandle>,
+    listing: Listing,
+    /// What legacy tables looked like when they were as the agent knows them.
+    texts: BTreeMap<(Family, Table), u64>,
 }
 
 impl Drop for LinuxHost {
@@ -105,12 +111,15 @@ async fn kernel<T: Send + 'static>(action: &str, work: impl FnOnce() -> io::Resu
 impl LinuxHost {
     /// Reads the state directory, and touches nothing.
     pub fn new(options: LinuxOptions) -> Self {
+        facts::read_ahead();
         Self {
             found: Arc::new(Lock::new(Found::load(&options.state_dir))),
             options,
             tools: None,
             own: Arc::default(),
             announcer: None,
+            listing: Listing::default(),
+            texts: BTreeMap::new(),
         }
     }
 
@@ -172,8 +181,10 @@ impl Host for LinuxHost {
         let (interfaces, facts) = (self.interfaces().await?, self.kernel().await?);
         let tools = tools::choose(self.options.backend).await;
         self.tools = tools.as_ref().ok().map(|(tools, _)| *tools);
+        let listed = self.listing.look(self.tools).await;
         let look = preflight::Look {
             tools: &tools,
+            listed: &listed,
             interfaces: &interfaces,
             kernel: &facts,
             needs,
@@ -200,6 +211,26 @@ impl Host for LinuxHost {
         Ok(seen)
     }
 
+    async fn table_stands(&mut self, family: Family, table: Table, known: &ObservedTable) -> Result<bool, HostError> {
+        let tools = self.tools().await?;
+        if tools.backend == Backend::Nft {
+            return Ok(self.read_table(family, table, None).await? == *known);
+        }
+        let text = tables::save(tools, family, table, false).await;
+        let text = self.gone(text)?;
+        // Taking ten thousand rules to pieces costs several times what a look at their text does.
+        let mark = tables::mark(&text);
+        if self.texts.get(&(family, table)) == Some(&mark) {
+            return Ok(true);
+        }
+        let stands = dump::parse(&text) == *known;
+        self.texts.remove(&(family, table));
+        if stands {
+            self.texts.insert((family, table), mark);
+        }
+        Ok(stands)
+    }
+
     async fn wake(&mut self, family: Family, table: Table) -> Result<(), HostError> {
         // As for a restore.
         let own = self.own.clone();
@@ -223,6 +254,8 @@ impl Host for LinuxHost {
     async fn restore(&mut self, family: Family, text: &str) -> Result<(), HostError> {
         let tools = self.tools().await?;
         if tools.backend == Backend::Legacy {
+            // What the agent knows of them is about to be another thing.
+            self.texts.retain(|(of, _), _| *of != family);
             let outcome = tables::restore(tools, family, text).await;
             return self.gone(outcome);
         }
@@ -249,6 +282,15 @@ impl Host for LinuxHost {
             links::read(&mut Netlink::open(NETLINK_ROUTE)?, &mut found)
         };
         kernel("reading routes, neighbours and interfaces", read).await
+    }
+
+    async fn links_stand(&mut self, known: &Arc<ObservedLinks>) -> Result<bool, HostError> {
+        let (found, known) = (self.found.clone(), known.clone());
+        let look = move || {
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            links::stand(&mut Netlink::open(NETLINK_ROUTE)?, &mut found, &known)
+        };
+        kernel("reading routes, neighbours and interfaces", look).await
     }
 
     async fn change_links(&mut self, changes: &[LinkChange]) -> Result<(), Vec<HostError>> {

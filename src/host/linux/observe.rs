@@ -9,16 +9,15 @@ use ipnet::IpNet;
 use netlink_packet_core::NetlinkSerializable;
 use netlink_packet_route::address::AddressMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkMessage};
-use netlink_packet_route::neighbour::{NeighbourFlags, NeighbourMessage};
+use netlink_packet_route::neighbour::{NeighbourAttribute, NeighbourFlags, NeighbourMessage};
 use netlink_packet_route::neighbour_table::NeighbourTableMessage;
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::libc;
 
 use super::netlink::{Answer, Netlink, attributes, text, u32_at};
-use super::{policy, routes};
 use crate::host::PROTOCOL;
 use crate::netfilter::{Family, IfName};
-use crate::plan::{GatewayAddress, InterfaceFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route};
+use crate::plan::{InterfaceFacts, LinkSettings};
 
 // Sizes of fixed headers and numbers of attributes: linux/rtnetlink.h, linux/if_link.h, linux/if_addr.h, linux/neighbour.h.
 const IFINFOMSG: usize = 16;
@@ -102,17 +101,27 @@ pub(super) fn family(answer: &Answer<'_>) -> Option<Family> {
 
 /// Dumps of both families as one. A kernel without IPv6 has nothing to say of it, which is no error.
 ///
-/// A kernel that has no handler for a family answers with those that it has, so `pick` must tell the family from the answer.
+/// A kernel that has no handler for a family answers with those that it has: these answers are passed over.
 pub(super) fn both<M: NetlinkSerializable + Clone, T: Ord>(
     netlink: &mut Netlink,
     request: impl Fn(Family) -> M,
-    mut pick: impl FnMut(&Answer<'_>) -> Option<T>,
+    pick: impl FnMut(&Answer<'_>) -> Option<T>,
 ) -> io::Result<BTreeSet<T>> {
-    let mut all = BTreeSet::new();
-    for family in Family::ALL {
-        match netlink.dump(&request(family), &mut pick) {
+    Ok(all_of(netlink, request, pick)?.into_iter().collect())
+}
+
+/// The same in the kernel's order.
+pub(super) fn all_of<M: NetlinkSerializable + Clone, T>(
+    netlink: &mut Netlink,
+    request: impl Fn(Family) -> M,
+    mut pick: impl FnMut(&Answer<'_>) -> Option<T>,
+) -> io::Result<Vec<T>> {
+    let mut all = Vec::new();
+    for wanted in Family::ALL {
+        let of_family = |answer: &Answer<'_>| if family(answer) == Some(wanted) { pick(answer) } else { None };
+        match netlink.dump(&request(wanted), of_family) {
             Ok(found) => all.extend(found),
-            Err(error) if family == Family::V6 && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
+            Err(error) if wanted == Family::V6 && matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EOPNOTSUPP)) => {}
             Err(error) => return Err(error),
         }
     }
@@ -247,15 +256,46 @@ pub(super) fn one_address(answer: &Answer<'_>) -> Option<Address> {
     })
 }
 
+fn proxy_request(family: Family) -> RouteNetlinkMessage {
+    let mut request = NeighbourMessage::default();
+    request.header.family = number(family);
+    request.header.flags = NeighbourFlags::Proxy;
+    RouteNetlinkMessage::GetNeighbour(request)
+}
+
 /// Proxy neighbour entries with their interface's index.
 pub(super) fn proxies(netlink: &mut Netlink) -> io::Result<Marked<(u32, IpAddr)>> {
-    let request = |family| {
-        let mut request = NeighbourMessage::default();
-        request.header.family = number(family);
-        request.header.flags = NeighbourFlags::Proxy;
-        RouteNetlinkMessage::GetNeighbour(request)
-    };
-    Ok(both(netlink, request, proxy)?.into_iter().collect())
+    Ok(both(netlink, proxy_request, proxy)?.into_iter().collect())
+}
+
+/// Those of ours, in the kernel's order, which stays the same while none comes or goes: what is looked at again and again need not be sorted for it.
+pub(super) fn our_proxies(netlink: &mut Netlink) -> io::Result<Vec<(u32, IpAddr)>> {
+    all_of(netlink, proxy_request, |answer| {
+        proxy(answer).filter(|(_, ours)| *ours).map(|(at, _)| at)
+    })
+}
+
+/// Whether one proxy neighbour is there, and is ours.
+pub(super) fn one_proxy(netlink: &mut Netlink, wanted: &NeighbourMessage) -> io::Result<Option<bool>> {
+    let mut request = NeighbourMessage::default();
+    request.header.family = wanted.header.family;
+    request.header.ifindex = wanted.header.ifindex;
+    request.header.flags = NeighbourFlags::Proxy;
+    let destination = wanted.attributes.iter().filter(|a| matches!(a, NeighbourAttribute::Destination(_)));
+    request.attributes.extend(destination.cloned());
+    match netlink.ask(RouteNetlinkMessage::GetNeighbour(request), proxy) {
+        Ok((_, ours)) => Ok(Some(ours)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The index of one interface.
+pub(super) fn index(netlink: &mut Netlink, name: &IfName) -> io::Result<u32> {
+    let mut request = LinkMessage::default();
+    request.attributes.push(LinkAttribute::IfName(name.to_string()));
+    let request = RouteNetlinkMessage::GetLink(request);
+    Ok(netlink.ask(request, link)?.1.index)
 }
 
 /// The proxy neighbour entry of one `RTM_NEWNEIGH`, and whether it is one of ours.
@@ -270,64 +310,6 @@ pub(super) fn proxy(answer: &Answer<'_>) -> Option<((u32, IpAddr), bool)> {
         }
     }
     proxy.then_some(((u32_at(answer.body, 4)?, destination?), marked))
-}
-
-/// Everything that a change has to know first.
-pub(super) struct Snapshot {
-    pub(super) links: BTreeMap<String, Link>,
-    pub(super) names: BTreeMap<u32, IfName>,
-    pub(super) routes: BTreeSet<Route>,
-    pub(super) policy_rules: BTreeSet<PolicyRule>,
-    pub(super) proxies: Marked<ProxyNeighbour>,
-    pub(super) addresses: Marked<(IfName, IpNet)>,
-}
-
-impl Snapshot {
-    pub(super) fn take(netlink: &mut Netlink) -> io::Result<Self> {
-        let links = links(netlink)?;
-        let names: BTreeMap<_, _> = links
-            .iter()
-            .filter_map(|(name, link)| Some((link.index, IfName::new(name)?)))
-            .collect();
-        let routes = routes::read(netlink, &names)?;
-        let policy_rules = policy::read(netlink)?;
-        let interface_at = |index: u32| names.get(&index).cloned();
-        let proxies = proxies(netlink)?
-            .into_iter()
-            .filter_map(|((index, address), ours)| Some((interface_at(index)?, address, ours)))
-            .map(|(interface, address, ours)| (ProxyNeighbour { interface, address }, ours))
-            .collect();
-        let addresses = addresses(netlink)?
-            .into_iter()
-            .filter_map(|address| Some(((interface_at(address.index)?, address.net), address.ours)))
-            .collect();
-        Ok(Self {
-            links,
-            names,
-            routes,
-            policy_rules,
-            proxies,
-            addresses,
-        })
-    }
-
-    /// Addresses of ours.
-    pub(super) fn our_addresses(&self) -> BTreeSet<GatewayAddress> {
-        let ours = self.addresses.iter().filter(|(_, ours)| **ours);
-        ours.map(|((interface, net), _)| GatewayAddress {
-            interface: interface.clone(),
-            address: net.addr(),
-        })
-        .collect()
-    }
-
-    /// Present settings of every interface.
-    pub(super) fn settings(&self) -> BTreeMap<IfName, LinkSettings> {
-        self.names
-            .values()
-            .filter_map(|name| Some((name.clone(), self.links.get(name.as_str())?.settings.clone())))
-            .collect()
-    }
 }
 
 /// Interfaces as the plan wants to know them.

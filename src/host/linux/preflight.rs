@@ -15,9 +15,37 @@ use crate::plan::{InterfaceFacts, KernelFacts};
 /// Everything that is looked at.
 pub(super) struct Look<'a> {
     pub(super) tools: &'a Result<(Tools, String), HostError>,
+    pub(super) listed: &'a Listed,
     pub(super) interfaces: &'a BTreeMap<String, InterfaceFacts>,
     pub(super) kernel: &'a KernelFacts,
     pub(super) needs: &'a Needs,
+}
+
+/// What only listing a table tells.
+#[derive(Clone, Debug)]
+pub(super) struct Listed {
+    foreign: Option<Finding>,
+    ipv6: Finding,
+}
+
+impl Listed {
+    /// Whether it holds as long as no table and no tool changes: nothing failed.
+    pub(super) fn lasts(&self) -> bool {
+        let checked = |finding: &Finding| finding.reason != reasons::NOT_CHECKED;
+        self.ipv6.ok && self.foreign.as_ref().is_some_and(checked)
+    }
+}
+
+/// Lists what has to be listed.
+pub(super) async fn list(tools: Option<Tools>) -> Listed {
+    let foreign = match tools {
+        Some(tools) => Some(foreign_drop(tools).await),
+        None => None,
+    };
+    Listed {
+        foreign,
+        ipv6: ipv6(tools).await,
+    }
 }
 
 pub(super) fn finding(condition: &'static str, ok: bool, reason: &'static str, message: impl Into<String>) -> Finding {
@@ -37,12 +65,10 @@ fn number(path: &str) -> Option<u64> {
 pub(super) async fn findings(look: Look<'_>) -> Vec<Finding> {
     let mut all = vec![permissions(), backend(look.tools).await, lock(look.tools), interfaces(&look)];
     all.push(reverse_path(&look));
-    if let Ok((tools, _)) = look.tools {
-        all.push(foreign_drop(*tools).await);
-    }
+    all.extend(look.listed.foreign.clone());
     all.push(bridge());
     all.push(conntrack());
-    all.push(ipv6(look.tools.as_ref().ok().map(|(tools, _)| *tools)).await);
+    all.push(look.listed.ipv6.clone());
     all.extend(settings::findings(look.needs, look.kernel, look.interfaces));
     all
 }
@@ -218,8 +244,13 @@ fn conntrack() -> Finding {
     finding(types::CONNTRACK_ROOM, true, reasons::AS_NEEDED, message)
 }
 
+/// Whether the kernel has IPv6.
+pub(super) fn has_ipv6() -> bool {
+    Path::new("/proc/net/if_inet6").exists()
+}
+
 async fn ipv6(tools: Option<Tools>) -> Finding {
-    if !Path::new("/proc/net/if_inet6").exists() {
+    if !has_ipv6() {
         return finding(types::IPV6_FENCE, true, reasons::AS_NEEDED, "The kernel has no IPv6.");
     }
     let failed = |why: String| {

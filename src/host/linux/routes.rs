@@ -68,14 +68,16 @@ pub(super) fn parse(answer: &Answer<'_>, names: &BTreeMap<u32, IfName>) -> Optio
     Some(Route { table, destination, via })
 }
 
+/// Asks for routes of ours in every table.
+pub(super) fn request(family: Family) -> RouteNetlinkMessage {
+    let mut request = RouteMessage::default();
+    request.header.address_family = number(family);
+    request.header.protocol = RouteProtocol::Other(PROTOCOL);
+    RouteNetlinkMessage::GetRoute(request)
+}
+
 /// Routes of ours in every table. The kernel filters the dump (`NETLINK_GET_STRICT_CHK`), so that others' routes cost little.
 pub(super) fn read(netlink: &mut Netlink, names: &BTreeMap<u32, IfName>) -> io::Result<BTreeSet<Route>> {
-    let request = |family| {
-        let mut request = RouteMessage::default();
-        request.header.address_family = number(family);
-        request.header.protocol = RouteProtocol::Other(PROTOCOL);
-        RouteNetlinkMessage::GetRoute(request)
-    };
     both(netlink, request, |answer| parse(answer, names))
 }
 

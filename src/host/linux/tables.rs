@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::hash::{DefaultHasher, Hasher as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{ExitStatus, Stdio};
 
@@ -188,6 +189,16 @@ pub(super) async fn save(tools: Tools, family: Family, table: Table, counters: b
         return Ok(said.output);
     }
     Err(classify(tools, &format!("reading {}", table.as_str()), said.status, &said.errors))
+}
+
+/// What tells the text of a table from another one: all of it but the lines in which the tools say when they wrote it.
+pub(super) fn mark(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for line in text.lines().filter(|line| !line.starts_with('#')) {
+        hasher.write(line.as_bytes());
+        hasher.write_u8(b'\n');
+    }
+    hasher.finish()
 }
 
 /// Reads a table, or some chains of it.

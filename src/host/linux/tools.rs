@@ -1,10 +1,17 @@
 //! The iptables tools: which there are, and which variant is used.
 //!
 //! The `iptables` crate starts them here, for questions only, and only through its `execute`, the one call that shows status and words
-//! (the others take any failure for "no"). Nothing is remembered about a tool that was missing: it may be installed the next moment.
+//! (the others take any failure for "no"). Nothing is remembered about a tool that was missing: it may be installed the next moment. The version of one that is there is
+//! remembered as long as its file stays the same.
 
-use std::fs;
+use std::collections::BTreeMap;
+use std::env;
+use std::fs::{self, File};
+use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
 use std::process::Output;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use iptables::IPTables;
@@ -121,13 +128,54 @@ fn variant(version: &str) -> Option<Backend> {
     })
 }
 
+/// What a program's file looks like: another one if it was replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Stamp {
+    path: PathBuf,
+    inode: (u64, u64),
+    changed: (i64, i64),
+    length: u64,
+}
+
+impl Stamp {
+    /// Of the program that `command` starts. None: there is none, or it is a script, which may say another thing each time.
+    pub(super) fn of(command: &str) -> Option<Self> {
+        let path = env::split_paths(&env::var_os("PATH")?)
+            .map(|folder| folder.join(command))
+            .find(|path| path.is_file())?;
+        let mut magic = [0; 4];
+        let mut file = File::open(&path).ok()?;
+        file.read_exact(&mut magic).ok()?;
+        let meta = file.metadata().ok()?;
+        (magic == *b"\x7fELF").then(|| Self {
+            path,
+            inode: (meta.dev(), meta.ino()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+            length: meta.len(),
+        })
+    }
+}
+
+/// What a command says of its version. It is asked again only when its file is another one: the agent looks once a minute, and starting a process is most of a look.
 async fn version(command: &'static str) -> Option<String> {
+    static SAID: Mutex<BTreeMap<&str, (Stamp, String)>> = Mutex::new(BTreeMap::new());
+    let said = || SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    let stamp = Stamp::of(command);
+    if let Some((known, version)) = said().get(command)
+        && stamp.as_ref() == Some(known)
+    {
+        return Some(version.clone());
+    }
     // The table is not looked at: --version ends the tool first.
     let output = execute(command, "filter", "--version").await.ok()?;
-    output
+    let version = output
         .status
         .success()
-        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
+        .then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())?;
+    if let Some(stamp) = stamp {
+        said().insert(command, (stamp, version.clone()));
+    }
+    Some(version)
 }
 
 /// The tools of a variant, with their version, if they are installed.

@@ -34,7 +34,8 @@ type Watched = (Option<bool>, Option<u64>, Option<u64>);
 /// What the kernel holds without telling anybody of a change.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Unannounced {
-    proxies: BTreeSet<(u32, IpAddr)>,
+    /// Of ours, by interface index, as the kernel tells them: always in the same order while none comes or goes.
+    proxies: Vec<(u32, IpAddr)>,
     /// By interface index: `send_redirects` and `proxy_delay` of both families. Looked at only while settings of ours stand.
     settings: BTreeMap<u32, Watched>,
     /// `fwmark_reflect` of both families.
@@ -52,7 +53,7 @@ impl Unannounced {
             (link.index, watched)
         };
         Ok(Self {
-            proxies: observe::ours(&observe::proxies(&mut netlink)?),
+            proxies: observe::our_proxies(&mut netlink)?,
             settings: links.into_values().map(setting).collect(),
             reflect: reflect(),
         })
@@ -60,11 +61,12 @@ impl Unannounced {
 
     /// What has changed from `before`. Interfaces that came or went are told by the kernel.
     fn since(&self, before: &Self) -> Vec<HostEvent> {
-        let gone = before
-            .proxies
-            .difference(&self.proxies)
-            .map(|(_, address)| HostEvent::ProxyGone(*address));
-        let mut events: Vec<_> = gone.collect();
+        let mut events = Vec::new();
+        if before.proxies != self.proxies {
+            let now: BTreeSet<_> = self.proxies.iter().collect();
+            let gone = before.proxies.iter().filter(|proxy| !now.contains(proxy));
+            events.extend(gone.map(|(_, address)| HostEvent::ProxyGone(*address)));
+        }
         let set = |(index, now): (&u32, _)| before.settings.get(index).is_some_and(|then| then != now);
         let reflect = before.reflect != self.reflect && before.reflect != Self::default().reflect;
         if reflect || self.settings.iter().any(set) {
@@ -125,6 +127,7 @@ mod tests {
         let before = look(&[3, 4], &[(2, false)]);
         assert_eq!(look(&[3, 4, 5], &[(2, false), (3, true)]).since(&before), []);
         assert_eq!(look(&[4], &[]).since(&before), [HostEvent::ProxyGone(IpAddr::from([192, 0, 2, 3]))]);
+        assert_eq!(look(&[4, 3], &[]).since(&before), [], "in another order");
         assert_eq!(look(&[3, 4], &[(2, true)]).since(&before), [HostEvent::Links]);
         let mut reflecting = look(&[3, 4], &[(2, false)]);
         reflecting.reflect[1] = Some(1);

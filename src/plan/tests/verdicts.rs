@@ -12,7 +12,7 @@ use crate::api::reasons;
 fn with(address: &str, target: &str, change: Value) -> Arc<MappingVerdict> {
     let mut world = seed();
     world.mappings.push(mapping("new", 9, address, target, change));
-    judge(&world).mappings.remove(&key("new")).unwrap()
+    judge(&world).mappings[&key("new")].clone()
 }
 
 #[track_caller]
@@ -184,7 +184,7 @@ fn addresses_of_any_node_are_taken() {
 fn mappings_of_a_refused_network_say_so() {
     let mut world = seed();
     world.networks = vec![network("net", 0, json!({"outside": {"addresses": []}}))];
-    let verdict = judge(&world).mappings.remove(&key("vm03")).unwrap();
+    let verdict = judge(&world).mappings[&key("vm03")].clone();
     assert_refused(
         &verdict,
         reasons::NETWORK_NOT_ACCEPTED,
@@ -284,7 +284,7 @@ fn one_address_leads_into_one_network() {
             json!({"networkRef": {"name": "other"}, "ports": [{"protocol": "TCP", "port": 81}]}),
         ),
     ];
-    let verdict = judge(&world).mappings.remove(&key("team/two")).unwrap();
+    let verdict = judge(&world).mappings[&key("team/two")].clone();
     assert_refused(
         &verdict,
         reasons::CONFLICT,
@@ -304,7 +304,7 @@ fn one_name_with_two_meanings_is_refused_and_twice_the_same_is_one() {
     world.networks.push(network("net", 0, json!({})));
     assert_eq!(standing(&judge(&world)), ["vm03"]);
     world.mappings.push(mapping("vm03", 1, "192.168.100.4", "192.168.200.3", json!({})));
-    let verdict = judge(&world).mappings.remove(&key("vm03")).unwrap();
+    let verdict = judge(&world).mappings[&key("vm03")].clone();
     assert_refused(&verdict, reasons::INVALID, "metadata.name must be unique");
     world.networks.push(network("net", 0, json!({"egress": {"default": "Allow"}})));
     assert_eq!(

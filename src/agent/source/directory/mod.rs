@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Problem, Snapshot, Snapshots};
 use crate::agent::AgentError;
 use crate::agent::runner::{Report, Reports};
-use crate::api::StagingNetwork;
+use crate::api::{StagingNetwork, decode};
 use crate::plan::{self, Namespaces};
 use file::{File, Stamp, mapping_id, namespace_id, network_id};
 use identifiers::Identifiers;
@@ -102,7 +102,7 @@ impl Directory {
         if !listed.is_empty() {
             self.device = Some(device);
         }
-        let mut changed = self.gone.take().is_some();
+        let (mut changed, mut read) = (self.gone.take().is_some(), false);
         let before = self.files.len();
         self.files.retain(|path, _| listed.contains_key(path));
         changed |= self.files.len() != before;
@@ -117,6 +117,10 @@ impl Directory {
                 self.unrecorded.insert(path.clone());
             }
             self.files.insert(path, file);
+            read = true;
+        }
+        if read {
+            decode::rest();
         }
         Ok(changed)
     }

@@ -157,7 +157,7 @@ impl Scene {
         let world = gather::world(vec![self.network.clone()], vec![self.mapping.clone()], &gateways, labels);
         let verdicts = Verdicts {
             networks: BTreeMap::from([("segment-b".into(), self.network_verdict.clone())]),
-            mappings: BTreeMap::from([(key(&self.mapping), self.mapping_verdict.clone().into())]),
+            mappings: BTreeMap::from([(key(&self.mapping), self.mapping_verdict.clone().into())]).into(),
         };
         aggregate(&Inputs {
             world: &world,
