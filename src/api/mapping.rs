@@ -32,7 +32,7 @@ use super::schema;
            open connections. `kubectl wait --for=condition=Ready natmapping/NAME` returns once the gateway that serves it has it in its kernel.",
     validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters long"),
     printcolumn(name = "Virtual", type_ = "string", json_path = ".spec.virtual.*"),
-    printcolumn(name = "Target", type_ = "string", json_path = ".spec.target.*"),
+    printcolumn(name = "Target", type_ = "string", json_path = ".spec.target..['address','prefix','name']"),
     printcolumn(name = "Network", type_ = "string", json_path = ".spec.networkRef.name"),
     printcolumn(name = "Gateway", type_ = "string", json_path = ".status.gateway"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
