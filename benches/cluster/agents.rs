@@ -73,7 +73,13 @@ async fn agent(node: String, of: Option<usize>, number: usize) {
     };
     let runner = Runner::new(host, options, metrics.clone(), health.clone());
     let (snapshots, _) = source::api::watch(&client, &node);
-    tokio::spawn(cluster::keep(client.clone(), node.clone(), runner.reports(), metrics));
+    tokio::spawn(cluster::keep(
+        client.clone(),
+        node.clone(),
+        runner.reports(),
+        metrics,
+        health.clone(),
+    ));
     tokio::spawn(lease::keep(client, "stagenet-system".to_owned(), node, 40, health));
     tokio::spawn(runner.run(snapshots, std::future::pending()));
 }

@@ -239,7 +239,7 @@ async fn source(
     spawn(
         tasks,
         "reporting",
-        cluster::keep(client.clone(), args.node.clone(), runner.reports(), metrics.clone()),
+        cluster::keep(client.clone(), args.node.clone(), runner.reports(), metrics.clone(), health.clone()),
     );
     spawn(
         tasks,

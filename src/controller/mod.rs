@@ -1,4 +1,5 @@
-//! Writes the status of networks and mappings, and nothing else: no spec, no finalizer, no object of its own but the leader Lease and Events.
+//! Writes the status of networks and mappings, and makes a `GatewayNode` for each node that needs one. Nothing else: no spec, no finalizer, no object of its own but the
+//! leader Lease and Events.
 //!
 //! ```text
 //! watches → stores ─┐
@@ -11,6 +12,8 @@
 //! | [`watch`] | stores, fed by watches; the bell | |
 //! | [`heartbeat`] | which agents are silent | yes |
 //! | [`namespaces`] | labels of namespaces, while some network asks for them | |
+//! | [`nodes`] | makes `GatewayNode`s for agents to report to | which are missing |
+//! | [`api_server`] | under which addresses the API server is to be had | which ones count |
 //! | [`seen`] | from which resource version on a report counts | yes |
 //! | [`machines`] | virtual machines that mappings name | all but the watches |
 //! | [`gather`] | the world, from stored objects | yes |
@@ -24,6 +27,7 @@
 //! this program, except which gateway is active when one falls silent.
 
 pub mod aggregate;
+pub mod api_server;
 pub mod events;
 pub mod gather;
 pub mod heartbeat;
@@ -31,6 +35,7 @@ pub mod leader;
 pub mod ledger;
 pub mod machines;
 pub mod namespaces;
+pub mod nodes;
 pub mod reconcile;
 pub mod seen;
 #[cfg(test)]
@@ -127,7 +132,9 @@ pub async fn run_until(client: Client, options: ControllerOptions, shutdown: imp
     let mut elector = Elector::new(client.clone(), &options.namespace, &options.identity, options.timing);
     let (namespaces, labelling) = Labels::new(client.clone());
     watches.spawn(labelling);
-    let reconciler = Reconciler::new(client, stores.clone(), machines, announcer, metrics.clone()).asking(namespaces);
+    let (api_server, locating) = api_server::follow(client.clone(), stores.bell.clone());
+    watches.spawn(locating);
+    let reconciler = Reconciler::new(client, stores.clone(), machines, announcer, metrics.clone()).asking(namespaces, api_server);
     let end = tokio::select! {
         () = shutdown => Ok(()),
         Some(ended) = watches.join_next() => Err(ControllerError::Ended(describe(ended.err()))),

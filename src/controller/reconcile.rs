@@ -14,16 +14,18 @@ use kube::{Client, ResourceExt};
 use tracing::{debug, warn};
 
 use super::aggregate::{Inputs, Reports, Seen, Statuses, aggregate};
+use super::api_server::{Addresses, Present};
 use super::events::Announcer;
 use super::gather;
 use super::heartbeat::Life;
 use super::ledger::{self, Failure, Ledger};
 use super::machines::Machines;
 use super::namespaces::Labels;
+use super::nodes;
 use super::watch::{Stores, decoded};
 use super::write::{Outcome, Reported, write};
 use crate::api::{NatMapping, StagingNetwork};
-use crate::plan::{World, isolation, judge};
+use crate::plan::{Verdicts, World, isolation, judge};
 use crate::telemetry::metrics::ReconcileLabels;
 use crate::telemetry::{Health, Metrics};
 
@@ -33,6 +35,8 @@ const REST: Duration = Duration::from_millis(20);
 const BATCH: usize = 256;
 /// Writes under way at a time.
 const CONCURRENCY: usize = 16;
+/// After how long a creation that failed is tried again.
+const RETRY: Duration = Duration::from_secs(2);
 /// How often an idle worker shows that it is alive.
 const BEAT: Duration = Duration::from_secs(5);
 
@@ -45,6 +49,8 @@ pub struct Reconciler {
     networks: Ledger<StagingNetwork>,
     mappings: Ledger<NatMapping>,
     namespaces: Labels,
+    api_server: Option<Present>,
+    addresses: Addresses,
     announcer: Announcer,
     metrics: Arc<Metrics>,
     outages: u32,
@@ -61,16 +67,22 @@ impl Reconciler {
             networks: Ledger::default(),
             mappings: Ledger::default(),
             namespaces: Labels::none(),
+            api_server: None,
+            addresses: Addresses::default(),
             announcer,
             metrics,
             outages: 0,
         }
     }
 
-    /// Learns labels of namespaces from there. Without this nothing is judged while a network asks for them.
+    /// Learns labels of namespaces and the API server's addresses from there. Without this nothing is judged while a network asks for labels.
     #[must_use]
-    pub fn asking(self, namespaces: Labels) -> Self {
-        Self { namespaces, ..self }
+    pub fn asking(self, namespaces: Labels, api_server: Present) -> Self {
+        Self {
+            namespaces,
+            api_server: Some(api_server),
+            ..self
+        }
     }
 
     /// Works until the task is dropped.
@@ -92,15 +104,19 @@ impl Reconciler {
         let needed = world.networks.iter().any(StagingNetwork::selects_namespaces);
         // Their first list is on its way and ends the wait. Until then what was said stays said.
         world.namespaces = self.namespaces.ask(needed)?;
+        let present = self.api_server.as_ref().and_then(|present| present.borrow().clone());
+        let api_server = self.addresses.count(present.as_ref(), &world.networks, now);
         self.seen.observe(&world.mappings);
         let (machines, stored) = self.machines.resolve(&mut world);
         let verdicts = judge(&world);
+        let complete = self.make_gateway_nodes(&verdicts).await;
         let statuses = aggregate(&Inputs {
             world: &world,
             verdicts: &verdicts,
             reports: &reports,
             isolation: &isolation::allocate(&world, &verdicts),
             machines: &machines,
+            api_server: &api_server,
             seen: &self.seen,
             now: Timestamp::now(),
         });
@@ -111,7 +127,19 @@ impl Reconciler {
         let mut next = pass.write(networks, &mut self.networks).await;
         next = earliest(next, pass.write(mappings, &mut self.mappings).await);
         let outage = pass.outage;
-        earliest(next, self.after_outage(outage))
+        let again = (!complete).then(|| Instant::now() + RETRY);
+        earliest(earliest(next, again), self.after_outage(outage))
+    }
+
+    /// Agents that run, and nodes that a network selects, have an object to report to. Returns whether all of them have.
+    async fn make_gateway_nodes(&self, verdicts: &Verdicts) -> bool {
+        let mut wanted = self.stores.agents();
+        wanted.extend(verdicts.networks.values().flat_map(|network| network.gateways.iter().cloned()));
+        // Also those that cannot be decoded.
+        let present = self.stores.gateways.state().iter().map(|gateway| gateway.name_any()).collect();
+        let nodes = self.stores.nodes.state();
+        let missing = nodes::missing(nodes.iter().map(AsRef::as_ref), &wanted, &present);
+        missing.is_empty() || nodes::create(&self.client, missing).await
     }
 
     /// What the stores hold, with own writes that they have not caught up with.

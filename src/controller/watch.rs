@@ -2,7 +2,7 @@
 //!
 //! Objects that cannot be decoded are kept as such, logged and left out of everything; they never stop a watch.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -125,6 +125,12 @@ impl Stores {
     /// When agents were last heard of.
     pub fn heartbeats(&self) -> MutexGuard<'_, Heartbeats> {
         self.heartbeats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nodes whose agents have, or had, a heartbeat.
+    pub fn agents(&self) -> BTreeSet<String> {
+        let node = |lease: &Arc<Lease>| lease.name_any().strip_prefix(LEASE_PREFIX).map(str::to_owned);
+        self.leases.state().iter().filter_map(node).collect()
     }
 
     /// Labels of every node of the cluster.

@@ -44,6 +44,8 @@ pub struct Health {
 struct Inner {
     /// Why not ready; None: ready.
     waiting_for: Option<String>,
+    /// What somebody else than the working task waits for.
+    held_up: Option<String>,
     beat: Instant,
 }
 
@@ -53,6 +55,7 @@ impl Health {
         Self {
             inner: Mutex::new(Inner {
                 waiting_for: Some(waiting_for.to_owned()),
+                held_up: None,
                 beat: Instant::now(),
             }),
             patience,
@@ -67,6 +70,14 @@ impl Health {
     /// Not ready, and why.
     pub fn not_ready(&self, waiting_for: &str) {
         self.lock().waiting_for = Some(waiting_for.to_owned());
+    }
+
+    /// Not ready for a reason of its own, whatever [`Health::ready`] says, until this is called with None. Returns whether that is new.
+    pub fn hold_up(&self, by: Option<String>) -> bool {
+        let mut inner = self.lock();
+        let new = inner.held_up != by;
+        inner.held_up = by;
+        new
     }
 
     /// The working task is alive.
@@ -85,7 +96,8 @@ impl Health {
 
     /// Err(why) while not ready.
     pub fn readiness(&self) -> Result<(), String> {
-        self.lock().waiting_for.clone().map_or(Ok(()), Err)
+        let inner = self.lock();
+        inner.waiting_for.clone().or_else(|| inner.held_up.clone()).map_or(Ok(()), Err)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {

@@ -20,8 +20,11 @@ pub struct Api {
     pub host: Ns,
     segment: Ns,
     bin: PathBuf,
+    /// Flags of the API server besides those that every lab wants; the last of two counts.
+    flags: Vec<String>,
     etcd: Option<Child>,
     server: Option<Child>,
+    manager: Option<Child>,
 }
 
 /// Runs `body` as an isolated lab, with the folder of the control plane's programs, which are built first if need be.
@@ -41,6 +44,11 @@ pub fn isolated_with_api(name: &str, body: impl FnOnce(&Path)) {
 impl Api {
     /// Starts etcd and the API server; installs the kinds and what of `deploy/` an API server alone can hold.
     pub fn start(bin: &Path) -> Self {
+        Self::start_with(bin, &[])
+    }
+
+    /// The same with more flags for the API server.
+    pub fn start_with(bin: &Path, flags: &[&str]) -> Self {
         let host = Ns::new("api");
         let segment = bridge("management", &[(&host, "eth0", "10.99.0.1/24")]);
         fs::create_dir("/run/lab/api").unwrap();
@@ -50,8 +58,10 @@ impl Api {
             host,
             segment,
             bin: bin.to_owned(),
+            flags: flags.iter().map(ToString::to_string).collect(),
             etcd: None,
             server: None,
+            manager: None,
         };
         let etcd = api.run(
             "etcd",
@@ -71,7 +81,18 @@ impl Api {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         api.kubectl(&format!("apply -f {}", root.join("crds").display()));
         api.kubectl("wait --for=condition=Established --timeout=20s crd/stagingnetworks.stagenet.dev crd/natmappings.stagenet.dev crd/gatewaynodes.stagenet.dev");
-        for file in ["namespace", "serviceaccounts", "rbac-controller", "rbac-agent", "agent-policy"] {
+        // The API server makes it some time after it is ready.
+        wait_until(seconds(60), "namespace default", || {
+            api.try_kubectl("get namespace default").code == 0
+        });
+        for file in [
+            "namespace",
+            "serviceaccounts",
+            "rbac-controller",
+            "rbac-agent",
+            "rbac-users",
+            "agent-policy",
+        ] {
             api.kubectl(&format!(
                 "apply -f {}",
                 root.join("deploy/base").join(file).with_extension("yaml").display()
@@ -82,24 +103,38 @@ impl Api {
 
     /// Starts the API server, at first or again.
     pub fn start_server(&mut self) {
+        let mut args = vec![
+            "--etcd-servers=http://127.0.0.1:2379",
+            "--secure-port=6443",
+            "--bind-address=10.99.0.1",
+            "--advertise-address=10.99.0.1",
+            "--cert-dir=/run/lab/api/certs",
+            "--service-account-key-file=/run/lab/api/sa.pub",
+            "--service-account-signing-key-file=/run/lab/api/sa.key",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--token-auth-file=/run/lab/api/tokens.csv",
+            "--authorization-mode=Node,RBAC",
+            "--service-cluster-ip-range=10.96.0.0/16",
+            "--endpoint-reconciler-type=none",
+        ];
+        args.extend(self.flags.iter().map(String::as_str));
+        let child = self.run("kube-apiserver", &args);
+        self.server = Some(child);
+    }
+
+    /// Starts what collects garbage, ends namespaces and adds rules to the cluster's own roles.
+    pub fn start_manager(&mut self) {
         let child = self.run(
-            "kube-apiserver",
+            "kube-controller-manager",
             &[
-                "--etcd-servers=http://127.0.0.1:2379",
-                "--secure-port=6443",
-                "--bind-address=10.99.0.1",
-                "--advertise-address=10.99.0.1",
-                "--cert-dir=/run/lab/api/certs",
-                "--service-account-key-file=/run/lab/api/sa.pub",
-                "--service-account-signing-key-file=/run/lab/api/sa.key",
-                "--service-account-issuer=https://kubernetes.default.svc",
-                "--token-auth-file=/run/lab/api/tokens.csv",
-                "--authorization-mode=Node,RBAC",
-                "--service-cluster-ip-range=10.96.0.0/16",
-                "--endpoint-reconciler-type=none",
+                "--kubeconfig=/run/lab/admin.kubeconfig",
+                "--controllers=garbage-collector-controller,clusterrole-aggregation-controller,namespace-controller",
+                "--leader-elect=false",
+                "--bind-address=127.0.0.1",
+                "--cert-dir=/run/lab/api/manager",
             ],
         );
-        self.server = Some(child);
+        self.manager = Some(child);
     }
 
     /// Kills the API server.
@@ -127,6 +162,20 @@ impl Api {
         self.host
             .enter(|| command(path).args(args).stdout(log.try_clone().unwrap()).stderr(log).spawn())
             .unwrap_or_else(|e| panic!("starting {program}: {e}"))
+    }
+
+    /// Asks the API server with a token of a kubeconfig (None: the administrator's) and more headers. Returns the code and the answer.
+    pub fn call(&self, kubeconfig: Option<&str>, headers: &[&str], method: &str, path: &str, body: &str) -> (u16, String) {
+        let text = fs::read_to_string(kubeconfig.unwrap_or(ADMIN)).unwrap();
+        let token = text.split("token: ").nth(1).and_then(|rest| rest.split('}').next()).unwrap();
+        fs::write("/run/lab/body", body).unwrap();
+        let headers: String = headers.iter().map(|header| format!(" -H '{header}'")).collect();
+        let said = self.host.sh(&format!(
+            "curl -sS --cacert /run/lab/api/certs/apiserver.crt -X {method} -H 'Authorization: Bearer {token}'{headers} --data-binary @/run/lab/body \
+             -w '\\n%{{http_code}}' '{SERVER}{path}'"
+        ));
+        let (answer, code) = said.trim_end().rsplit_once('\n').unwrap();
+        (code.parse().unwrap(), answer.to_owned())
     }
 
     /// Runs kubectl as administrator; it must succeed. Returns what it printed.
@@ -174,6 +223,11 @@ impl Api {
     /// A kubeconfig for the controller.
     pub fn controller(&self) -> String {
         self.token("stagenet-controller", "controller")
+    }
+
+    /// A kubeconfig with a token of the agents' account that is bound to no node.
+    pub fn unbound_agent(&self) -> String {
+        self.token("stagenet-agent", "unbound")
     }
 
     fn token(&self, account: &str, name: &str) -> String {

@@ -2,37 +2,43 @@
 //!
 //! An API server that is away keeps nothing from working: the latest status is written when it is back, the ones in between never were needed.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
+use kube::core::DeserializeGuard;
+use kube::runtime::WatchStreamExt;
 use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use kube::{Client, Resource};
+use kube::runtime::watcher::watch_object;
+use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use super::{MANAGER, status};
 use crate::agent::runner::{Report, Reports};
 use crate::api::gatewaynode::GatewayNodeStatus;
 use crate::api::{GatewayNode, GatewayNodeSpec, conditions, reasons};
-use crate::telemetry::Metrics;
+use crate::controller::version::compare;
 use crate::telemetry::chain;
 use crate::telemetry::metrics::ResultLabel;
+use crate::telemetry::{Health, Metrics};
 
 /// Least time between two writes: with thousands of changes a second the last one counts.
 const MIN_INTERVAL: Duration = Duration::from_millis(200);
 /// First wait after a failed write; doubled up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// What was written is compared with what is stored this often.
-const REREAD: Duration = Duration::from_secs(50);
 /// Longest note of an event, in bytes (events.k8s.io/v1).
 const NOTE_MAX: usize = 1000;
 
-/// Reports until the runner ends.
-pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: Arc<Metrics>) {
+/// Reports until the runner ends. The object is made by the controller: until it is there `health` says what is waited for.
+pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: Arc<Metrics>, health: Arc<Health>) {
     let api: Api<GatewayNode> = Api::all(client.clone());
+    let guarded: Api<DeserializeGuard<GatewayNode>> = Api::all(client.clone());
+    let mut news = std::pin::pin!(watch_object(guarded, &node).default_backoff());
     let recorder = Recorder::new(
         client,
         Reporter {
@@ -40,75 +46,135 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
             instance: Some(node.clone()),
         },
     );
-    let mut written: Option<GatewayNodeStatus> = None;
-    let mut read = Instant::now();
+    let mut own = Own::Unknown;
     let mut told = Told::default();
     let mut wait = RETRY;
+    // Not before, but then whatever happens: something may have come meanwhile.
+    let mut again: Option<Instant> = None;
     loop {
-        let Some(report) = reports.borrow_and_update().clone() else {
-            if reports.changed().await.is_err() {
-                return;
-            }
+        announce(&own, &node, &health);
+        let due = again.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
+        tokio::select! {
+            found = news.next() => match found {
+                Some(Ok(found)) => own.take(found),
+                Some(Err(error)) => tracing::debug!(error = chain(&error), "watching GatewayNode {node}; it is tried again"),
+                None => return,
+            },
+            changed = reports.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep_until(due) => {}
+        }
+        let latest = reports.borrow_and_update().clone();
+        let (Some(report), Own::Present(stored)) = (latest, &own) else {
             continue;
         };
-        if read.elapsed() > REREAD {
-            // Somebody may have deleted or changed the object meanwhile.
-            written = None;
-            read = Instant::now();
+        if again.is_some_and(|at| at > Instant::now()) {
+            continue;
         }
-        let pause = match write(&api, &node, &report, &mut written).await {
-            Ok(changed) => {
-                if changed {
-                    metrics.reports.get_or_create(&ResultLabel { result: "written" }).inc();
-                }
-                wait = RETRY;
-                publish(&recorder, &node, told.news(&report)).await;
-                MIN_INTERVAL
+        again = None;
+        match write(&api, &node, &report, &stored.status).await {
+            Ok(None) => {}
+            Ok(Some(written)) => {
+                metrics.reports.get_or_create(&ResultLabel { result: "written" }).inc();
+                own = Own::Present(Stored::of(&written));
+                again = Some(Instant::now() + MIN_INTERVAL);
             }
             Err(error) => {
                 metrics.reports.get_or_create(&ResultLabel { result: "failed" }).inc();
                 tracing::warn!(error = chain(&error), "writing the status of GatewayNode {node}; it is tried again");
-                // Somebody may have deleted or changed the object: what is there is read again.
-                written = None;
-                let pause = wait;
+                again = Some(Instant::now() + wait);
                 wait = (wait * 2).min(RETRY_MAX);
-                tokio::time::sleep(pause).await;
                 continue;
             }
-        };
-        tokio::time::sleep(pause).await;
-        // What was written is looked at again also while nothing happens.
-        if matches!(timeout(REREAD, reports.changed()).await, Ok(Err(_))) {
-            return;
+        }
+        wait = RETRY;
+        publish(&recorder, &node, told.news(&report)).await;
+    }
+}
+
+/// The object that is reported to.
+enum Own {
+    /// Nobody has said yet whether there is one.
+    Unknown,
+    /// There is none.
+    Absent,
+    /// As last heard of, or written.
+    Present(Stored),
+}
+
+struct Stored {
+    uid: Option<String>,
+    version: String,
+    status: GatewayNodeStatus,
+}
+
+impl Stored {
+    fn of(object: &GatewayNode) -> Self {
+        Self {
+            uid: object.uid(),
+            version: object.resource_version().unwrap_or_default(),
+            status: object.status.clone().unwrap_or_default(),
         }
     }
 }
 
-/// Writes the status if it says something else than what was written. Tells whether it wrote.
-async fn write(api: &Api<GatewayNode>, node: &str, report: &Report, written: &mut Option<GatewayNodeStatus>) -> kube::Result<bool> {
-    let present = match written.take() {
-        Some(present) => Some(present),
-        None => api.get_opt(node).await?.map(|object| object.status.unwrap_or_default()),
+impl Own {
+    /// Takes in what the watch says. What it says late of own writes is known already.
+    fn take(&mut self, found: Option<DeserializeGuard<GatewayNode>>) {
+        let Some(found) = found else {
+            *self = Self::Absent;
+            return;
+        };
+        let stored = match &found.0 {
+            Ok(object) => Stored::of(object),
+            // Written by another version: written anew.
+            Err(_) => Stored {
+                uid: found.uid(),
+                version: found.resource_version().unwrap_or_default(),
+                status: GatewayNodeStatus::default(),
+            },
+        };
+        let late = |known: &Stored| known.uid == stored.uid && compare(&stored.version, &known.version) == Some(Ordering::Less);
+        if !matches!(self, Self::Present(known) if late(known)) {
+            *self = Self::Present(stored);
+        }
+    }
+}
+
+/// Says, once each time, that the object is waited for, and that it is there.
+fn announce(own: &Own, node: &str, health: &Health) {
+    let waits = match own {
+        Own::Unknown => Some(format!("the API server to say whether there is a GatewayNode {node}")),
+        Own::Absent => Some(format!(
+            "GatewayNode {node}, which the controller creates for each Node of the cluster whose agent it has heard of"
+        )),
+        Own::Present(_) => None,
     };
+    if !health.hold_up(waits) {
+        return;
+    }
+    match own {
+        Own::Unknown => {}
+        Own::Absent => tracing::warn!(
+            "there is no GatewayNode {node}: the status cannot be reported until the controller has created it; the kernel is kept as planned meanwhile"
+        ),
+        Own::Present(_) => tracing::info!("reporting to GatewayNode {node}"),
+    }
+}
+
+/// Writes the status if it says something else than what is stored. The answer is the object if it was written.
+async fn write(api: &Api<GatewayNode>, node: &str, report: &Report, stored: &GatewayNodeStatus) -> kube::Result<Option<GatewayNode>> {
+    let wanted = status::node(report, Some(stored), Timestamp::now());
+    if *stored == wanted {
+        return Ok(None);
+    }
     let params = PatchParams::apply(MANAGER).force();
-    let wanted = status::node(report, present.as_ref(), Timestamp::now());
-    if present.as_ref() == Some(&wanted) {
-        *written = present;
-        return Ok(false);
-    }
-    if present.is_none() {
-        let object = GatewayNode::new(node, GatewayNodeSpec {});
-        api.patch(node, &params, &Patch::Apply(&object)).await?;
-    }
     let patch = json!({
         "apiVersion": GatewayNode::api_version(&()),
         "kind": GatewayNode::kind(&()),
         "metadata": {"name": node},
         "status": wanted,
     });
-    api.patch_status(node, &params, &Patch::Apply(&patch)).await?;
-    *written = Some(wanted);
-    Ok(true)
+    api.patch_status(node, &params, &Patch::Apply(&patch)).await.map(Some)
 }
 
 /// What a person was told.

@@ -8,6 +8,7 @@ use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, BufWriter, Write};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -27,6 +28,9 @@ use crate::controller::aggregate::{self, Inputs, Life, Resolutions, Seen, Status
 use crate::plan::{self, Verdicts, World};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ResultLabel;
+
+/// Without a cluster there is no API server.
+static NO_API_SERVER: BTreeSet<IpAddr> = BTreeSet::new();
 
 /// Everything that a cluster would store as status.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -92,6 +96,7 @@ impl Parts {
             reports: &self.reports,
             isolation: &self.isolation,
             machines: &self.machines,
+            api_server: &NO_API_SERVER,
             seen: &self.seen,
             now: self.now,
         }

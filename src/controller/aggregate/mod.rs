@@ -17,7 +17,8 @@ mod network;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
@@ -46,6 +47,8 @@ pub struct Inputs<'a> {
     pub isolation: &'a BTreeMap<String, Isolation>,
     /// Where mappings lead that name a virtual machine; empty where there is no cluster.
     pub machines: &'a Resolutions,
+    /// Addresses of the cluster's API server. None without a cluster.
+    pub api_server: &'a BTreeSet<IpAddr>,
     /// From which resource version on a report counts.
     pub seen: &'a Seen,
     /// Transition time of conditions that change.

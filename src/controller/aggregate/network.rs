@@ -44,10 +44,7 @@ pub(super) fn status(inputs: &Inputs<'_>, object: &StagingNetwork, verdict: &Net
         observed_generation: Some(verdict.generation),
         active_gateway: active,
         isolation: inputs.isolation.get(&object.name_any()).copied(),
-        api_server_addresses: object
-            .status
-            .as_ref()
-            .map_or_else(Vec::new, |status| status.api_server_addresses.clone()),
+        api_server_addresses: inputs.api_server.iter().map(ToString::to_string).collect(),
         conditions: conditions::network(&facts, before, inputs.now),
     }
 }

@@ -163,6 +163,7 @@ impl Scene {
             world: &world,
             verdicts: &verdicts,
             isolation: &self.isolation,
+            api_server: &BTreeSet::new(),
             reports: &self.reports,
             machines: &self.machines,
             seen: &self.seen,
