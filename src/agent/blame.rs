@@ -4,6 +4,7 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
@@ -42,10 +43,13 @@ impl Work<'_> {
                 continue;
             };
             let Some((interface, table)) = place(plan, claim) else { continue };
-            let refusal = if let Some(address) = first_on(&self.unasked, interface, claim.virtual_prefix) {
+            let refusal = if let Some((asked, why)) = self.unasked.range(on(interface, claim.virtual_prefix)).next() {
                 Refusal {
                     reason: reasons::PROBE_FAILED,
-                    message: format!("{address} is not taken, because {interface} could not be asked whether somebody has it: {why}"),
+                    message: format!(
+                        "{} is not taken, because {interface} could not be asked whether somebody has it: {why}",
+                        asked.address
+                    ),
                 }
             } else if let Some(address) = missing.of(claim, interface, table) {
                 Refusal {
@@ -66,7 +70,7 @@ impl Missing<'_> {
         let destination = claim.virtual_prefix;
         let via = Via::Loopback;
         let lost = self.routes.contains(&Route { table, destination, via });
-        let proxy = || first_on(&self.proxies, interface, destination);
+        let proxy = || Some(self.proxies.range(on(interface, destination)).next()?.address);
         lost.then(|| destination.addr()).or_else(proxy)
     }
 }
@@ -83,14 +87,13 @@ fn place<'p>(plan: &'p HostPlan, claim: &Claim) -> Option<(&'p IfName, u32)> {
     }
 }
 
-/// The first address of `prefix` that is among those of an interface.
-fn first_on(addresses: &BTreeSet<ProxyNeighbour>, interface: &IfName, prefix: IpNet) -> Option<IpAddr> {
+/// All addresses of `prefix` on an interface.
+fn on(interface: &IfName, prefix: IpNet) -> RangeInclusive<ProxyNeighbour> {
     let at = |address| ProxyNeighbour {
         interface: interface.clone(),
         address,
     };
-    let mut within = addresses.range(at(prefix.network())..=at(prefix.broadcast()));
-    within.next().map(|found| found.address)
+    at(prefix.network())..=at(prefix.broadcast())
 }
 
 /// What went wrong, for a mapping's message.

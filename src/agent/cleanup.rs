@@ -204,11 +204,14 @@ async fn tables(host: &mut dyn Host, names: &[Table], lenient: bool, cleaned: &m
 fn summary(family: Family, table: Table, change: &TableChange) -> String {
     let tool = if family == Family::V6 { "ip6tables" } else { "iptables" };
     let names: BTreeSet<&str> = change.delete.iter().map(String::as_str).collect();
-    let chains = names.into_iter().collect::<Vec<_>>().join(" ");
-    format!(
-        "{tool} table {}: {} jumps and {} chains ({chains})",
-        table.as_str(),
-        change.unhook.len(),
-        change.delete.len()
-    )
+    let hooks = match change.unhook.len() {
+        1 => "1 rule of a built-in chain".to_owned(),
+        many => format!("{many} rules of built-in chains"),
+    };
+    let chains = match names.len() {
+        0 => String::new(),
+        1 => format!(" and chain {}", names.iter().copied().collect::<String>()),
+        many => format!(" and {many} chains ({})", names.iter().copied().collect::<Vec<_>>().join(" ")),
+    };
+    format!("{tool} table {}: {hooks}{chains}", table.as_str())
 }

@@ -54,7 +54,7 @@ pub(super) struct Work<'a> {
     /// Whether something that was declared cannot be read.
     pub(super) unreadable: bool,
     /// Addresses that could not be asked for, and where.
-    pub(super) unasked: BTreeSet<ProxyNeighbour>,
+    pub(super) unasked: BTreeMap<ProxyNeighbour, String>,
     /// Restores that may still be tried to find out which rule the kernel refuses. None: none was needed yet.
     pub(super) trials_left: Option<u32>,
 }
@@ -85,7 +85,7 @@ pub async fn run(host: &mut dyn Host, kept: &mut Kept, snapshot: &Snapshot, sett
         colleagues: probe::colleagues(snapshot),
         connmark: settings.connmark,
         unreadable: !snapshot.problems.is_empty(),
-        unasked: BTreeSet::new(),
+        unasked: BTreeMap::new(),
         trials_left: None,
     };
     work.ask_again().await;

@@ -44,6 +44,30 @@ impl Work<'_> {
         Ok(answered)
     }
 
+    /// The same interface by interface: one that cannot be asked on keeps no other question from being asked.
+    async fn ask_one_by_one(&mut self, questions: &Questions) -> BTreeMap<ProxyNeighbour, String> {
+        let mut all = BTreeMap::new();
+        for (interface, addresses) in questions {
+            let one = Questions::from([(interface.clone(), addresses.clone())]);
+            all.extend(match self.ask(&one).await {
+                Ok(answered) => answered,
+                Err(error) => self.unanswered(&one, &error),
+            });
+        }
+        all
+    }
+
+    /// Takes note of questions that could not be asked.
+    fn unanswered(&mut self, questions: &Questions, error: &HostError) -> BTreeMap<ProxyNeighbour, String> {
+        let message = error.to_string();
+        self.outcome.troubles.push(Trouble {
+            reason: reasons::PROBE_FAILED,
+            message: message.clone(),
+        });
+        self.unasked.extend(each(questions.clone()).map(|asked| (asked, message.clone())));
+        BTreeMap::new()
+    }
+
     /// Asks again for addresses that somebody had, before they are planned without. Those that cannot be asked for stay untaken.
     pub(super) async fn ask_again(&mut self) {
         // What is asked by an interface that is gone keeps no other question from being asked. If it comes back, its addresses are new ones.
@@ -87,17 +111,11 @@ impl Work<'_> {
         }
         let answered = match self.ask(&questions).await {
             Ok(answered) => answered,
-            Err(error) => {
-                self.outcome.troubles.push(Trouble {
-                    reason: reasons::PROBE_FAILED,
-                    message: error.to_string(),
-                });
-                self.unasked = each(questions).collect();
-                return Step::Done;
-            }
+            Err(_) if questions.len() > 1 => self.ask_one_by_one(&questions).await,
+            Err(error) => self.unanswered(&questions, &error),
         };
         let step = if answered.is_empty() { Step::Done } else { Step::Again };
-        for asked in each(questions) {
+        for asked in each(questions).filter(|asked| !self.unasked.contains_key(asked)) {
             match answered.get(&asked) {
                 Some(mac) => drop(self.kept.in_use.insert(asked, mac.clone())),
                 None => drop(self.kept.asked.insert(asked)),

@@ -189,10 +189,10 @@ impl Work<'_> {
     /// Whether a change attracts no address that could not be asked for.
     fn may_attract(&self, change: &LinkChange) -> bool {
         match change {
-            LinkChange::AddProxy(proxy) => !self.unasked.contains(proxy),
+            LinkChange::AddProxy(proxy) => !self.unasked.contains_key(proxy),
             // A route names no interface: that of a clone with the same address waits for the next pass.
             LinkChange::AddRoute(route) if route.via == Via::Loopback => {
-                !self.unasked.iter().any(|a| route.destination.contains(&a.address))
+                !self.unasked.keys().any(|a| route.destination.contains(&a.address))
             }
             _ => true,
         }

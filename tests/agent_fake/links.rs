@@ -12,7 +12,7 @@ use stagenet::api::reasons::{self, types};
 use stagenet::host::fake::{Call, Write};
 use stagenet::plan::{InterfaceFacts, KernelFacts, MappingState, NodeFacts};
 
-use crate::{NETWORK, assert_never_open, boom, converged, facts, host, interface, one, pass, snapshot, state, two};
+use crate::{NETWORK, assert_never_open, boom, converged, facts, host, interface, mapping, one, pass, snapshot, state, two};
 
 #[tokio::test]
 async fn an_interface_may_appear_later() {
@@ -207,4 +207,42 @@ async fn a_helper_that_the_kernel_lacks_is_said_and_the_mapping_works_without() 
             "Stalled=True"
         ]
     );
+}
+
+/// Two networks, two interfaces outside: what cannot be asked on one is asked on the other, and each mapping is told of its own.
+#[tokio::test]
+async fn an_interface_that_cannot_be_asked_on_spares_the_others() {
+    let (host, mut kept) = (host(), Kept::default());
+    host.add_interface("eth2", facts(4, "172.16.0.2/24"));
+    host.add_interface("eth3", facts(5, "10.9.0.2/24"));
+    let second = NETWORK
+        .replace("segment-b", "segment-c")
+        .replace("interface: eth0", "interface: eth2")
+        .replace("192.168.100.0/24", "172.16.0.0/24")
+        .replace("interface: eth1", "interface: eth3")
+        .replace(
+            "addresses: [192.168.200.0/24], gatewayAddresses: [192.168.200.254]",
+            "addresses: [10.9.0.0/24]",
+        );
+    let theirs = mapping("vm09", 9, 9)
+        .replace("segment-b", "segment-c")
+        .replace("192.168.100.9", "172.16.0.9")
+        .replace("192.168.200.9", "10.9.0.9");
+    let both = snapshot(&format!("{NETWORK}---{second}{}{theirs}", mapping("vm03", 3, 3)));
+    // All together, then eth0 alone; eth2 can be asked on.
+    host.fail_next(Call::Probe, boom());
+    host.fail_next(Call::Probe, boom());
+    let outcome = pass(&host, &mut kept, &both).await;
+    let states: Vec<_> = outcome.mappings.iter().map(|(key, state)| (&*key.name, state)).collect();
+    let [("vm03", MappingState::Failed(why)), ("vm09", MappingState::Planned { .. })] = states.as_slice() else {
+        panic!("{states:?}")
+    };
+    assert_eq!(why.reason, reasons::PROBE_FAILED);
+    assert!(why.message.contains("eth0"), "{}", why.message);
+    assert_eq!(
+        host.proxies().iter().map(|proxy| proxy.interface.as_str()).collect::<Vec<_>>(),
+        ["eth2"]
+    );
+    assert!(!pass(&host, &mut kept, &both).await.failed());
+    assert_eq!(host.proxies().len(), 2);
 }
