@@ -75,7 +75,7 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
             Ok(None) => {}
             Ok(Some(written)) => {
                 metrics.reports.get_or_create(&ResultLabel { result: "written" }).inc();
-                own = Own::Present(Stored::of(&written));
+                own = Own::Present(Box::new(Stored::of(&written)));
                 again = Some(Instant::now() + MIN_INTERVAL);
             }
             Err(error) => {
@@ -98,7 +98,7 @@ enum Own {
     /// There is none.
     Absent,
     /// As last heard of, or written.
-    Present(Stored),
+    Present(Box<Stored>),
 }
 
 struct Stored {
@@ -135,7 +135,7 @@ impl Own {
         };
         let late = |known: &Stored| known.uid == stored.uid && compare(&stored.version, &known.version) == Some(Ordering::Less);
         if !matches!(self, Self::Present(known) if late(known)) {
-            *self = Self::Present(stored);
+            *self = Self::Present(Box::new(stored));
         }
     }
 }
