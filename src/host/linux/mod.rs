@@ -4,6 +4,7 @@
 //! sockets) runs off the async threads. Nothing here decides what should be; it does what it is told, and says what is.
 
 mod addresses;
+mod announcing;
 mod arp;
 mod conntrack;
 mod counters;
@@ -35,15 +36,14 @@ use std::io;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use pnet_datalink::MacAddr;
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::{AbortHandle, spawn_blocking};
-use tokio::time::sleep;
+use tokio::task::spawn_blocking;
 
+use self::announcing::{Announcing, Burst};
 use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
 use crate::netfilter::dump::{self, ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
@@ -58,8 +58,6 @@ use wire::Port;
 
 /// Events that wait for the agent; what does not fit waits in the kernel.
 const EVENT_ROOM: usize = 256;
-/// When an announcement is repeated: a host that was busy or asleep gets another chance (RFC 5227 announces twice, two seconds apart).
-const REPEATS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(2)];
 
 /// Which iptables tools to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,18 +86,10 @@ pub struct LinuxHost {
     tools: Option<Tools>,
     found: Arc<Lock<Found>>,
     own: Arc<Mutex<Own>>,
-    announcer: Option<AbortHandle>,
+    announcing: Announcing,
     listing: Listing,
     /// What legacy tables looked like when they were as the agent knows them.
     texts: BTreeMap<(Family, Table), u64>,
-}
-
-impl Drop for LinuxHost {
-    fn drop(&mut self) {
-        if let Some(announcer) = self.announcer.take() {
-            announcer.abort();
-        }
-    }
 }
 
 /// Runs blocking kernel work off the async threads.
@@ -117,7 +107,7 @@ impl LinuxHost {
             options,
             tools: None,
             own: Arc::default(),
-            announcer: None,
+            announcing: Announcing::default(),
             listing: Listing::default(),
             texts: BTreeMap::new(),
         }
@@ -297,6 +287,7 @@ impl Host for LinuxHost {
         if changes.is_empty() {
             return Ok(());
         }
+        self.announcing.give_up(changes);
         let (found, changes) = (self.found.clone(), changes.to_vec());
         let work = move || {
             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
@@ -343,23 +334,14 @@ impl Host for LinuxHost {
         let own: BTreeSet<IpAddr> = own.into_iter().map(|address| address.net.addr()).collect();
         let mut bursts = Vec::new();
         for (name, all) in addresses {
-            bursts.push((port_of(&ports, name, "announcing addresses")?, Addresses::of(all, &own)));
+            bursts.push(Burst {
+                interface: name.clone(),
+                port: port_of(&ports, name, "announcing addresses")?,
+                addresses: all.clone(),
+                own: own.intersection(all).copied().collect(),
+            });
         }
-        let burst = move || bursts.iter().try_for_each(|(port, all)| all.announce(*port));
-        let first = burst.clone();
-        kernel("announcing addresses", first).await?;
-        let repeat = async move {
-            for pause in REPEATS {
-                sleep(pause).await;
-                if let Err(error) = kernel("announcing addresses again", burst.clone()).await {
-                    tracing::debug!(%error, "an announcement was not repeated");
-                }
-            }
-        };
-        if let Some(before) = self.announcer.replace(tokio::spawn(repeat).abort_handle()) {
-            before.abort();
-        }
-        Ok(())
+        self.announcing.begin(bursts).await
     }
 
     async fn counters(
