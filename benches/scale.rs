@@ -20,6 +20,10 @@ use std::process::Command;
 
 use scale::inner;
 
+/// The program's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Set in the inner run: `SIDE BACKEND MAPPINGS`.
 const INNER: &str = "STAGENET_BENCH";
 
