@@ -87,7 +87,9 @@ pub async fn create(client: &Client, objects: Vec<GatewayNode>) -> bool {
             true
         }
     });
-    results.buffer_unordered(CONCURRENCY).all(std::future::ready).await
+    // All of them: one that is refused again and again holds up no other.
+    let all = results.buffer_unordered(CONCURRENCY);
+    all.fold(true, |all, created| std::future::ready(all && created)).await
 }
 
 #[cfg(test)]

@@ -27,9 +27,7 @@ impl KubeVirt<'_> {
     fn install(&self) {
         let api = &self.c.api;
         api.kubectl(&format!("apply --server-side -f {}", self.definitions.display()));
-        api.kubectl(
-            "wait --for=condition=Established --timeout=30s crd/virtualmachines.kubevirt.io crd/virtualmachineinstances.kubevirt.io",
-        );
+        api.wait_established("virtualmachines.kubevirt.io virtualmachineinstances.kubevirt.io");
     }
 
     /// A machine that is off. Its network `closed` is the attachment `closed-b`.

@@ -27,9 +27,14 @@ pub struct Api {
     manager: Option<Child>,
 }
 
+/// Whether labs that need the control plane are to be skipped.
+pub fn without_api() -> bool {
+    std::env::var_os(SKIP).is_some()
+}
+
 /// Runs `body` as an isolated lab, with the folder of the control plane's programs, which are built first if need be.
 pub fn isolated_with_api(name: &str, body: impl FnOnce(&Path)) {
-    if std::env::var_os(SKIP).is_some() {
+    if without_api() {
         eprintln!("SKIPPED {name}: {SKIP} is set; nothing of it was tested");
         return;
     }
@@ -80,7 +85,7 @@ impl Api {
         api.wait_ready();
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         api.kubectl(&format!("apply -f {}", root.join("crds").display()));
-        api.kubectl("wait --for=condition=Established --timeout=20s crd/stagingnetworks.stagenet.dev crd/natmappings.stagenet.dev crd/gatewaynodes.stagenet.dev");
+        api.wait_established("stagingnetworks.stagenet.dev natmappings.stagenet.dev gatewaynodes.stagenet.dev");
         // The API server makes it some time after it is ready.
         wait_until(seconds(60), "namespace default", || {
             api.try_kubectl("get namespace default").code == 0
@@ -150,6 +155,15 @@ impl Api {
             "the API server to be ready (see /run/lab/api/kube-apiserver.log)",
             || self.try_kubectl("get --raw /readyz").code == 0,
         );
+    }
+
+    /// Waits until the API server offers the kinds of these definitions. `kubectl wait` gives up where a definition has no conditions at all yet.
+    pub fn wait_established(&self, definitions: &str) {
+        wait_until(seconds(60), &format!("{definitions} to be established"), || {
+            self.try_kubectl(&format!("wait crd --for=condition=Established --timeout=20s {definitions}"))
+                .code
+                == 0
+        });
     }
 
     fn run(&self, program: &str, args: &[&str]) -> Child {

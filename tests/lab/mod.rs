@@ -53,7 +53,7 @@ mod talk;
 mod world;
 
 pub use agent::{Agent, BINARY, stagenet};
-pub use api::{Api, isolated_with_api};
+pub use api::{Api, isolated_with_api, without_api};
 pub use clones::{Clones, Inside, Pool, Shape};
 pub use crowded::{crowd, heard, last_heard};
 pub use dual::{Dual, Wiring};

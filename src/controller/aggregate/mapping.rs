@@ -6,9 +6,10 @@ use super::gateway::{self, GatewayState};
 use super::{Inputs, Report, Requirement, finding, machine};
 use crate::api::conditions::{self, Finding, MappingFacts, Programmed};
 use crate::api::gatewaynode::{NetworkReport, Role};
-use crate::api::mapping::{NatMapping, NatMappingStatus};
+use crate::api::mapping::{MachineTarget, NatMapping, NatMappingStatus};
 use crate::api::network::StagingNetworkStatus;
 use crate::api::reasons::{self, types};
+use crate::controller::machines::Resolved;
 use crate::controller::{seen, version};
 use crate::plan::{self, Claim, MappingKey, MappingVerdict, written};
 
@@ -63,8 +64,17 @@ pub(super) fn status(
         observed_generation: Some(verdict.generation),
         gateway: active.map(|active| active.node.clone()),
         announcement: active.and_then(|_| announced()),
-        target: machine.and_then(|machine| machine.target.clone().map(Box::new)),
+        target: target(object, machine),
         conditions: conditions::mapping(&facts, before, inputs.now),
+    }
+}
+
+/// What is known of the machine that the mapping names. Where nothing can be found out, because the network or the mapping has to be corrected first, what was known stays.
+fn target(object: &NatMapping, machine: Option<&Resolved>) -> Option<Box<MachineTarget>> {
+    let named = object.spec.target.virtual_machine_ref.as_ref()?;
+    match machine {
+        Some(machine) => machine.target.clone().map(Box::new),
+        None => object.status.as_ref()?.target.clone().filter(|known| known.is_of(named)),
     }
 }
 

@@ -4,6 +4,7 @@
 //! kind is listed anew. A cluster without `KubeVirt`, or where nothing names a machine, pays nothing but that.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -37,15 +38,22 @@ impl Kept for Instance {
     }
 }
 
+/// How often it is tried whether a right that was missing has been given.
+const RETRY: Duration = Duration::from_secs(10);
+
 /// Watches whenever a mapping names a machine. Never ends by itself.
 pub(super) async fn follow<T: Kept>(machines: Machines, client: Client) {
     let mut wanted = machines.wanted.subscribe();
     while wanted.wait_for(|wanted| *wanted).await.is_ok() {
+        let watching = async {
+            Follower::<T>::new(&machines, &client).run().await;
+            tokio::time::sleep(RETRY).await;
+        };
         tokio::select! {
-            () = unwanted(&mut wanted) => {}
-            () = Follower::<T>::new(&machines, &client).run() => {}
+            () = unwanted(&mut wanted) => *T::shelf(&mut machines.known()) = Shelf::Empty,
+            // What cannot be read is said until it can.
+            () = watching => {}
         }
-        *T::shelf(&mut machines.known()) = Shelf::Empty;
     }
 }
 
@@ -79,20 +87,25 @@ impl<'a, T: Kept> Follower<'a, T> {
         }
     }
 
+    /// Returns when something may not be watched: a watch that was refused once tells of nothing that happened meanwhile, so both begin anew.
     async fn run(mut self) {
         let name = format!("{}.{GROUP}", T::PLURAL);
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let mut definitions = pin!(watcher(Api::<Definition>::all(self.client.clone()), config).default_backoff());
         loop {
-            tokio::select! {
+            let refused = tokio::select! {
                 Some(event) = definitions.next() => self.definition(event),
                 Some(event) = self.objects.next() => self.object(event),
                 else => return,
+            };
+            if refused {
+                return;
             }
         }
     }
 
-    fn definition(&mut self, event: Result<Event<Definition>, Error>) {
+    /// Returns whether the watch was refused, as [`Self::object`] does.
+    fn definition(&mut self, event: Result<Event<Definition>, Error>) -> bool {
         match event {
             Ok(Event::Init) => self.found = false,
             Ok(Event::InitApply(definition) | Event::Apply(definition)) => {
@@ -102,7 +115,12 @@ impl<'a, T: Kept> Follower<'a, T> {
                     info!(kind = T::KIND, "watching machines that mappings name");
                     self.definition = uid;
                     self.listing.clear();
-                    *T::shelf(&mut self.machines.known()) = Shelf::Empty;
+                    let mut known = self.machines.known();
+                    let shelf = T::shelf(&mut known);
+                    if !matches!(shelf, Shelf::Unreadable(_)) {
+                        *shelf = Shelf::Empty;
+                    }
+                    drop(known);
                     self.objects = objects::<T>(self.client);
                 }
             }
@@ -112,11 +130,12 @@ impl<'a, T: Kept> Follower<'a, T> {
                 self.objects = stream::pending().boxed();
                 self.becomes(Shelf::Absent(format!("The cluster has no kind {}.{GROUP}", T::PLURAL)));
             }
-            Err(error) => self.trouble(&error, "customresourcedefinitions.apiextensions.k8s.io"),
+            Err(error) => return self.trouble(&error, "customresourcedefinitions.apiextensions.k8s.io"),
         }
+        false
     }
 
-    fn object(&mut self, event: Result<Event<DynamicObject>, Error>) {
+    fn object(&mut self, event: Result<Event<DynamicObject>, Error>) -> bool {
         match event {
             Ok(event) => {
                 let mut known = self.machines.known();
@@ -128,17 +147,20 @@ impl<'a, T: Kept> Follower<'a, T> {
                     self.machines.bell.notify_one();
                 }
             }
-            Err(error) => self.trouble(&error, &format!("{}.{GROUP}", T::PLURAL)),
+            Err(error) => return self.trouble(&error, &format!("{}.{GROUP}", T::PLURAL)),
         }
+        false
     }
 
-    /// A watch that failed is tried again by itself, and what is known stays; but a right that is missing does not come by waiting.
-    fn trouble(&self, error: &Error, what: &str) {
-        if forbidden(error) {
+    /// A watch that failed is tried again by itself, and what is known stays; but a right that is missing does not come by waiting. Returns whether it is that.
+    fn trouble(&self, error: &Error, what: &str) -> bool {
+        let refused = forbidden(error);
+        if refused {
             self.becomes(Shelf::Unreadable(format!("The controller may not list and watch {what}")));
         } else {
             warn!(kind = T::KIND, error = %chain(error), "watching failed; trying again");
         }
+        refused
     }
 
     /// There is nothing to be known of machines any more.
@@ -170,5 +192,78 @@ fn forbidden(error: &Error) -> bool {
     match error {
         Error::InitialListFailed(kube::Error::Api(status)) | Error::WatchStartFailed(kube::Error::Api(status)) => status.code == 403,
         _ => false,
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+    use serde_json::{Value, json};
+    use tokio::sync::Notify;
+
+    use super::*;
+
+    fn list(items: &Value) -> (u16, Value) {
+        let list = json!({"kind": "List", "apiVersion": "v1", "metadata": {"resourceVersion": "7"}, "items": items});
+        (200, list)
+    }
+
+    /// A cluster with the kind, whose API server refuses the first lists of machines.
+    fn refusing(times: usize) -> Client {
+        let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        let refused = AtomicUsize::new(0);
+        tokio::spawn(async move {
+            let mut watches = Vec::new();
+            while let Some((request, send)) = handle.next_request().await {
+                if request.uri().query().is_some_and(|query| query.contains("watch=true")) {
+                    watches.push(send);
+                    continue;
+                }
+                let (code, body) = if request.uri().path().contains("customresourcedefinitions") {
+                    list(&json!([{
+                        "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+                        "metadata": {"name": "virtualmachines.kubevirt.io", "uid": "u"},
+                    }]))
+                } else if refused.fetch_add(1, Ordering::Relaxed) < times {
+                    let status = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 403, "reason": "Forbidden", "message": "no"});
+                    (403, status)
+                } else {
+                    list(&json!([]))
+                };
+                let response = Response::builder()
+                    .status(code)
+                    .body(Body::from(serde_json::to_vec(&body).unwrap()));
+                send.send_response(response.unwrap());
+            }
+        });
+        Client::new(service, "default")
+    }
+
+    /// A right that comes back is noticed without a restart, and until then it is said all the while.
+    #[tokio::test(start_paused = true)]
+    async fn a_right_that_is_given_back_is_taken_into_use() {
+        let machines = Machines::new(Arc::new(Notify::new()));
+        machines.wanted.send_replace(true);
+        let watching = tokio::spawn(follow::<Machine>(machines.clone(), refusing(2)));
+        let mut said = Vec::new();
+        while said.last() != Some(&"complete") {
+            let now = match &machines.known().machines {
+                Shelf::Empty => "empty",
+                Shelf::Absent(_) => "absent",
+                Shelf::Unreadable(_) => "unreadable",
+                Shelf::Complete(_) => "complete",
+            };
+            if said.last() != Some(&now) {
+                said.push(now);
+            }
+            assert!(!watching.is_finished());
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(said, ["empty", "unreadable", "complete"]);
     }
 }

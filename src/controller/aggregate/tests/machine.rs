@@ -120,3 +120,14 @@ fn what_was_said_stands_until_more_is_known() {
     let new = scene(None, None, Found::NotYet).mapping_status();
     assert!(row(&new.conditions).contains("ResolvedRefs=False/WaitingForAddress"));
 }
+
+/// Until the network is corrected nothing can be found out, and the held address of a machine that is off would be gone for good.
+#[test]
+fn what_was_known_stays_while_nothing_can_be_found_out() {
+    let here = || Some(at(Some("192.168.200.3")));
+    let mut scene = scene(here(), here(), Found::Yes("how".into()));
+    scene.machines.clear();
+    assert_eq!(scene.mapping_status().target.as_deref(), here().as_ref());
+    scene.mapping.spec.target.virtual_machine_ref.as_mut().unwrap().name = "another".into();
+    assert_eq!(scene.mapping_status().target, None, "it was of another machine");
+}
