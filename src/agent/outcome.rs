@@ -2,11 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::api::gatewaynode::Role;
 use crate::api::reasons;
 use crate::controller::version;
 use crate::host::{Backend, Finding, HostError};
 use crate::netfilter::IfName;
 use crate::plan::{HostPlan, MappingKey, MappingState, NodeFacts, Verdicts};
+
+/// So many refused mappings are reported.
+const REFUSED_MAX: usize = 32;
 
 /// Something that kept a pass from doing all that it should.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +76,10 @@ pub struct Outcome {
     pub findings: Vec<Finding>,
     /// What became of each accepted mapping. Planned means: read back from the kernel, if [`Outcome::complete`].
     pub mappings: BTreeMap<MappingKey, MappingState>,
+    /// The first [`REFUSED_MAX`] mappings that were refused of networks that this node serves, and for which reason.
+    pub refused: Vec<(MappingKey, &'static str)>,
+    /// How many were.
+    pub refused_count: usize,
     /// Whether everything planned but for failed mappings was read back from the kernel.
     pub complete: bool,
     /// Whether the fences of all networks of the plan were read back from the kernel.
@@ -100,8 +108,17 @@ impl Outcome {
         let mut tallies: BTreeMap<&str, (u32, &str)> = BTreeMap::new();
         // Both are by key: one walk, where looking each up would take longer than most changes.
         let mut states = self.mappings.iter().peekable();
+        let (mut refused, mut refused_count) = (Vec::new(), 0);
         for (key, verdict) in self.verdicts.mappings.iter() {
             let (programmed, synced) = tallies.entry(&verdict.network).or_default();
+            if let Err(why) = &verdict.accepted
+                && self.plan.networks.get(&*verdict.network).is_some_and(|n| n.role != Role::Client)
+            {
+                refused_count += 1;
+                if refused.len() < REFUSED_MAX {
+                    refused.push((key.clone(), why.reason));
+                }
+            }
             while states.next_if(|(other, _)| *other < key).is_some() {}
             if let Some((_, MappingState::Planned { .. })) = states.next_if(|(other, _)| *other == key) {
                 *programmed += 1;
@@ -115,6 +132,7 @@ impl Outcome {
             (name.to_owned(), Tally { programmed, synced })
         };
         self.tallies = tallies.into_iter().map(owned).collect();
+        (self.refused, self.refused_count) = (refused, refused_count);
     }
 
     /// Keeps what those that report look at: numbers, networks, and what did not go well. Ten thousand verdicts and mappings that are as planned are only

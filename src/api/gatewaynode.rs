@@ -79,6 +79,16 @@ pub struct GatewayNodeStatus {
     #[serde(default)]
     #[schemars(schema_with = "count")]
     pub failure_count: u32,
+    /// Mappings of networks that this node serves and that it refuses by what it knows, the first 32 by namespace and name; `refusedCount` counts all. The controller
+    /// mostly refuses them too, and says why. One that it accepts is not Ready as long as it is in here.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub refused: Vec<RefusedReport>,
+    /// How many mappings this node refuses. 0 when absent.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    #[schemars(schema_with = "count")]
+    pub refused_count: u32,
 }
 
 /// One interface.
@@ -151,6 +161,21 @@ pub struct NetworkReport {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 1024))]
     pub message: String,
+}
+
+/// A mapping that a node refuses.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedReport {
+    /// Namespace of the mapping.
+    #[schemars(length(max = 63))]
+    pub namespace: String,
+    /// Name of the mapping.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// A fixed reason, such as `AddressOwnedByNode`.
+    #[schemars(length(max = 64))]
+    pub reason: String,
 }
 
 /// A mapping that could not be programmed, or not wholly.

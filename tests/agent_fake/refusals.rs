@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use stagenet::agent::kept::Kept;
 use stagenet::agent::outcome::Outcome;
+use stagenet::agent::runner::Report;
 use stagenet::agent::source::Snapshot;
 use stagenet::api::reasons;
 use stagenet::host::fake::{Call, Write};
 use stagenet::plan::MappingState;
 
-use crate::{NETWORK, assert_never_open, boom, converged, host, interface, mapping, one, pass, snapshot, state, two};
+use crate::{NETWORK, assert_never_open, boom, converged, facts, host, interface, mapping, one, pass, snapshot, state, two};
 
 #[tokio::test]
 async fn a_refused_mapping_is_left_out_and_harms_nobody() {
@@ -194,4 +195,30 @@ async fn a_held_lock_is_waited_for_and_named() {
     );
     host.mend();
     assert!(pass(&host, &mut kept, &one()).await.complete);
+}
+
+/// The node has more addresses than it reports: what it refuses for one of them the controller cannot know, unless it is told.
+#[tokio::test]
+async fn what_a_node_refuses_by_what_only_it_knows_is_reported() {
+    let (host, mut kept) = (host(), Kept::default());
+    let mut many = facts(7, "10.77.0.1/24");
+    many.addresses = (1..=20).map(|n| format!("192.168.100.{}/32", 100 + n).parse().unwrap()).collect();
+    host.add_interface("kube-ipvs0", many);
+    let own = mapping("own", 120, 9);
+    let objects = snapshot(&format!("{NETWORK}{}{own}", mapping("vm03", 3, 3)));
+    let report = Report {
+        outcome: pass(&host, &mut kept, &objects).await,
+        snapshot: objects,
+        by: None,
+        contended: false,
+    };
+    let status = stagenet::agent::report::status::node(&report, None, k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+    let listed = &status.interfaces.iter().find(|i| i.name == "kube-ipvs0").unwrap().addresses;
+    assert!(!listed.contains(&"192.168.100.120/32".to_owned()), "the list is cut");
+    let refused: Vec<_> = status.refused.iter().map(|r| (&*r.name, &*r.reason)).collect();
+    assert_eq!(
+        (refused.as_slice(), status.refused_count),
+        (&[("own", reasons::ADDRESS_OWNED)][..], 1)
+    );
+    assert_eq!(status.failure_count, 0);
 }

@@ -9,7 +9,7 @@ const BUDGET: usize = 14 * 1024;
 /// Characters that messages are cut to, step by step.
 const STEPS: [usize; 3] = [256, 128, 64];
 
-/// Cuts what is too much: messages first, then failures from the end of the list (`failure_count` counts them still), then what is nice to know of interfaces.
+/// Cuts what is too much: messages first, then failures and refusals from the end of their lists (`failure_count` and `refused_count` count them still), then what is nice to know of interfaces.
 pub(super) fn fit(status: &mut GatewayNodeStatus) {
     for length in STEPS {
         if fits(status) {
@@ -28,6 +28,10 @@ pub(super) fn fit(status: &mut GatewayNodeStatus) {
     while !fits(status) && !status.failures.is_empty() {
         let half = status.failures.len() / 2;
         status.failures.truncate(half);
+    }
+    while !fits(status) && !status.refused.is_empty() {
+        let half = status.refused.len() / 2;
+        status.refused.truncate(half);
     }
     if !fits(status) {
         for interface in &mut status.interfaces {

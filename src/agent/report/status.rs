@@ -8,7 +8,7 @@ use super::budget;
 use crate::agent::outcome::Outcome;
 use crate::agent::runner::Report;
 use crate::api::conditions::{self, NodeFinding};
-use crate::api::gatewaynode::{FailureReport, GatewayNodeStatus, InterfaceStatus, NetworkReport};
+use crate::api::gatewaynode::{FailureReport, GatewayNodeStatus, InterfaceStatus, NetworkReport, RefusedReport};
 use crate::api::helper::HelperName;
 use crate::api::reasons::{self, types};
 use crate::netfilter::IfName;
@@ -42,10 +42,14 @@ pub fn node(report: &Report, present: Option<&GatewayNodeStatus>, now: Timestamp
         let failures = failures(outcome);
         status.failure_count = u32::try_from(failures.len()).unwrap_or(u32::MAX);
         status.failures = failures.into_iter().take(FAILURES_MAX).collect();
+        status.refused = outcome.refused.iter().map(refused).collect();
+        status.refused_count = u32::try_from(outcome.refused_count).unwrap_or(u32::MAX);
     } else {
         status.networks = kept_networks(outcome, &present.networks);
         status.failures.clone_from(&present.failures);
         status.failure_count = present.failure_count;
+        status.refused.clone_from(&present.refused);
+        status.refused_count = present.refused_count;
     }
     budget::fit(&mut status);
     status
@@ -112,6 +116,14 @@ fn kept_networks(outcome: &Outcome, present: &[NetworkReport]) -> Vec<NetworkRep
         },
     };
     outcome.plan.networks.iter().map(report).collect()
+}
+
+fn refused((key, reason): &(MappingKey, &'static str)) -> RefusedReport {
+    RefusedReport {
+        namespace: key.namespace.to_string(),
+        name: key.name.to_string(),
+        reason: (*reason).to_owned(),
+    }
 }
 
 fn failures(outcome: &Outcome) -> Vec<FailureReport> {

@@ -127,6 +127,15 @@ fn served(inputs: &Inputs<'_>, (key, object): (&MappingKey, &NatMapping), claim:
     if !covers(told, inputs.seen.requirement(key, seen::target(object))) {
         return late("has not reported yet that its kernel holds this mapping");
     }
+    if let Some(reason) = refused(report, key) {
+        return Programmed::No(Finding::new(
+            reasons::PENDING,
+            format!(
+                "Node {node} refuses this mapping ({reason}): it has addresses that it does not report, or has not heard yet of what allows it. If that stays, its log and                  `stagenet plan` on it say more."
+            ),
+        ))
+        .into();
+    }
     let failure = failure(node, report, key);
     let (missing, failed): (Option<Finding>, Option<Finding>) = match failure {
         Some(why) if why.reason == reasons::HELPER_MISSING => (Some(why), None),
@@ -153,6 +162,13 @@ fn covers(told: &NetworkReport, requirement: Requirement<'_>) -> bool {
         Requirement::Version(wanted) => version::reached(&told.synced_resource_version, wanted),
         Requirement::Rewritten => false,
     }
+}
+
+/// Why the gateway refuses a mapping that is accepted here, if it says so: the two do not always know the same at the same time.
+fn refused<'a>(report: &'a Report, key: &MappingKey) -> Option<&'a str> {
+    let mut listed = report.status.refused.iter();
+    let of = listed.find(|refused| *refused.name == *key.name && *refused.namespace == *key.namespace)?;
+    Some(&of.reason)
 }
 
 /// What went wrong with the mapping, or may have: the list of failures is sorted and cut, so what sorts behind its end is unknown.

@@ -2,7 +2,7 @@
 
 use super::{Scene, fail, outcome, refuse, row};
 use crate::api::conditions::find;
-use crate::api::gatewaynode::Role;
+use crate::api::gatewaynode::{RefusedReport, Role};
 use crate::api::mapping::Announcement;
 use crate::api::reasons::{self, types};
 use crate::controller::aggregate::Life;
@@ -232,4 +232,26 @@ fn how_clients_find_an_address_is_said_while_it_is_served() {
     assert_eq!(scene.mapping_status().announcement, Some(Announcement::Route));
     scene.mapping_verdict.accepted = Err(refuse(reasons::CONFLICT));
     assert_eq!(scene.mapping_status().announcement, None);
+}
+
+/// A gateway may know of addresses that it does not report, or hear of a label later than the controller: its kernel has nothing for the mapping then.
+#[test]
+fn what_the_gateway_refuses_is_not_programmed() {
+    let refuse = |name: &str| {
+        let mut scene = Scene::well();
+        scene.a().status.refused = vec![RefusedReport {
+            namespace: "default".into(),
+            name: name.into(),
+            reason: reasons::ADDRESS_OWNED.into(),
+        }];
+        scene.mapping_status()
+    };
+    let status = refuse("vm03");
+    assert_eq!(
+        row(&status.conditions),
+        "Accepted=True/Accepted ResolvedRefs=True/Resolved Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending"
+    );
+    let message = &find(&status.conditions, types::PROGRAMMED).unwrap().message;
+    assert!(message.contains("node-a") && message.contains(reasons::ADDRESS_OWNED), "{message}");
+    assert_eq!(row(&refuse("another").conditions), row(&Scene::well().mapping_status().conditions));
 }
