@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
     status = "GatewayNodeStatus",
     derive = "PartialEq",
     doc = "What the agent of one node found, did and failed to do, named as the node. Written by that agent only; nothing here is for people to set. \
-           It can be deleted at any time: an agent that runs writes it anew, and the rules in the kernel do not depend on it.",
+           Made by the controller and owned by the Node, with which it goes. It can be deleted at any time: the controller makes it anew and the agent fills it, and the rules in the kernel do not depend on it.",
     printcolumn(name = "Backend", type_ = "string", json_path = ".status.backend"),
     printcolumn(name = "Failures", type_ = "integer", json_path = ".status.failureCount"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),

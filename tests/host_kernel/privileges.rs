@@ -103,6 +103,11 @@ fn without_privileges_every_change_says_so() {
     isolated(NAME, || {
         let world = World::new();
         sh("mkdir -p /run/stagenet");
+        // Without an entry there is nothing that a sweep would have to be allowed.
+        sh(
+            "conntrack -I -p udp -t 300 -s 192.168.100.9 -d 192.168.100.3 --sport 5 --dport 53 -r 192.168.200.3 -q 192.168.100.9 \
+            --reply-port-src 53 --reply-port-dst 5",
+        );
         let before = look();
         again(NAME, "-all");
         assert_eq!(look(), before);
