@@ -116,9 +116,9 @@ impl<'a, T: Kept> Follower<'a, T> {
                     self.definition = uid;
                     self.listing.clear();
                     let mut known = self.machines.known();
-                    let shelf = T::shelf(&mut known);
-                    if !matches!(shelf, Shelf::Unreadable(_)) {
-                        *shelf = Shelf::Empty;
+                    let present = T::shelf(&mut known);
+                    if !matches!(present, Shelf::Unreadable(_)) {
+                        *present = Shelf::Empty;
                     }
                     drop(known);
                     self.objects = objects::<T>(self.client);
