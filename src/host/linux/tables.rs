@@ -120,8 +120,8 @@ fn classify(tools: Tools, action: &str, status: ExitStatus, errors: &str) -> Hos
 /// Who holds the xtables lock: `COMMAND (pid N)`. None if nobody does, or it is a process that is not visible from here.
 pub(super) fn lock_holder() -> Option<String> {
     let path = std::env::var("XTABLES_LOCKFILE").unwrap_or_else(|_| "/run/xtables.lock".to_owned());
-    let inode = fs::metadata(path).ok()?.ino();
-    let pid = holder_of(inode, &fs::read_to_string("/proc/locks").ok()?)?;
+    let file = fs::metadata(path).ok()?;
+    let pid = holder_of((file.dev(), file.ino()), &fs::read_to_string("/proc/locks").ok()?)?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm"));
     Some(match name {
         Ok(name) => format!("{} (pid {pid})", name.trim()),
@@ -129,14 +129,21 @@ pub(super) fn lock_holder() -> Option<String> {
     })
 }
 
-/// Process that holds the lock on `inode`, from /proc/locks: `1: FLOCK  ADVISORY  WRITE 49 fe:00:9977904 0 EOF`; `->` marks waiters.
-fn holder_of(inode: u64, locks: &str) -> Option<i64> {
-    locks.lines().find_map(|line| {
-        let words: Vec<_> = line.split_ascii_whitespace().collect();
-        let [_, kind, _, _, pid, file, ..] = words[..] else { return None };
-        let found = file.rsplit(':').next()?.parse::<u64>().ok()?;
-        (kind != "->" && found == inode).then(|| pid.parse().ok()).flatten()
-    })
+/// Process that holds the lock on a file of this device and inode, from /proc/locks: `1: FLOCK  ADVISORY  WRITE 49 fe:00:9977904 0 EOF`; `->` marks waiters. Files of several
+/// file systems may have one inode number; some file systems give a device that /proc/locks does not show (btrfs), so without the right device any will do.
+fn holder_of((device, inode): (u64, u64), locks: &str) -> Option<i64> {
+    let device = format!("{:02x}:{:02x}", nix::libc::major(device), nix::libc::minor(device));
+    let held = || {
+        locks.lines().filter_map(|line| {
+            let words: Vec<_> = line.split_ascii_whitespace().collect();
+            let [_, kind, _, _, pid, file, ..] = words[..] else { return None };
+            let (at, number) = file.rsplit_once(':')?;
+            let there = kind != "->" && number.parse() == Ok(inode);
+            there.then(|| Some((at.to_owned(), pid.parse().ok()?))).flatten()
+        })
+    };
+    let exact = held().find(|(at, _)| *at == device);
+    exact.or_else(|| held().next()).map(|(_, pid)| pid)
 }
 
 /// The line to blame. A tool that objects at COMMIT names that line; where it also names the chain that is missing (nft), the rule is
@@ -293,11 +300,17 @@ mod tests {
     }
 
     #[test]
-    fn the_holder_of_a_lock_is_found_by_inode_and_waiters_are_not_holders() {
+    fn the_holder_of_a_lock_is_found_by_its_file_and_waiters_are_not_holders() {
         let locks = "1: FLOCK  ADVISORY  WRITE 49 fe:00:9977904 0 EOF\n1: -> FLOCK  ADVISORY  WRITE 50 fe:00:9977904 0 EOF\n\
-                     2: POSIX  ADVISORY  READ 7 00:1a:12 0 EOF\n";
-        assert_eq!(holder_of(9_977_904, locks), Some(49));
-        assert_eq!(holder_of(12, locks), Some(7));
-        assert_eq!(holder_of(13, locks), None);
+                     2: POSIX  ADVISORY  READ 7 00:1a:12 0 EOF\n3: FLOCK  ADVISORY  WRITE 8 00:1b:12 0 EOF\n";
+        let device = nix::libc::makedev;
+        assert_eq!(holder_of((device(0xfe, 0), 9_977_904), locks), Some(49));
+        assert_eq!(
+            holder_of((device(0, 0x1b), 12), locks),
+            Some(8),
+            "another file system has a file of that number"
+        );
+        assert_eq!(holder_of((device(0, 0x99), 12), locks), Some(7), "a device that is not shown");
+        assert_eq!(holder_of((device(0, 0x1b), 13), locks), None);
     }
 }
