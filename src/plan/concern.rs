@@ -106,10 +106,9 @@ fn close<'a>(wanted: &mut BTreeSet<&'a str>, verdicts: &'a Verdicts) {
     while let Some(network) = todo.pop() {
         let pools: Vec<IpNet> = network.pool.iter().copied().collect();
         for (name, other) in &all {
-            if touches(other, &pools) && !wanted.contains(name) {
+            if touches(other, &pools) && wanted.insert(name) {
                 todo.push(other);
             }
         }
-        wanted.extend(all.iter().filter(|(_, other)| touches(other, &pools)).map(|(name, _)| *name));
     }
 }

@@ -148,14 +148,7 @@ impl Agent {
 
     /// Sends a signal by name and waits for the end, which must come within 10 s. Returns the exit status if it exited.
     pub fn stop(mut self, signal: &str) -> Option<i32> {
-        let pid = self.child.id().to_string();
-        assert!(
-            std::process::Command::new("kill")
-                .args(["-s", signal, &pid])
-                .status()
-                .unwrap()
-                .success()
-        );
+        self.signal(signal);
         let status = wait_for(Duration::from_secs(10), "the agent to end", || self.child.try_wait().unwrap());
         if status.code().is_some_and(|code| code != 0) {
             eprintln!("---- agent log\n{}", self.log());
