@@ -17,7 +17,7 @@ use stagenet::controller::leader::{Elector, Lost, Timing};
 use stagenet::controller::machines::Machines;
 use stagenet::controller::reconcile::Reconciler;
 use stagenet::controller::watch::{Stores, Writers};
-use stagenet::telemetry::{Metrics, Program};
+use stagenet::telemetry::{Health, Metrics, Program};
 
 /// `METHOD /path` and the body of every request, in the order in which they came.
 type Log = Arc<Mutex<Vec<(String, Value)>>>;
@@ -119,7 +119,11 @@ fn event<K: DeserializeOwned + Resource<DynamicType = ()>>(object: Value) -> Eve
 
 /// A controller that knows the seed's objects at version 10, and one gateway that holds them.
 fn controller(client: &Client) -> (Reconciler, Writers) {
-    let (stores, mut writers) = Stores::new();
+    let (stores, writers) = Stores::new();
+    knowing(client, &stores, writers)
+}
+
+fn knowing(client: &Client, stores: &Stores, mut writers: Writers) -> (Reconciler, Writers) {
     writers.networks.apply_watcher_event(&event(network("10")));
     writers.mappings.apply_watcher_event(&event(mapping("10")));
     writers.gateways.apply_watcher_event(&event(gateway()));
@@ -182,6 +186,41 @@ async fn a_status_is_patched_once_and_not_again() {
     writers.mappings.apply_watcher_event(&event(mapping("12")));
     reconciler.reconcile().await;
     assert_eq!(lines(&log)[2..], [MAPPING_STATUS]);
+}
+
+/// A gateway's Lease runs out while a write is under way, and nothing happens after it.
+#[tokio::test]
+async fn a_silence_that_begins_during_a_pass_is_told() {
+    let slow = Mutex::new(Some(Duration::from_millis(1300)));
+    let (client, log) = api_server(move |line, body| {
+        slow.lock().unwrap().take().into_iter().for_each(std::thread::sleep);
+        accept(line, body)
+    });
+    let (stores, writers) = Stores::new();
+    for version in ["1", "2"] {
+        let mut lease = lease("node-a", version);
+        lease["metadata"]["name"] = "stagenet-agent-node-a".into();
+        lease["spec"]["leaseDurationSeconds"] = 1.into();
+        stores.hear(&decode(lease), Instant::now());
+    }
+    let (reconciler, _writers) = knowing(&client, &stores, writers);
+    let health = Health::new("starting", Duration::from_mins(1));
+    tokio::spawn(async move { reconciler.run(&health).await });
+    let told = || {
+        let log = log.lock().unwrap();
+        let of_mapping: Vec<String> = log
+            .iter()
+            .filter(|(line, _)| line == MAPPING_STATUS)
+            .map(|(_, body)| ready(&body["status"])["reason"].to_string())
+            .collect();
+        of_mapping
+    };
+    let until = Instant::now() + Duration::from_secs(20);
+    while told().len() < 2 {
+        assert!(Instant::now() < until, "told so far: {:?}", told());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(told(), ["\"Ready\"", "\"GatewaySilent\""]);
 }
 
 #[tokio::test]

@@ -90,9 +90,11 @@ impl Reconciler {
         loop {
             health.beat();
             let begun = Instant::now();
+            // Taken before the pass, which may end after somebody has fallen silent whom it still took for alive.
+            let lives = self.lives();
             let next = self.reconcile().await;
             let rest = begun + REST.max(begun.elapsed().min(Duration::from_secs(1)));
-            self.wait(next, health).await;
+            self.wait(next, &lives, health).await;
             tokio::time::sleep_until(rest.into()).await;
         }
     }
@@ -171,11 +173,13 @@ impl Reconciler {
         Some(Instant::now() + pause)
     }
 
-    /// Until something changes, `next` has come, or an agent has fallen silent. During an outage only the time counts: hammering helps nobody.
-    async fn wait(&mut self, next: Option<Instant>, health: &Health) {
-        let lives = self.lives();
+    /// Until something changes, `next` has come, or agents' lives are others than `lives`. During an outage only the time counts: hammering helps nobody.
+    async fn wait(&mut self, next: Option<Instant>, lives: &[Life], health: &Health) {
         loop {
             let now = Instant::now();
+            if next.is_some_and(|next| next <= now) || self.lives() != lives {
+                return;
+            }
             let silence = self.stores.heartbeats().next_silence(now);
             let until = earliest(next, silence).unwrap_or(now + BEAT).min(now + BEAT);
             tokio::select! {
@@ -184,9 +188,6 @@ impl Reconciler {
                 () = tokio::time::sleep_until(until.into()) => {}
             }
             health.beat();
-            if next.is_some_and(|next| next <= Instant::now()) || self.lives() != lives {
-                return;
-            }
         }
     }
 

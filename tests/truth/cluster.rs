@@ -135,6 +135,27 @@ impl Cluster {
         }
     }
 
+    /// Waits until every watch that ended by no will of its client is open again: from then on everybody hears of everything. Clients rest before they
+    /// try again, longer each time that they fail, so this takes a moment.
+    pub fn wait_watched(&mut self) {
+        let begun = std::time::Instant::now();
+        loop {
+            self.supervise();
+            let owed = self.faults.owed();
+            if owed == json!([]) {
+                break;
+            }
+            if begun.elapsed() > SETTLES {
+                self.fail(
+                    "everything goes through again",
+                    &format!("not watched any more after {SETTLES:?}: {owed}"),
+                );
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.log(&format!("everything is watched again after {:.1} s", begun.elapsed().as_secs_f64()));
+    }
+
     pub fn log(&mut self, what: &str) {
         let line = format!("{:7.1} s  {what}", self.watchman.clock());
         println!("{line}");

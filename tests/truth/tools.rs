@@ -107,4 +107,9 @@ impl Faults {
     pub fn none(&mut self) {
         self.order(&json!({}));
     }
+
+    /// The watches that ended by no will of their clients and are not open again.
+    pub fn owed(&mut self) -> Value {
+        self.order(&json!({"look": true}))["owed"].take()
+    }
 }

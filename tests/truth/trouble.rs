@@ -118,6 +118,7 @@ fn server_restarts(cluster: &mut Cluster, dice: &mut Dice) {
     cluster.api.wait_ready();
     cluster.accuse("the API server was away: what stands has to work");
     let said = touch_unseen(cluster, dice);
+    cluster.wait_watched();
     settle(cluster, &format!("the API server is back; {said}"));
 }
 
@@ -126,8 +127,9 @@ fn watches_cut(cluster: &mut Cluster, dice: &mut Dice) {
     let said = touch_unseen(cluster, dice);
     let seen = cluster.faults.order(&json!({"cut": true}));
     assert!(seen["cut"].as_u64() >= Some(8), "watches of two agents and two controllers: {seen}");
-    let more = touch(cluster, dice);
+    let more = touch_unseen(cluster, dice);
     cluster.faults.none();
+    cluster.wait_watched();
     settle(cluster, &format!("{said}; watches cut; {more}"));
 }
 
@@ -138,13 +140,14 @@ fn compacted(cluster: &mut Cluster, dice: &mut Dice) {
     compact(cluster);
     cluster.api.start_server();
     cluster.api.wait_ready();
-    let more = touch(cluster, dice);
+    let more = touch_unseen(cluster, dice);
     // Whatever version a client asks to go on from: it is too old.
     cluster.faults.order(&json!({"cut": true, "expire": true}));
-    let last = touch(cluster, dice);
+    let last = touch_unseen(cluster, dice);
     pause(1000);
     let seen = cluster.faults.order(&json!({}));
     assert!(seen["faults"].as_u64() > Some(0) || seen["requests"].as_u64() > Some(0), "{seen}");
+    cluster.wait_watched();
     settle(cluster, &format!("{said}; etcd compacted; {more}; watches expired; {last}"));
 }
 
@@ -184,6 +187,7 @@ fn bad_weather(cluster: &mut Cluster, dice: &mut Dice, order: Value) {
     }
     let seen = cluster.faults.order(&json!({}));
     assert!(seen["faults"].as_u64() > Some(0), "nothing was asked of the API server: {seen}");
+    cluster.wait_watched();
     settle(cluster, &format!("{order}; {}", said.join("; ")));
 }
 
@@ -211,6 +215,7 @@ fn down(cluster: &mut Cluster, dice: &mut Dice) {
     pause(1000);
     cluster.accuse("the API server could not be reached: what stands has to work");
     cluster.faults.none();
+    cluster.wait_watched();
     settle(cluster, &format!("nobody reached the API server; {said}"));
 }
 

@@ -19,6 +19,7 @@ import (
 	"io"
 	"log"
 	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/url"
@@ -30,6 +31,8 @@ import (
 
 // order is what is to be done from now on.
 type order struct {
+	// Look leaves all as it is and only asks what was seen since the last order.
+	Look bool `json:"look"`
 	// Cut ends all connections that watch now.
 	Cut bool `json:"cut"`
 	// Down ends every connection without an answer.
@@ -53,7 +56,12 @@ type seen struct {
 	Requests int `json:"requests"`
 	Faults   int `json:"faults"`
 	Cut      int `json:"cut"`
+	// Owed are the watches that ended by no will of the client and that it has not opened again, as often as it has to.
+	Owed []string `json:"owed"`
 }
+
+// open is how long a watch has to live until it counts as open again: one that the API server refuses in the stream (410) ends at once.
+const open = 200 * time.Millisecond
 
 type proxy struct {
 	inner *httputil.ReverseProxy
@@ -62,7 +70,9 @@ type proxy struct {
 	now     order
 	dice    *rand.Rand
 	seen    seen
-	watches map[*http.Request]context.CancelFunc
+	watches map[*watch]bool
+	// owed counts by client's host and what is watched.
+	owed map[string]int
 }
 
 func main() {
@@ -75,7 +85,7 @@ func main() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	p := &proxy{watches: map[*http.Request]context.CancelFunc{}, dice: rand.New(rand.NewPCG(0, 0))}
+	p := &proxy{watches: map[*watch]bool{}, owed: map[string]int{}, dice: rand.New(rand.NewPCG(0, 0))}
 	p.inner = &httputil.ReverseProxy{
 		Rewrite:       func(r *httputil.ProxyRequest) { r.SetURL(to) },
 		FlushInterval: -1,
@@ -109,14 +119,24 @@ func (p *proxy) obey() {
 func (p *proxy) take(next order) seen {
 	p.lock.Lock()
 	defer p.lock.Unlock()
+	was := p.seen
+	was.Owed = []string{}
+	for key, count := range p.owed {
+		if count > 0 {
+			was.Owed = append(was.Owed, fmt.Sprintf("%d of %s", count, key))
+		}
+	}
+	if next.Look {
+		return was
+	}
 	p.now = next
 	p.dice = rand.New(rand.NewPCG(next.Seed, 0))
-	was := p.seen
 	p.seen = seen{}
 	if next.Cut || next.Down {
 		was.Cut = len(p.watches)
-		for _, cancel := range p.watches {
-			cancel()
+		for w := range p.watches {
+			w.cancel()
+			p.end(w)
 		}
 	}
 	return was
@@ -125,6 +145,54 @@ func (p *proxy) take(next order) seen {
 func watching(r *http.Request) bool {
 	watch := r.URL.Query().Get("watch")
 	return watch == "true" || watch == "1"
+}
+
+// subject is who watches what: agents are told apart by their hosts, replicas of the controller only by number.
+func subject(r *http.Request) string {
+	host, _, _ := net.SplitHostPort(r.RemoteAddr)
+	query := r.URL.Query()
+	return strings.TrimSpace(strings.Join([]string{host, r.URL.Path, query.Get("fieldSelector"), query.Get("labelSelector")}, " "))
+}
+
+// watch is one that is under way.
+type watch struct {
+	key    string
+	cancel context.CancelFunc
+	// open: the API server answered some time ago and still does.
+	open bool
+}
+
+// ofWatch finds the watch in the context of its request.
+type ofWatch struct{}
+
+// answered is called when the API server has agreed to a watch.
+func (p *proxy) answered(w *watch) {
+	time.AfterFunc(open, func() {
+		p.lock.Lock()
+		defer p.lock.Unlock()
+		if p.watches[w] && !w.open {
+			w.open = true
+			p.owed[w.key] = max(0, p.owed[w.key]-1)
+		}
+	})
+}
+
+// ended is called when a watch is over. One that never was open leaves owed what was owed before.
+func (p *proxy) ended(w *watch, client context.Context) {
+	p.lock.Lock()
+	defer p.lock.Unlock()
+	if client.Err() != nil {
+		delete(p.watches, w)
+	}
+	p.end(w)
+}
+
+// end forgets a watch, once, of which the client was not asked.
+func (p *proxy) end(w *watch) {
+	if p.watches[w] && w.open {
+		p.owed[w.key]++
+	}
+	delete(p.watches, w)
 }
 
 // resource is the last part of a path that is a list's or a watch's.
@@ -144,13 +212,16 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if now.Down || hit {
 		p.seen.Faults++
 	}
-	context, cancel := context.WithCancel(r.Context())
+	client := r.Context()
+	inner, cancel := context.WithCancel(client)
 	defer cancel()
-	r = r.WithContext(context)
 	if watching(r) {
-		p.watches[r] = cancel
-		defer func() { p.lock.Lock(); delete(p.watches, r); p.lock.Unlock() }()
+		w := &watch{key: subject(r), cancel: cancel}
+		p.watches[w] = true
+		defer p.ended(w, client)
+		inner = context.WithValue(inner, ofWatch{}, w)
 	}
+	r = r.WithContext(inner)
 	p.lock.Unlock()
 
 	switch {
@@ -184,13 +255,16 @@ func told(code int, reason, message string) string {
 	return fmt.Sprintf(`{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","message":%q,"reason":%q,"code":%d}`, message, reason, code)
 }
 
-// change takes the items out of lists that are to be empty.
+// change takes the items out of lists that are to be empty, and notes watches that begin.
 func (p *proxy) change(r *http.Response) error {
 	p.lock.Lock()
 	empty := p.now.Empty
 	p.lock.Unlock()
 	if r.Request.Method != http.MethodGet || r.StatusCode != http.StatusOK {
 		return nil
+	}
+	if w, is := r.Request.Context().Value(ofWatch{}).(*watch); is {
+		p.answered(w)
 	}
 	for _, one := range empty {
 		if resource(r.Request) != one {
