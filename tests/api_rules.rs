@@ -116,7 +116,10 @@ fn examples() -> Vec<(String, Manifests)> {
 fn the_examples_are_good_and_complete() {
     let examples = examples();
     let names: Vec<&str> = examples.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["clones", "ftp", "inside-dns", "ipv6", "kubevirt", "prefix", "seed"]);
+    assert_eq!(
+        names,
+        ["clones", "ftp", "inside-dns", "ipv6", "kubevirt", "prefix", "seed", "tenancy"]
+    );
     for (name, got) in &examples {
         assert!(got.problems.is_empty(), "{name}: {:?}", got.problems);
         assert!(!got.mappings.is_empty(), "{name}");
@@ -128,7 +131,7 @@ fn the_examples_are_good_and_complete() {
 
 #[test]
 fn the_example_of_the_seed_says_what_the_experiment_says() {
-    let (_, got) = examples().pop().unwrap();
+    let (_, got) = examples().into_iter().find(|(name, _)| name == "seed").unwrap();
     assert_eq!(got.networks[0].spec.inside.addresses, ["192.168.200.0/24"]);
     assert_eq!(got.mappings[0].spec.r#virtual.text(), "192.168.100.3");
     assert_eq!(got.mappings[0].metadata.namespace.as_deref(), Some("default"));

@@ -206,9 +206,18 @@ impl Api {
 
     /// Runs kubectl with another kubeconfig.
     pub fn kubectl_as(&self, kubeconfig: &str, args: &str) -> Ran {
+        self.host.try_sh(&self.kubectl_line(kubeconfig, args))
+    }
+
+    /// The line of shell that runs kubectl on [`Api::host`].
+    fn kubectl_line(&self, kubeconfig: &str, args: &str) -> String {
         let kubectl = self.bin.join("kubectl");
-        self.host
-            .try_sh(&format!("HOME=/run/lab {} --kubeconfig={kubeconfig} {args}", kubectl.display()))
+        format!("HOME=/run/lab {} --kubeconfig={kubeconfig} {args}", kubectl.display())
+    }
+
+    /// The same for the administrator, for what goes on for a while.
+    pub fn admin_line(&self, args: &str) -> String {
+        self.kubectl_line(ADMIN, args)
     }
 
     /// Makes objects out of YAML.

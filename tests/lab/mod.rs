@@ -61,7 +61,7 @@ pub use escapes::Escapes;
 pub use frames::{hopeless, packets};
 pub use frames6::Frames6;
 pub use killer::{End, killed_at};
-pub use net::{Ns, Ran, bridge, veth};
+pub use net::{Ns, Ran, bridge, command, veth};
 pub use prober::{Prober, Witness, fall_silent, frames6, marked};
 pub use probers::{INSIDE_MAC, OUTSIDE_MAC, Probers};
 pub use seed::{Backend, Manifests, Seed, VIP, VIP_80, VIP6, VIP6_80, mapping, network};

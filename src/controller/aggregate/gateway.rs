@@ -30,7 +30,7 @@ pub(super) fn state<'a>(node: &str, report: Option<&'a Report>, network: &str, g
             format!("The agent on node {node} has never reported; see whether its pod runs there."),
         ));
     };
-    if is_silent(report.life, before) {
+    if is_silent(Some(report), before) {
         return GatewayState::Silent(Finding::new(
             reasons::GATEWAY_SILENT,
             format!("The agent on node {node} has stopped reporting. What its kernel holds goes on working, but nobody can vouch for it."),
@@ -70,10 +70,21 @@ pub(super) fn impaired(node: &str, told: &NetworkReport) -> Option<Finding> {
     lacking(node, told).filter(|why| why.reason == reasons::LINK_DOWN)
 }
 
-fn is_silent(life: Life, before: &[Condition]) -> bool {
-    match life {
-        Life::Silent => true,
-        Life::Alive => false,
-        Life::Unproven => conditions::find(before, types::PROGRAMMED).is_some_and(|c| c.reason == reasons::GATEWAY_SILENT),
+/// What a person is told while `next` takes over from a gateway that has fallen silent.
+pub(super) fn taking_over(silent: &str, next: &str) -> Finding {
+    Finding::new(
+        reasons::GATEWAY_SILENT,
+        format!(
+            "The agent on node {silent} has stopped reporting. Node {next} takes over and has not reported yet that it serves; until then nobody can vouch for what either kernel does."
+        ),
+    )
+}
+
+/// Whether a gateway that has reported says nothing any more.
+pub(super) fn is_silent(report: Option<&Report>, before: &[Condition]) -> bool {
+    match report.map(|report| report.life) {
+        Some(Life::Silent) => true,
+        Some(Life::Alive) | None => false,
+        Some(Life::Unproven) => conditions::find(before, types::PROGRAMMED).is_some_and(|c| c.reason == reasons::GATEWAY_SILENT),
     }
 }

@@ -115,12 +115,16 @@ fn served(inputs: &Inputs<'_>, (key, object): (&MappingKey, &NatMapping), claim:
         .networks
         .get(&*claim.network)
         .map_or(0, |network| network.generation);
+    let unserved = |why: Finding| match taken_over(inputs, object, &claim.network, node, &why) {
+        Some(silent) => Programmed::Unknown(silent).into(),
+        None => Programmed::No(why).into(),
+    };
     let (report, told) = match gateway::state(node, inputs.reports.get(node), &claim.network, generation, before) {
         GatewayState::Silent(why) => return Programmed::Unknown(why).into(),
-        GatewayState::Not(why) => return Programmed::No(why).into(),
+        GatewayState::Not(why) => return unserved(why),
         GatewayState::Stands(report, told) => (report, told),
     };
-    let late = |what| Programmed::No(gateway::behind(node, report, what)).into();
+    let late = |what| unserved(gateway::behind(node, report, what));
     if told.role != Role::Active {
         return late("has not reported yet that it attracts the traffic");
     }
@@ -153,6 +157,25 @@ fn served(inputs: &Inputs<'_>, (key, object): (&MappingKey, &NatMapping), claim:
         impaired: gateway::impaired(node, told).or_else(|| missing.clone()),
         missing,
     }
+}
+
+/// What there is to say while `node` takes over from a gateway that has fallen silent: that one's kernel may go on serving, and nobody can vouch for it until the next one has reported.
+/// None: nobody is silent whom it could take over from, or it is kept from working by more than a little time (`late`).
+fn taken_over(inputs: &Inputs<'_>, object: &NatMapping, network: &str, node: &str, late: &Finding) -> Option<Finding> {
+    let status = object.status.as_ref()?;
+    let told = conditions::find(&status.conditions, types::PROGRAMMED)?;
+    // Of a newer spec the silent one may not even have heard.
+    if late.reason != reasons::PENDING || told.observed_generation != object.metadata.generation {
+        return None;
+    }
+    let silent = |other: &&String| *other != node && gateway::is_silent(inputs.reports.get(*other), &status.conditions);
+    let mut others = inputs.verdicts.networks.get(network)?.gateways.iter().filter(silent);
+    let from = match (told.status.as_str(), told.reason.as_str()) {
+        (_, reasons::GATEWAY_SILENT) => others.next()?,
+        ("True", _) => others.find(|other| status.gateway.as_ref() == Some(other))?,
+        _ => return None,
+    };
+    Some(gateway::taking_over(from, node))
 }
 
 /// Whether what the gateway says is about the mapping as it is now.

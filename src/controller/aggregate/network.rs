@@ -8,7 +8,7 @@ use super::{Inputs, Life, finding};
 use crate::api::conditions::{self, Finding, NetworkFacts, Programmed};
 use crate::api::gatewaynode::Role;
 use crate::api::network::{ActiveGateway, StagingNetwork, StagingNetworkStatus};
-use crate::api::reasons;
+use crate::api::reasons::{self, types};
 use crate::plan::validate::ValidNetwork;
 use crate::plan::verdict::elect;
 use crate::plan::{self, NetworkVerdict, NodeFacts};
@@ -95,7 +95,7 @@ fn programmed(
         );
         return (Programmed::No(why), None);
     }
-    let mut impaired = None;
+    let (mut impaired, mut late) = (None, None);
     let (mut up, mut troubles, mut silent) = (0, Vec::new(), Vec::new());
     for node in &verdict.gateways {
         let report = inputs.reports.get(node);
@@ -109,10 +109,16 @@ fn programmed(
                     impaired = gateway::lacking(node, told);
                 }
                 if elected && told.role != Role::Active {
-                    troubles.push(gateway::behind(node, report, "has not reported yet that it attracts the traffic"));
+                    late = Some(gateway::behind(node, report, "has not reported yet that it attracts the traffic"));
                 }
             }
         }
+    }
+    // Who takes over from a silent one is not in trouble for that, as long as nobody knows whether the silent one serves.
+    let served = conditions::find(before, types::PROGRAMMED).is_some_and(|told| told.status != "False");
+    match late {
+        Some(why) if why.reason == reasons::PENDING && served && !silent.is_empty() => silent.push(why),
+        late => troubles.extend(late),
     }
     // Stable, so nodes stay in order within a rank.
     troubles.sort_by_key(|why| [reasons::PENDING, reasons::WAITING_FOR_AGENT].contains(&why.reason.as_str()));

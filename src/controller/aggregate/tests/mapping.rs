@@ -255,3 +255,69 @@ fn what_the_gateway_refuses_is_not_programmed() {
     assert!(message.contains("node-a") && message.contains(reasons::ADDRESS_OWNED), "{message}");
     assert_eq!(row(&refuse("another").conditions), row(&Scene::well().mapping_status().conditions));
 }
+
+/// Ready=True of a gateway that dies, nobody knows, Ready=True of the next one; no word of work under way that nobody does. Each step begins with the statuses of the one before.
+#[test]
+fn from_a_silent_gateway_to_the_next_a_mapping_is_unknown_and_nothing_else() {
+    const UNKNOWN: &str = "Programmed=Unknown/GatewaySilent Ready=Unknown/GatewaySilent";
+    const READY: &str = "Programmed=True/Programmed Ready=True/Ready";
+    let mut scene = Scene::well();
+    scene.mapping.metadata.generation = Some(1);
+    scene.add_node_b(Role::Standby);
+    let step = |scene: &mut Scene| {
+        let statuses = scene.statuses();
+        let (mapping, network) = (statuses.mappings.into_values().next(), statuses.networks.into_values().next());
+        (scene.mapping.status, scene.network.status) = (mapping, network.clone());
+        scene.network_verdict.active = network.and_then(|network| network.active_gateway);
+        let status = scene.mapping.status.as_ref().unwrap();
+        let network = scene.network.status.as_ref().unwrap();
+        (
+            status.gateway.clone().unwrap(),
+            outcome(&status.conditions),
+            outcome(&network.conditions),
+        )
+    };
+    let expect = |node: &str, mapping: &str, network: &str| (node.to_owned(), mapping.to_owned(), network.to_owned());
+    assert_eq!(step(&mut scene), expect("node-a", READY, READY));
+    scene.a().life = Life::Silent;
+    for _ in 0..2 {
+        assert_eq!(
+            step(&mut scene),
+            expect("node-b", UNKNOWN, UNKNOWN),
+            "node-b is elected and has not heard of it"
+        );
+    }
+    let said = find(&scene.mapping.status.as_ref().unwrap().conditions, types::READY)
+        .unwrap()
+        .message
+        .clone();
+    assert!(said.contains("node-a has stopped reporting. Node node-b takes over"), "{said}");
+    scene.add_node_b(Role::Active).status.networks[0].role = Role::Active;
+    assert_eq!(step(&mut scene), expect("node-b", READY, UNKNOWN), "it serves");
+    scene.a().life = Life::Alive;
+    assert_eq!(
+        step(&mut scene),
+        expect("node-b", READY, READY),
+        "who comes back does not take over"
+    );
+}
+
+#[test]
+fn silence_hides_neither_trouble_of_the_next_gateway_nor_what_was_never_programmed() {
+    let handed_over = |change: fn(&mut Scene)| {
+        let mut scene = Scene::well();
+        scene.mapping.metadata.generation = Some(1);
+        scene.add_node_b(Role::Standby);
+        scene.mapping.status = Some(scene.mapping_status());
+        scene.a().life = Life::Silent;
+        change(&mut scene);
+        outcome(&scene.mapping_status().conditions)
+    };
+    assert_eq!(
+        handed_over(|s| s.add_node_b(Role::Standby).status.networks[0].reason = reasons::LOCK_HELD.into()),
+        "Programmed=False/LockHeld Ready=False/LockHeld Reconciling=True/LockHeld"
+    );
+    let pending = "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending";
+    assert_eq!(handed_over(|s| s.mapping.status = None), pending, "a new mapping");
+    assert_eq!(handed_over(|s| s.mapping.metadata.generation = Some(2)), pending, "a new spec");
+}
