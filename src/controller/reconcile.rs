@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
-use kube::{Client, ResourceExt};
+use kube::{Client, Resource as _, ResourceExt};
 use tracing::{debug, warn};
 
 use super::aggregate::{Inputs, Reports, Seen, Statuses, aggregate};
@@ -138,10 +138,14 @@ impl Reconciler {
         let mut wanted = self.stores.agents();
         wanted.extend(verdicts.networks.values().flat_map(|network| network.gateways.iter().cloned()));
         // Also those that cannot be decoded.
-        let present = self.stores.gateways.state().iter().map(|gateway| gateway.name_any()).collect();
+        let gateways = self.stores.gateways.state();
+        let present = gateways.iter().map(|gateway| gateway.name_any()).collect();
         let nodes = self.stores.nodes.state();
         let missing = nodes::missing(nodes.iter().map(AsRef::as_ref), &wanted, &present);
-        missing.is_empty() || nodes::create(&self.client, missing).await
+        let strays = nodes::strays(nodes.iter().map(AsRef::as_ref), gateways.iter().map(|gateway| gateway.meta()));
+        let created = missing.is_empty() || nodes::create(&self.client, missing).await;
+        let adopted = strays.is_empty() || nodes::adopt(&self.client, strays).await;
+        created && adopted
     }
 
     /// What the stores hold, with own writes that they have not caught up with.

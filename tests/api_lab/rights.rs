@@ -93,6 +93,7 @@ fn every_right_is_used_and_no_other_is_missed() {
             wait_until(seconds(60), "the repair to be told", || count(&told()) >= n);
         }
         nodes_come_and_go(&c);
+        nobodys_objects_are_adopted(&c);
         wait_until(seconds(60), "the API server's addresses to be known", || {
             let known = c.api.field("snet/segment-b", ".status.apiServerAddresses");
             known.contains("10.96.0.1") && known.contains("10.99.0.1")
@@ -183,6 +184,25 @@ fn nodes_come_and_go(c: &Watched) {
             c.api.try_kubectl("get gwnode/spare").stderr.contains("NotFound")
         });
     }
+}
+
+/// An object that an agent of an earlier version made, and one from a backup, go to the Node that has their name; one without a Node stays as it is.
+fn nobodys_objects_are_adopted(c: &Watched) {
+    let uid = c.api.field("node/vm02", ".metadata.uid");
+    let owners = |node: &str| c.api.field(&format!("gwnode/{node}"), ".metadata.ownerReferences[*].uid");
+    let node = |name: &str| format!("apiVersion: stagenet.dev/v1alpha1\nkind: GatewayNode\nmetadata: {{name: {name}}}\nspec: {{}}\n");
+    c.api.apply(&node("nobody"));
+    for owner in [
+        "null".to_owned(),
+        "[{\"apiVersion\":\"v1\",\"kind\":\"Node\",\"name\":\"vm02\",\"uid\":\"of-another-cluster\"}]".to_owned(),
+    ] {
+        let patch = format!("{{\"metadata\":{{\"ownerReferences\":{owner}}}}}");
+        c.api.kubectl(&format!("patch gwnode/vm02 --type=merge -p '{patch}'"));
+        // The garbage collector may be first where the owner is nobody: then the object is made anew.
+        wait_until(seconds(60), "the GatewayNode to belong to its Node", || owners("vm02") == uid);
+    }
+    assert_eq!(owners("nobody"), "", "it has no Node to belong to");
+    c.api.kubectl("delete gwnode/nobody");
 }
 
 /// What `KubeVirt` is looked at with, where it is: `machines.rs` has it.

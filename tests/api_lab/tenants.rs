@@ -9,6 +9,11 @@ fn mappings(namespace: &str) -> String {
     format!("/apis/stagenet.dev/v1alpha1/namespaces/{namespace}/natmappings")
 }
 
+/// A list that goes on as a watch, for a second.
+fn watched(list: &str) -> String {
+    format!("{list}?watch=true&timeoutSeconds=1")
+}
+
 /// Tries `method` as `user`; nothing is changed. True if it was allowed.
 fn may(api: &Api, user: &str, method: &str, path: &str, body: &str) -> bool {
     let kind = if method == "PATCH" {
@@ -52,8 +57,13 @@ fn tenants_have_the_rights_of_their_roles() {
         let own = mappings("shop");
         let one = format!("{own}/vm03");
         let whole = api.kubectl("get natmapping/vm03 -n shop -o json");
+        let clusters = [(NETWORKS, "snet/segment-b"), (GATEWAYNODES, "gwnode/vm02")].map(|(kind, object)| {
+            let name = object.split('/').nth(1).unwrap();
+            (kind, format!("{kind}/{name}"), api.kubectl(&format!("get {object} -o json")))
+        });
         let verbs = [
             ("GET", own.clone(), "", true),
+            ("GET", watched(&own), "", true),
             ("GET", one.clone(), "", true),
             ("POST", own.clone(), new, false),
             ("PUT", one.clone(), whole.as_str(), false),
@@ -71,21 +81,35 @@ fn tenants_have_the_rights_of_their_roles() {
             }
             for (method, path, body) in [
                 ("GET", mappings("default"), ""),
+                ("GET", watched(&mappings("default")), ""),
+                ("GET", watched("/apis/stagenet.dev/v1alpha1/natmappings"), ""),
                 ("POST", mappings("default"), new),
+                ("PUT", format!("{one}/status"), whole.as_str()),
                 ("PATCH", format!("{one}/status"), "{\"status\":{}}"),
-                ("GET", NETWORKS.to_owned(), ""),
-                ("PATCH", format!("{NETWORKS}/segment-b"), label),
-                ("DELETE", format!("{NETWORKS}/segment-b"), ""),
-                ("GET", GATEWAYNODES.to_owned(), ""),
-                ("PATCH", format!("{GATEWAYNODES}/vm02"), label),
-                ("PATCH", format!("{GATEWAYNODES}/vm02/status"), "{\"status\":{}}"),
-                ("DELETE", format!("{GATEWAYNODES}/vm02"), ""),
                 ("PATCH", "/api/v1/namespaces/shop".to_owned(), label),
             ] {
                 assert!(!may(&api, user, method, &path, body), "{user}: {method} {path}");
             }
+            for (kind, object, whole) in &clusters {
+                for (method, path, body) in [
+                    ("GET", (*kind).to_owned(), ""),
+                    ("GET", watched(kind), ""),
+                    ("GET", object.clone(), ""),
+                    ("GET", format!("{object}/status"), ""),
+                    ("POST", (*kind).to_owned(), whole.as_str()),
+                    ("PUT", object.clone(), whole),
+                    ("PATCH", object.clone(), label),
+                    ("PUT", format!("{object}/status"), whole),
+                    ("PATCH", format!("{object}/status"), "{\"status\":{}}"),
+                    ("DELETE", object.clone(), ""),
+                    ("DELETE", (*kind).to_owned(), ""),
+                ] {
+                    assert!(!may(&api, user, method, &path, body), "{user}: {method} {path}");
+                }
+            }
         }
         assert!(may(&api, "planner", "GET", NETWORKS, "") && may(&api, "planner", "GET", &format!("{NETWORKS}/segment-b"), ""));
+        assert!(may(&api, "planner", "GET", &watched(NETWORKS), ""));
         assert!(!may(&api, "planner", "PATCH", &format!("{NETWORKS}/segment-b"), label) && !may(&api, "planner", "GET", GATEWAYNODES, ""));
         at_once(&api, &shops("next"));
     });
