@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use stagenet::host::linux::BackendChoice;
-use stagenet::host::{Host as _, HostEvent};
+use stagenet::host::{Host as _, HostEvent, LinkChange};
 use stagenet::netfilter::Family;
 use stagenet::plan::{self, FlowPolicy, HostOptions, InterfaceFacts, NodeFacts, ProxyNeighbour, Sweep};
 
@@ -224,6 +224,41 @@ fn strangers_of_ipv6_are_found_and_caches_are_corrected_by_announcements() {
             world.run(host.probe(&all(3..=3))).unwrap_err();
         },
     );
+}
+
+/// Ten thousand addresses are announced for seconds at a time. Whoever gives one up meanwhile does not wait for the others, and it is not announced any more.
+#[test]
+fn giving_an_address_up_waits_for_no_announcement_of_others() {
+    isolated("wire::giving_an_address_up_waits_for_no_announcement_of_others", || {
+        let world = World::new();
+        let mut host = host(BackendChoice::Auto);
+        let all: BTreeSet<IpAddr> = (0..10_000_u32).map(|n| IpAddr::from((0x0ac0_0000_u32 + n).to_be_bytes())).collect();
+        let last = *all.last().unwrap();
+        let announced = BTreeMap::from([(name("eth0"), all)]);
+        world.run(async {
+            let begun = Instant::now();
+            host.announce(&announced).await.unwrap();
+            let whole = begun.elapsed();
+            // The first repetition has begun, and takes as long again.
+            tokio::time::sleep(Duration::from_millis(1200)).await;
+            let mut capture = world.outside.enter(|| {
+                Command::new("tcpdump")
+                    .args(["-i", "eth0", "-n", "-l", &format!("arp and arp host {last}")])
+                    .stdout(Stdio::piped())
+                    .stderr(Stdio::null())
+                    .spawn()
+                    .unwrap()
+            });
+            let given_up = Instant::now();
+            host.change_links(&[LinkChange::RemoveProxy(on_eth0(last))]).await.ok();
+            let waited = given_up.elapsed();
+            assert!(waited < whole / 4, "{waited:?} of {whole:?}");
+            tokio::time::sleep(whole).await;
+            capture.kill().unwrap();
+            let seen = String::from_utf8(capture.wait_with_output().unwrap().stdout).unwrap();
+            assert_eq!(seen, "", "it was the last of them, and its turn had not come");
+        });
+    });
 }
 
 #[test]

@@ -8,7 +8,7 @@ use pnet_datalink::MacAddr;
 
 use super::arp::Arp;
 use super::nd::{Nd, Role};
-use super::wire::{self, Port};
+use super::wire::{self, Port, Protocol, Wire};
 
 /// Addresses by the protocol that asks for them and announces them.
 #[derive(Clone, Debug, Default)]
@@ -49,14 +49,35 @@ impl Addresses {
         }
         Ok(found)
     }
+}
 
-    pub(super) fn announce(&self, port: Port) -> io::Result<()> {
-        if !self.arp.is_empty() {
-            wire::announce::<Arp>(port, &self.arp)?;
-        }
-        if !self.nd.is_empty() {
-            wire::announce::<Nd>(port, &self.nd)?;
-        }
-        Ok(())
+/// One interface, by which addresses are announced: a socket for each protocol, opened when first needed.
+pub(super) struct Speaker {
+    port: Port,
+    arp: Option<Wire>,
+    nd: Option<Wire>,
+}
+
+impl Speaker {
+    pub(super) fn on(port: Port) -> Self {
+        Self { port, arp: None, nd: None }
     }
+
+    /// Announces a few addresses at once.
+    pub(super) fn announce(&mut self, some: &BTreeSet<IpAddr>, own: &BTreeSet<IpAddr>) -> io::Result<()> {
+        let Addresses { arp, nd } = Addresses::of(some, own);
+        say::<Arp>(self.port, &mut self.arp, arp)?;
+        say::<Nd>(self.port, &mut self.nd, nd)
+    }
+}
+
+fn say<P: Protocol>(port: Port, wire: &mut Option<Wire>, addresses: BTreeSet<P::Address>) -> io::Result<()> {
+    for address in addresses {
+        let open = match wire {
+            Some(open) => open,
+            None => wire.insert(Wire::open::<P>(port)?),
+        };
+        open.announce::<P>(address)?;
+    }
+    Ok(())
 }

@@ -21,7 +21,7 @@ const PROBE_GAP: Duration = Duration::from_millis(20);
 const PROBE_WAIT: Duration = Duration::from_millis(80);
 /// Frames sent in one go; with [`PACE`] between them, 5000 a second, which is 3.5 Mbit/s.
 const CHUNK: usize = 25;
-const PACE: Duration = Duration::from_millis(5);
+pub(super) const PACE: Duration = Duration::from_millis(5);
 /// Granularity of waiting.
 const TICK: Duration = Duration::from_millis(2);
 /// Bytes of an Ethernet header: destination, source, type.
@@ -54,14 +54,15 @@ pub(super) trait Protocol {
     fn claimed(source: MacAddr, payload: &[u8]) -> Option<(Self::Address, MacAddr)>;
 }
 
-struct Wire {
+/// An open socket.
+pub(super) struct Wire {
     sender: Box<dyn DataLinkSender>,
     receiver: Box<dyn DataLinkReceiver>,
     mac: MacAddr,
 }
 
 impl Wire {
-    fn open<P: Protocol>(port: Port) -> io::Result<Self> {
+    pub(super) fn open<P: Protocol>(port: Port) -> io::Result<Self> {
         let interface = NetworkInterface {
             name: String::new(),
             description: String::new(),
@@ -101,6 +102,12 @@ impl Wire {
         self.sender
             .send_to(&frame, None)
             .unwrap_or_else(|| Err(io::Error::other("the frame was not taken")))
+    }
+
+    /// Says that an address is here.
+    pub(super) fn announce<P: Protocol>(&mut self, address: P::Address) -> io::Result<()> {
+        let frames = P::announcement(self.mac, address);
+        frames.into_iter().try_for_each(|frame| self.send::<P>(frame))
     }
 
     /// Listens until `end` and notes who says that one of `addresses` is his.
@@ -154,19 +161,4 @@ pub(super) fn probe<P: Protocol>(
     }
     wire.listen::<P>(Instant::now() + PROBE_WAIT, addresses, own, &mut found);
     Ok(found)
-}
-
-/// Says on `port` that `addresses` are here.
-pub(super) fn announce<P: Protocol>(port: Port, addresses: &BTreeSet<P::Address>) -> io::Result<()> {
-    let mut wire = Wire::open::<P>(port)?;
-    let frames: Vec<_> = addresses.iter().flat_map(|address| P::announcement(port.mac, *address)).collect();
-    for (number, chunk) in frames.chunks(CHUNK).enumerate() {
-        if number > 0 {
-            sleep(PACE);
-        }
-        for frame in chunk {
-            wire.send::<P>(frame.clone())?;
-        }
-    }
-    Ok(())
 }
