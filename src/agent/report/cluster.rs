@@ -48,6 +48,7 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
     );
     let mut own = Own::Unknown;
     let mut told = Told::default();
+    let mut altered = Altered::default();
     let mut wait = RETRY;
     // Not before, but then whatever happens: something may have come meanwhile.
     let mut again: Option<Instant> = None;
@@ -71,11 +72,13 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
             continue;
         }
         again = None;
-        match write(&api, &node, &report, &stored.status).await {
+        match write(&api, &node, &report, altered.as_told(&stored.status)).await {
             Ok(None) => {}
-            Ok(Some(written)) => {
+            Ok(Some((wanted, written))) => {
                 metrics.reports.get_or_create(&ResultLabel { result: "written" }).inc();
-                own = Own::Present(Box::new(Stored::of(&written)));
+                let answer = Stored::of(&written);
+                altered.note(wanted, &answer.status);
+                own = Own::Present(Box::new(answer));
                 again = Some(Instant::now() + MIN_INTERVAL);
             }
             Err(error) => {
@@ -161,8 +164,42 @@ fn announce(own: &Own, node: &str, health: &Health) {
     }
 }
 
-/// Writes the status if it says something else than what is stored. The answer is the object if it was written.
-async fn write(api: &Api<GatewayNode>, node: &str, report: &Report, stored: &GatewayNodeStatus) -> kube::Result<Option<GatewayNode>> {
+/// A report that the API server stored otherwise than it was sent: it leaves out fields that its definition of the kind does not have yet. Compared with what is stored, the next report
+/// would differ again, whatever it says, and be written for ever.
+#[derive(Default)]
+struct Altered {
+    /// What was sent last, and what was stored for it.
+    last: Option<(GatewayNodeStatus, GatewayNodeStatus)>,
+    warned: bool,
+}
+
+impl Altered {
+    fn note(&mut self, sent: GatewayNodeStatus, stored: &GatewayNodeStatus) {
+        let differs = sent != *stored;
+        if differs && !std::mem::replace(&mut self.warned, true) {
+            tracing::warn!(
+                "the API server does not store the whole report: its definition of GatewayNode is probably of another version than this agent; apply the definitions (crds/) of the agent's version"
+            );
+        }
+        self.last = differs.then(|| (sent, stored.clone()));
+    }
+
+    /// What is stored, as it was sent if that is what it comes from.
+    fn as_told<'a>(&'a self, stored: &'a GatewayNodeStatus) -> &'a GatewayNodeStatus {
+        match &self.last {
+            Some((sent, was)) if was == stored => sent,
+            _ => stored,
+        }
+    }
+}
+
+/// Writes the status if it says something else than what is stored. The answer, if it was written, is what was sent and the object.
+async fn write(
+    api: &Api<GatewayNode>,
+    node: &str,
+    report: &Report,
+    stored: &GatewayNodeStatus,
+) -> kube::Result<Option<(GatewayNodeStatus, GatewayNode)>> {
     let wanted = status::node(report, Some(stored), Timestamp::now());
     if *stored == wanted {
         return Ok(None);
@@ -174,7 +211,8 @@ async fn write(api: &Api<GatewayNode>, node: &str, report: &Report, stored: &Gat
         "metadata": {"name": node},
         "status": wanted,
     });
-    api.patch_status(node, &params, &Patch::Apply(&patch)).await.map(Some)
+    let written = api.patch_status(node, &params, &Patch::Apply(&patch)).await?;
+    Ok(Some((wanted, written)))
 }
 
 /// What a person was told.
@@ -240,6 +278,27 @@ mod tests {
     use super::*;
     use crate::agent::outcome::{Drift, Outcome, Trouble};
     use crate::agent::source::Snapshot;
+
+    /// An older definition of the kind has no `refusedCount`: what is stored lacks it.
+    #[test]
+    fn a_report_that_is_stored_otherwise_is_written_once() {
+        let sent = |programmed: u32| GatewayNodeStatus {
+            failure_count: programmed,
+            refused_count: 3,
+            ..GatewayNodeStatus::default()
+        };
+        let pruned = |programmed: u32| GatewayNodeStatus {
+            refused_count: 0,
+            ..sent(programmed)
+        };
+        let mut altered = Altered::default();
+        assert_eq!(*altered.as_told(&pruned(1)), pruned(1), "nothing was sent yet");
+        altered.note(sent(1), &pruned(1));
+        assert_eq!(*altered.as_told(&pruned(1)), sent(1), "the same report differs no more");
+        assert_eq!(*altered.as_told(&pruned(2)), pruned(2), "somebody else wrote there");
+        altered.note(sent(2), &sent(2));
+        assert_eq!(*altered.as_told(&pruned(1)), pruned(1), "the definition is there now");
+    }
 
     #[test]
     fn a_repair_is_told_once_and_what_lasts_is_not_told_again() {

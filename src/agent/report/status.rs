@@ -2,6 +2,9 @@
 //!
 //! A pass that could not be completed says so in `Ready` and leaves the rest as it was: the last good state is what the kernel holds.
 
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
 use super::budget;
@@ -164,7 +167,7 @@ fn interfaces(facts: &NodeFacts) -> Vec<InterfaceStatus> {
         mtu: facts.mtu,
         up: facts.up,
         mac: facts.mac.clone(),
-        addresses: facts.addresses.iter().take(ADDRESSES_MAX).map(ToString::to_string).collect(),
+        addresses: addresses(&facts.addresses),
     };
     // With more interfaces than fit, those with addresses are what others need to know.
     let mut found: Vec<_> = facts.interfaces.iter().collect();
@@ -172,6 +175,16 @@ fn interfaces(facts: &NodeFacts) -> Vec<InterfaceStatus> {
     found.truncate(INTERFACES_MAX);
     found.sort_by_key(|(name, _)| *name);
     found.into_iter().map(one).collect()
+}
+
+/// Of more addresses than fit, one of each subnet comes first: where a client's own subnets meet a pool it takes routes to single claims, and which ones it reads from its report.
+fn addresses(all: &BTreeSet<IpNet>) -> Vec<String> {
+    let mut subnets = BTreeSet::new();
+    let mut chosen: Vec<(bool, &IpNet)> = all.iter().map(|address| (!subnets.insert(address.trunc()), address)).collect();
+    chosen.sort_unstable();
+    chosen.truncate(ADDRESSES_MAX);
+    chosen.sort_unstable_by_key(|(_, address)| *address);
+    chosen.into_iter().map(|(_, address)| address.to_string()).collect()
 }
 
 fn findings(report: &Report) -> Vec<NodeFinding> {
