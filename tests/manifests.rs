@@ -133,17 +133,31 @@ fn the_chart_carries_the_same_definitions() {
     assert_eq!(names("charts/stagenet/crds"), names("crds"));
 }
 
-/// The chart's templates use nothing but values, `toJson` and the release's namespace, on purpose: so this test can render them without helm, and
+/// The chart's templates use nothing but values, `toJson`, `if` of a value and the release's namespace, on purpose: so this test can render them without helm, and
 /// what it proves (default values make what deploy/base has) holds for helm too.
 fn render(template: &str, values: &Value) -> String {
     let mut out = String::new();
     let mut rest = template;
+    // Of each `if` that is open, whether it holds.
+    let mut conditions: Vec<bool> = Vec::new();
     while let Some((before, after)) = rest.split_once("{{") {
         let (expression, after) = after.split_once("}}").unwrap();
-        out.push_str(before);
-        out.push_str(&evaluate(expression.trim(), values));
         rest = after;
+        let trimming = expression.strip_prefix('-');
+        let shown = conditions.iter().all(|holds| *holds);
+        if shown {
+            out.push_str(if trimming.is_some() { before.trim_end() } else { before });
+        }
+        let expression = trimming.unwrap_or(expression).trim();
+        if expression == "end" {
+            conditions.pop().expect("an end of nothing");
+        } else if let Some(condition) = expression.strip_prefix("if ") {
+            conditions.push(evaluate(&format!("toJson {condition}"), values) == "true");
+        } else if shown {
+            out.push_str(&evaluate(expression, values));
+        }
     }
+    assert!(conditions.is_empty(), "an if without end");
     out + rest
 }
 
@@ -164,42 +178,72 @@ fn evaluate(expression: &str, values: &Value) -> String {
     }
 }
 
-#[test]
-fn the_chart_with_its_default_values_makes_what_the_base_has() {
-    let values: Value = serde_saphyr::from_str(&read("charts/stagenet/values.yaml")).unwrap();
+fn values() -> Value {
+    serde_saphyr::from_str(&read("charts/stagenet/values.yaml")).unwrap()
+}
+
+fn chart(values: &Value) -> BTreeMap<String, Value> {
     let templates = names("charts/stagenet/templates");
     let rendered = templates
         .iter()
-        .flat_map(|name| documents(&render(&read(format!("charts/stagenet/templates/{name}")), &values)));
-    // The namespace is helm's affair (--create-namespace).
-    let wanted = base_documents()
-        .into_iter()
-        .filter(|document| document["kind"] != "Namespace")
-        .collect();
-    assert_eq!(by_name(rendered.collect()), by_name(wanted));
+        .flat_map(|name| documents(&render(&read(format!("charts/stagenet/templates/{name}")), values)));
+    by_name(rendered.collect())
+}
+
+/// What the chart has to make: the base, but for the namespace, which is helm's affair (--create-namespace), and these files.
+fn wanted(optional: &[&str]) -> BTreeMap<String, Value> {
+    let base = base_documents().into_iter().filter(|document| document["kind"] != "Namespace");
+    by_name(base.chain(optional.iter().flat_map(|file| documents(&read(file)))).collect())
+}
+
+/// What turns on what is off by default, as arguments of helm.
+const ALL_ON: &str = "namespacePolicy.enabled=true,agent.leaseDuration=90";
+const OPTIONAL: &str = "deploy/optional/namespace-policy.yaml";
+
+#[test]
+fn the_chart_with_its_default_values_makes_what_the_base_has() {
+    assert_eq!(chart(&values()), wanted(&[]));
+}
+
+#[test]
+fn values_of_the_chart_say_what_else_there_is() {
+    let mut values = values();
+    for setting in ALL_ON.split(',') {
+        let (path, value) = setting.split_once('=').unwrap();
+        let field = path.split('.').fold(&mut values, |value, field| value.get_mut(field).unwrap());
+        *field = serde_json::from_str(value).unwrap();
+    }
+    assert_eq!(chart(&values), with_lease(&wanted(&[OPTIONAL]), 90));
+    assert_ne!(wanted(&[OPTIONAL]), wanted(&[]));
+}
+
+/// The same objects with another lease of the agents.
+fn with_lease(objects: &BTreeMap<String, Value>, seconds: u32) -> BTreeMap<String, Value> {
+    let text = serde_json::to_string(objects).unwrap();
+    let (before, after) = ("--lease-duration=40", format!("--lease-duration={seconds}"));
+    assert!(text.contains(before));
+    serde_json::from_str(&text.replace(before, &after)).unwrap()
 }
 
 #[test]
 fn helm_renders_the_chart_the_same() {
     let helm = std::env::var("HELM").unwrap_or_else(|_| "helm".into());
     let arguments = ["template", "stagenet", "charts/stagenet", "--namespace", "stagenet-system"];
-    let Ok(output) = Command::new(&helm).args(arguments).current_dir(root()).output() else {
-        eprintln!("skipped: there is no helm on this machine (set HELM); the test above renders the same templates itself");
-        return;
-    };
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let rendered = by_name(documents(String::from_utf8(output.stdout).unwrap().trim_start_matches("---\n")));
-    let wanted = base_documents()
-        .into_iter()
-        .filter(|document| document["kind"] != "Namespace")
-        .collect();
-    assert_eq!(rendered, by_name(wanted));
+    for (more, wanted) in [(&[][..], wanted(&[])), (&["--set", ALL_ON], with_lease(&wanted(&[OPTIONAL]), 90))] {
+        let Ok(output) = Command::new(&helm).args(arguments).args(more).current_dir(root()).output() else {
+            eprintln!("skipped: there is no helm on this machine (set HELM); the tests above render the same templates themselves");
+            return;
+        };
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let rendered = String::from_utf8(output.stdout).unwrap();
+        assert_eq!(by_name(documents(rendered.trim_start_matches("---\n"))), wanted);
+    }
 }
 
 #[test]
 fn versions_agree() {
     let chart: Value = serde_saphyr::from_str(&read("charts/stagenet/Chart.yaml")).unwrap();
-    let values: Value = serde_saphyr::from_str(&read("charts/stagenet/values.yaml")).unwrap();
+    let values = values();
     let version = env!("CARGO_PKG_VERSION");
     assert_eq!([&chart["version"], &chart["appVersion"], &values["image"]["tag"]], [version; 3]);
 }
