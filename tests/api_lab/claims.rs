@@ -99,49 +99,52 @@ fn claims_are_refused_in_words_and_lose_their_rules_with_the_permission() {
             for word in ["192.168.200.4", "192.168.201.4"] {
                 assert!(!c.seed.rules().contains(word), "{word}");
             }
-
-            // What a claim has it loses with the permission, open connections too, and gets back with it.
-            c.api
-                .kubectl("patch natmapping/vm03 -n shop --type=merge -p '{\"spec\":{\"helpers\":[{\"name\":\"ftp\",\"port\":21}]}}'");
+            withdrawn(&c);
             c.gateway.assert_alive();
-            wait_until(seconds(60), "the helper", || c.seed.rules().contains("--helper ftp"));
-            for (withdrawn, given, reason, word) in [
-                (
-                    "{\"allowedHelpers\":[\"tftp\"]}",
-                    "{\"allowedHelpers\":[\"ftp\"]}",
-                    "HelperNotAllowed",
-                    "--helper ftp",
-                ),
-                (
-                    "{\"protected\":[\"192.168.100.128/25\",\"192.168.100.3/32\"]}",
-                    "{\"protected\":[\"192.168.100.128/25\"]}",
-                    "Protected",
-                    "192.168.200.3",
-                ),
-                (
-                    "{\"allowedNamespaces\":{\"selector\":{\"matchLabels\":{\"team\":\"others\"}}}}",
-                    "{\"allowedNamespaces\":{\"selector\":{\"matchLabels\":{\"team\":\"staging\"}}}}",
-                    "NamespaceNotAllowed",
-                    "192.168.200.3",
-                ),
-            ] {
-                wait_until(seconds(60), "the rules to be there", || c.seed.rules().contains(word));
-                let mut open = c.seed.vm01.tcp(VIP_80).unwrap();
-                patch(&c, withdrawn);
-                wait_until(seconds(60), &format!("the rules to go: {reason}"), || {
-                    let rules = c.seed.rules();
-                    !rules.contains(word) && !rules.contains("192.168.200.3")
-                });
-                wait_until(seconds(60), "the flows to go", || c.seed.vm02.flows(VIP).is_empty());
-                assert!(open.is_cut(), "{reason}");
-                wait_until(seconds(60), &format!("the claim to be told: {reason}"), || {
-                    told(&c, CLAIM).starts_with(&format!("{reason}: "))
-                });
-                patch(&c, given);
-                wait_until(seconds(60), "the claim to stand again", || {
-                    c.seed.vm01.tcp(VIP_80).is_some_and(|call| call.server == "vm03")
-                });
-            }
         },
     );
+}
+
+/// What a claim has it loses with the permission, open connections too, and gets back with it.
+fn withdrawn(c: &Cluster) {
+    c.api
+        .kubectl("patch natmapping/vm03 -n shop --type=merge -p '{\"spec\":{\"helpers\":[{\"name\":\"ftp\",\"port\":21}]}}'");
+    wait_until(seconds(60), "the helper", || c.seed.rules().contains("--helper ftp"));
+    for (withdrawn, given, reason, word) in [
+        (
+            "{\"allowedHelpers\":[\"tftp\"]}",
+            "{\"allowedHelpers\":[\"ftp\"]}",
+            "HelperNotAllowed",
+            "--helper ftp",
+        ),
+        (
+            "{\"protected\":[\"192.168.100.128/25\",\"192.168.100.3/32\"]}",
+            "{\"protected\":[\"192.168.100.128/25\"]}",
+            "Protected",
+            "192.168.200.3",
+        ),
+        (
+            "{\"allowedNamespaces\":{\"selector\":{\"matchLabels\":{\"team\":\"others\"}}}}",
+            "{\"allowedNamespaces\":{\"selector\":{\"matchLabels\":{\"team\":\"staging\"}}}}",
+            "NamespaceNotAllowed",
+            "192.168.200.3",
+        ),
+    ] {
+        wait_until(seconds(60), "the rules to be there", || c.seed.rules().contains(word));
+        let mut open = c.seed.vm01.tcp(VIP_80).unwrap();
+        patch(c, withdrawn);
+        wait_until(seconds(60), &format!("the rules to go: {reason}"), || {
+            let rules = c.seed.rules();
+            !rules.contains(word) && !rules.contains("192.168.200.3")
+        });
+        wait_until(seconds(60), "the flows to go", || c.seed.vm02.flows(VIP).is_empty());
+        assert!(open.is_cut(), "{reason}");
+        wait_until(seconds(60), &format!("the claim to be told: {reason}"), || {
+            told(c, CLAIM).starts_with(&format!("{reason}: "))
+        });
+        patch(c, given);
+        wait_until(seconds(60), "the claim to stand again", || {
+            c.seed.vm01.tcp(VIP_80).is_some_and(|call| call.server == "vm03")
+        });
+    }
 }

@@ -38,7 +38,7 @@ impl Pair {
         }
     }
 
-    fn agent(&self, node: &Ns, kubeconfig: &str) -> Agent {
+    fn agent(node: &Ns, kubeconfig: &str) -> Agent {
         let state = format!("/run/lab/state-{}", node.name());
         let args = ["--node", node.name(), "--state-dir", &state, "--lease-duration", LEASE];
         Agent::run(node, "agent", kubeconfig, &args)
@@ -163,6 +163,29 @@ impl Kernel {
     }
 }
 
+/// The one kernel holds what the other does, but for what attracts traffic.
+fn stands_by(standby: &Ns, active: &Ns) {
+    let (standby, active) = (Kernel::of(standby), Kernel::of(active));
+    assert!(
+        active
+            .rules
+            .iter()
+            .any(|rule| rule.contains("DNAT") && rule.contains("192.168.200.3"))
+    );
+    assert_eq!(standby.rules, active.rules);
+    assert!(
+        active.policies.contains("fwmark") && active.ways.contains("blackhole"),
+        "{}",
+        active.ways
+    );
+    assert_eq!(standby.policies, active.policies);
+    assert_eq!(standby.ways, active.ways);
+    for word in [VIP, "192.168.100.4", "192.168.200.9"] {
+        assert!(active.attracting.contains(word), "{word} in {}", active.attracting);
+    }
+    assert_eq!(standby.attracting, "");
+}
+
 /// The standby holds all that the active one does and attracts nothing; when the active one falls silent nobody knows what it does until the other serves; when it is back it
 /// stands by, silently, and does not take over.
 #[test]
@@ -183,7 +206,7 @@ fn the_next_gateway_serves_and_the_old_one_stands_by() {
                     &format!("interface: {interface}\n    gatewayAddresses: [192.168.200.9]\n"),
                 )
         };
-        let first = c.agent(&c.seed.vm02, &kubeconfigs[0]);
+        let first = Pair::agent(&c.seed.vm02, &kubeconfigs[0]);
         for (name, interface, mapping, address) in [("segment-b", "eth1", "vm03", VIP), ("segment-c", "eth2", "twin", "192.168.100.4")] {
             c.api.apply(&network(name, interface));
             c.api.apply(&lab::mapping(mapping, name, address, "192.168.200.3", ""));
@@ -191,31 +214,10 @@ fn the_next_gateway_serves_and_the_old_one_stands_by() {
         let both_ready = || ["vm03", "twin"].iter().for_each(|name| c.api.wait_ready_mapping(name));
         both_ready();
         assert_eq!(c.active(), "vm02");
-        let _second = c.agent(&c.second, &kubeconfigs[1]);
+        let _second = Pair::agent(&c.second, &kubeconfigs[1]);
         c.wait_roles(&c.second, "Standby Standby");
         both_ready();
 
-        let stands_by = |standby: &Ns, active: &Ns| {
-            let (standby, active) = (Kernel::of(standby), Kernel::of(active));
-            assert!(
-                active
-                    .rules
-                    .iter()
-                    .any(|rule| rule.contains("DNAT") && rule.contains("192.168.200.3"))
-            );
-            assert_eq!(standby.rules, active.rules);
-            assert!(
-                active.policies.contains("fwmark") && active.ways.contains("blackhole"),
-                "{}",
-                active.ways
-            );
-            assert_eq!(standby.policies, active.policies);
-            assert_eq!(standby.ways, active.ways);
-            for word in [VIP, "192.168.100.4", "192.168.200.9"] {
-                assert!(active.attracting.contains(word), "{word} in {}", active.attracting);
-            }
-            assert_eq!(standby.attracting, "");
-        };
         stands_by(&c.second, &c.seed.vm02);
         let (old, next) = (mac(&c.seed.vm02), mac(&c.second));
         let heard = Recorder::of(&c.seed.vm01, "tcpdump -i eth0 -e -n -l arp", "/run/lab/heard");
@@ -252,7 +254,7 @@ fn the_next_gateway_serves_and_the_old_one_stands_by() {
                 assert_eq!(stagenet(&c.seed.vm02, &["cleanup", "--state-dir", "/run/lab/state-vm02"]).code, 0);
             }
             let before = heard.so_far().len();
-            let mut agent = c.agent(&c.seed.vm02, &kubeconfigs[0]);
+            let mut agent = Pair::agent(&c.seed.vm02, &kubeconfigs[0]);
             c.wait_roles(&c.seed.vm02, "Standby Standby");
             wait_until(seconds(60), "the old gateway to have given everything up", || {
                 let kernel = Kernel::of(&c.seed.vm02);
