@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::claims::{self, Claim, MAIN, Network};
 use crate::desk::{Desk, condition};
-use crate::lab::{self, Agent, Api, Backend, Ns, Seed, seconds};
-use crate::model::{self, Claim, Model, NETWORK, POOL};
+use crate::hosts;
+use crate::lab::{Agent, Api, Backend, Ns, Seed, seconds};
+use crate::model::{self, Model};
 use crate::tools::{Faults, Judges};
 use crate::watchman::Watchman;
 
@@ -53,7 +55,8 @@ impl Gateway {
 /// Everything.
 pub struct Cluster {
     pub api: Api,
-    pub seed: Seed,
+    /// Its hosts serve as long as it is there.
+    _seed: Seed,
     pub gateways: [Gateway; 2],
     controller_kubeconfig: String,
     pub controllers: Vec<Agent>,
@@ -69,14 +72,7 @@ pub struct Cluster {
 impl Cluster {
     pub fn start(bin: &Path, tools: &Path) -> Self {
         let seed = Seed::new(Backend::Nft);
-        let second = Ns::new("vm05");
-        lab::bridge::attach(&seed.segment_a, "br0", "second", &second, "eth0");
-        lab::bridge::attach(&seed.segment_b, "br0", "second", &second, "eth1");
-        second.sh("ip addr add 192.168.100.5/24 dev eth0; ip addr add 192.168.200.5/24 dev eth1");
-        // A client that asks again soon whose an address is, so that its patience is not taken for the product's.
-        seed.vm01.sh(
-            "echo 100 > /proc/sys/net/ipv4/neigh/eth0/retrans_time_ms; echo 200 > /proc/sys/net/ipv4/neigh/eth0/base_reachable_time_ms",
-        );
+        let second = hosts::furnish(&seed);
         let clock = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/truth/clock.c");
         seed.vm01
             .sh(&format!("cc -O1 -shared -fPIC -o /run/lab/clock.so {} -ldl", clock.display()));
@@ -92,7 +88,7 @@ impl Cluster {
             agent: None,
         });
         gateways.iter_mut().for_each(Gateway::start);
-        let watchman = Watchman::post(&seed.vm01, &POOL.map(str::to_owned), &desk.sight);
+        let watchman = Watchman::post(&seed.vm01, &claims::doors(), &desk.sight);
         let mut cluster = Self {
             controller_kubeconfig: through_proxy(&api.controller()),
             controllers: Vec::new(),
@@ -100,7 +96,7 @@ impl Cluster {
             model: Model::default(),
             diary: Vec::new(),
             api,
-            seed,
+            _seed: seed,
             gateways,
             desk,
             faults,
@@ -139,12 +135,14 @@ impl Cluster {
     /// try again, longer each time that they fail, so this takes a moment.
     pub fn wait_watched(&mut self) {
         let begun = std::time::Instant::now();
+        let mut last = json!([]);
         loop {
             self.supervise();
             let owed = self.faults.owed();
             if owed == json!([]) {
                 break;
             }
+            last = owed.clone();
             if begun.elapsed() > SETTLES {
                 self.fail(
                     "everything goes through again",
@@ -153,7 +151,10 @@ impl Cluster {
             }
             std::thread::sleep(Duration::from_millis(50));
         }
-        self.log(&format!("everything is watched again after {:.1} s", begun.elapsed().as_secs_f64()));
+        self.log(&format!(
+            "everything is watched again after {:.1} s, last {last}",
+            begun.elapsed().as_secs_f64()
+        ));
     }
 
     pub fn log(&mut self, what: &str) {
@@ -162,26 +163,24 @@ impl Cluster {
         self.diary.push(line);
     }
 
-    pub fn active(&self) -> String {
-        let sight = self.desk.sight();
-        let network = sight.networks.objects.get(NETWORK);
-        let node = network.and_then(|n| n.object["status"]["activeGateway"]["node"].as_str());
-        node.unwrap_or_default().to_owned()
+    /// The node that attracts a network's traffic.
+    pub fn active(&self, network: &str) -> String {
+        self.desk.sight().gateway(network).to_owned()
     }
 
-    /// The active gateway, by number.
+    /// The gateway that is active for the main network, by number.
     pub fn active_gateway(&self) -> usize {
-        usize::from(self.active() == self.gateways[1].ns.name())
+        usize::from(self.active(MAIN.name) == self.gateways[1].ns.name())
     }
 
-    pub fn create_network(&mut self) {
+    pub fn create_network(&mut self, network: Network) {
         let spec = json!({
             "gateway": {"nodeSelector": {"matchLabels": {"stagenet.dev/gateway": "true"}}},
-            "outside": {"interface": "eth0", "addresses": ["192.168.100.0/24"]},
-            "inside": {"interface": "eth1", "addresses": ["192.168.200.0/24"]},
+            "outside": {"interface": "eth0", "addresses": network.pool},
+            "inside": {"interface": network.interface, "addresses": network.inside},
         });
-        self.desk.create_network(NETWORK, &spec);
-        self.model.network = true;
+        self.desk.create_network(network.name, &spec);
+        self.model.networks.insert(network.name.to_owned());
     }
 
     pub fn create(&mut self, name: &str, claim: Claim) {
@@ -190,7 +189,7 @@ impl Cluster {
     }
 
     pub fn edit(&mut self, name: &str, claim: Claim) {
-        self.desk.patch(&Desk::mapping_path(name), &json!({"spec": claim.spec()}));
+        self.desk.patch(&Desk::mapping_path(name), &claim.patch());
         self.model.claims.insert(name.to_owned(), claim);
     }
 
@@ -249,20 +248,24 @@ impl Cluster {
             let sight = self.desk.sight();
             let verdicts = self.model.verdicts(&sight);
             let mut wrong = Vec::new();
-            for (address, answer) in &answers {
-                let claims = |status: &str| {
-                    let of = |(name, _): &(&String, &model::Verdict)| self.model.claims[*name].address == *address;
-                    let all: Vec<_> = verdicts.iter().filter(|(_, v)| v.0 == status).filter(of).collect();
-                    all.first().map(|(name, _)| model::server(&self.model.claims[*name].target))
+            for (door, answer) in &answers {
+                // What is most specific counts.
+                let servers = |status: &str| {
+                    let of = verdicts.iter().filter(|(_, verdict)| verdict.0 == status);
+                    let of = of.filter_map(|(name, _)| {
+                        let claim = &self.model.claims[name];
+                        Some((claim.net().prefix_len(), claim.server_at(*door)?))
+                    });
+                    of.max().map(|(_, server)| server)
                 };
-                let right = match (claims("True"), claims("Unknown")) {
-                    (Some(server), _) if gone.contains(server) => answer.is_none(),
-                    (Some(server), _) => answer.as_deref() == Some(server),
-                    (None, Some(_)) => true,
+                let right = match (servers("True"), servers("Unknown")) {
+                    (Some(server), None) if gone.contains(server) => answer.is_none(),
+                    (Some(server), None) => answer.as_deref() == Some(server),
+                    (_, Some(_)) => true,
                     (None, None) => answer.is_none(),
                 };
                 if !right {
-                    wrong.push(format!("{address} is answered by {answer:?}"));
+                    wrong.push(format!("{door} is answered by {answer:?}"));
                 }
             }
             if wrong.is_empty() {

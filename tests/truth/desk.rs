@@ -41,6 +41,15 @@ pub struct Sight {
     pub networks: Kind,
 }
 
+impl Sight {
+    /// The node that attracts a network's traffic, as the network says; empty if it says none.
+    pub fn gateway(&self, network: &str) -> &str {
+        let network = self.networks.objects.get(network);
+        let node = network.and_then(|n| n.object["status"]["activeGateway"]["node"].as_str());
+        node.unwrap_or_default()
+    }
+}
+
 /// Talks to the API server from its own host.
 pub struct Desk {
     runtime: tokio::runtime::Handle,

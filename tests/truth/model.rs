@@ -2,53 +2,24 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use crate::claims::{Claim, NETWORKS};
 use crate::desk::{Sight, condition};
-
-/// The virtual addresses that mappings choose from.
-pub const POOL: [&str; 5] = [
-    "192.168.100.11",
-    "192.168.100.12",
-    "192.168.100.13",
-    "192.168.100.14",
-    "192.168.100.15",
-];
-/// The network that all mappings are in.
-pub const NETWORK: &str = "segment-b";
-
-/// The restored machine that has an address.
-pub fn server(target: &str) -> &'static str {
-    match target {
-        "192.168.200.3" => "vm03",
-        "192.168.200.4" => "vm04",
-        _ => "nobody",
-    }
-}
-
-/// One claim as it was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claim {
-    pub address: String,
-    pub target: String,
-}
-
-impl Claim {
-    pub fn spec(&self) -> Value {
-        json!({"networkRef": {"name": NETWORK}, "virtual": {"address": self.address}, "target": {"address": self.target}})
-    }
-}
+use crate::words;
 
 /// What was asked for and what the hosts are like.
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     pub claims: BTreeMap<String, Claim>,
-    /// Whether the network exists.
-    pub network: bool,
-    /// Why nothing gets through although everything is programmed (`LinkDown`), or nobody knows (`GatewaySilent`).
-    pub trouble: Option<&'static str>,
-    /// A gateway that does not serve is silent: its fence is nobody's word.
+    /// The networks that exist.
+    pub networks: BTreeSet<String>,
+    /// No gateway says anything any more.
+    pub silent: bool,
+    /// A gateway is silent that does not serve: its fence is nobody's word.
     pub silent_standby: bool,
+    /// Networks of which an interface of the gateway that serves them is down.
+    pub down: BTreeSet<String>,
     /// Mappings that this version cannot read.
     pub unreadable: BTreeSet<String>,
 }
@@ -67,30 +38,42 @@ impl Model {
         };
         let mut names: Vec<_> = self.claims.keys().collect();
         names.sort_by_key(|name| (age(name), (*name).clone()));
-        let mut taken = BTreeSet::new();
+        let mut standing: Vec<&Claim> = Vec::new();
         let verdict = |name: &String| {
             let claim = &self.claims[name];
             let verdict = if self.unreadable.contains(name) {
-                taken.insert(claim.address.as_str());
+                standing.push(claim);
                 ("Unknown", "Unreadable")
-            } else if !self.network {
+            } else if !self.networks.contains(&claim.network) {
                 ("False", "NetworkNotFound")
-            } else if !claim.address.starts_with("192.168.100.") {
-                ("False", "OutsidePool")
-            } else if !claim.target.starts_with("192.168.200.") {
-                ("False", "TargetOutside")
-            } else if !taken.insert(claim.address.as_str()) {
+            } else if let Some(reason) = claim.refused() {
+                ("False", reason)
+            } else if standing.iter().any(|other| other.rivals(claim)) {
                 ("False", "Conflict")
             } else {
-                match self.trouble {
-                    None => ("True", "Ready"),
-                    Some(reason @ "GatewaySilent") => ("Unknown", reason),
-                    Some(reason) => ("False", reason),
+                standing.push(claim);
+                if self.silent {
+                    ("Unknown", "GatewaySilent")
+                } else if self.down.contains(&claim.network) {
+                    ("False", "LinkDown")
+                } else {
+                    ("True", "Ready")
                 }
             };
             (name.clone(), verdict)
         };
         names.into_iter().map(verdict).collect()
+    }
+
+    /// What a network must say.
+    fn network(&self, name: &str) -> Verdict {
+        if self.silent || self.silent_standby {
+            ("Unknown", "GatewaySilent")
+        } else if self.down.contains(name) {
+            ("False", "LinkDown")
+        } else {
+            ("True", "Ready")
+        }
     }
 
     /// What is not yet as it must be. Empty: the objects have settled.
@@ -103,35 +86,34 @@ impl Model {
         for name in sight.mappings.objects.keys().filter(|name| !wanted.contains_key(*name)) {
             open.push(format!("natmapping/{name} should be gone"));
         }
-        for (name, (status, reason)) in wanted {
+        for (name, verdict) in wanted {
             let Some(told) = sight.mappings.objects.get(&name) else {
                 open.push(format!("natmapping/{name} is not there"));
                 continue;
             };
-            let [is, why, message] = condition(&told.object, "Ready");
-            let looked_at = told.object["status"]["observedGeneration"] == told.object["metadata"]["generation"];
-            let asked = self.unreadable.contains(&name) || told.object["spec"] == self.claims[&name].spec();
-            if (is, why) != (status, reason) || !looked_at || !asked {
-                open.push(format!(
-                    "natmapping/{name} should be Ready={status} {reason}, is {is} {why} ({message}), generation looked at: {looked_at}, as asked for: {asked}"
-                ));
+            let claim = &self.claims[&name];
+            let asked = self.unreadable.contains(&name) || told.object["spec"] == claim.spec();
+            if !asked {
+                open.push(format!("natmapping/{name} is not what was asked for: {}", told.object["spec"]));
+            }
+            open.extend(words::differ(&told.object, words::mapping(verdict)).map(|how| format!("natmapping/{name} {how}")));
+            if verdict.0 == "True" {
+                let served = sight.gateway(&claim.network);
+                let (node, how) = (&told.object["status"]["gateway"], &told.object["status"]["announcement"]);
+                if node != served || how != "Neighbour" {
+                    open.push(format!(
+                        "natmapping/{name} should be announced by {served}, is said to be by {node}, {how}"
+                    ));
+                }
             }
         }
-        let network = sight.networks.objects.get(NETWORK);
-        if network.is_some() != self.network {
-            open.push(format!("the network should be there: {}", self.network));
-        }
-        if let Some(network) = network {
-            let wanted = match self.trouble {
-                Some("GatewaySilent") => "Unknown",
-                None if self.silent_standby => "Unknown",
-                None => "True",
-                Some(_) => "False",
-            };
-            let [is, why, message] = condition(&network.object, "Ready");
-            if is != wanted || network.object["status"]["observedGeneration"] != network.object["metadata"]["generation"] {
-                open.push(format!("the network should be Ready={wanted}, is {is} {why} ({message})"));
+        for name in NETWORKS.map(|network| network.name) {
+            let network = sight.networks.objects.get(name);
+            if network.is_some() != self.networks.contains(name) {
+                open.push(format!("network {name} should be there: {}", network.is_none()));
             }
+            let how = network.and_then(|told| words::differ(&told.object, words::network(self.network(name))));
+            open.extend(how.map(|how| format!("network {name} {how}")));
         }
         open
     }

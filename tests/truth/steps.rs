@@ -1,12 +1,17 @@
 //! What people and hosts do in the scenario, at random.
 
+use crate::claims::{Claim, MAIN, NETWORKS, OTHER, OTHERS, POOL, POOL6, PORTS, PREFIX, SHARED, SPECIFIC};
 use crate::cluster::Cluster;
 use crate::desk::Desk;
 use crate::lab::{self, seconds, wait_until};
-use crate::model::{Claim, NETWORK, POOL};
+use crate::model::Model;
 
-/// Names that mappings may have.
-const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
+/// Names that mappings of the main network may have. Those of the other one are `x` and `y`: a mapping cannot change its network.
+const NAMES: [&str; 9] = ["a", "b", "c", "d", "e", "f", "g", "h", "i"];
+const OTHER_NAMES: [&str; 2] = ["x", "y"];
+/// The restored machines of the main network.
+const MACHINES: [&str; 2] = ["192.168.200.3", "192.168.200.4"];
+const MACHINES6: [&str; 2] = ["fd00:200::3", "fd00:200::4"];
 
 /// Random numbers from a seed (splitmix64).
 pub struct Dice(pub u64);
@@ -24,22 +29,40 @@ impl Dice {
         &of[self.below(of.len())]
     }
 
-    fn claim(&mut self) -> Claim {
-        Claim {
-            address: (*self.one(&POOL)).to_owned(),
-            target: (*self.one(&["192.168.200.3", "192.168.200.4"])).to_owned(),
-        }
+    fn pick(&mut self, of: &[&'static str]) -> &'static str {
+        of[self.below(of.len())]
     }
 
-    /// A claim that is refused, or one that is not.
-    fn any_claim(&mut self) -> Claim {
-        let mut claim = self.claim();
-        match self.below(6) {
-            0 => "192.168.99.11".clone_into(&mut claim.address),
+    /// A claim of any kind, now and then one that is refused.
+    fn claim(&mut self) -> Claim {
+        let mut claim = match self.below(16) {
+            0..=2 => Claim::whole(self.pick(&POOL6), self.pick(&MACHINES6)),
+            3..=5 => Claim {
+                ports: self.one(&PORTS).to_vec(),
+                ..Claim::whole(SHARED, self.pick(&MACHINES))
+            },
+            6 | 7 => Claim::whole(PREFIX[0], PREFIX[1]),
+            8 => Claim::whole(SPECIFIC, self.pick(&MACHINES)),
+            _ => Claim::whole(self.pick(&POOL), self.pick(&MACHINES)),
+        };
+        match self.below(12) {
+            0 if claim.place == PREFIX[0] => "192.168.99.32/30".clone_into(&mut claim.place),
+            0 if POOL6.contains(&&*claim.place) => "fd00:99::11".clone_into(&mut claim.place),
+            0 => "192.168.99.11".clone_into(&mut claim.place),
+            1 if claim.place == PREFIX[0] => "10.0.0.32/30".clone_into(&mut claim.target),
+            1 if POOL6.contains(&&*claim.place) => "fd00:10::3".clone_into(&mut claim.target),
             1 => "10.0.0.3".clone_into(&mut claim.target),
             _ => {}
         }
         claim
+    }
+
+    /// A claim of the other network.
+    fn other_claim(&mut self) -> Claim {
+        Claim {
+            network: OTHER.name.to_owned(),
+            ..Claim::whole(self.pick(&OTHERS), "192.168.201.3")
+        }
     }
 
     /// Puts `all` in an order.
@@ -51,30 +74,63 @@ impl Dice {
     }
 }
 
+/// Something to do to one mapping.
+pub struct Touch {
+    name: &'static str,
+    before: Option<Claim>,
+    /// None: it is deleted.
+    after: Option<Claim>,
+}
+
+impl Touch {
+    pub fn chosen(model: &Model, dice: &mut Dice) -> Self {
+        let other = dice.below(6) == 0;
+        let name = if other { *dice.one(&OTHER_NAMES) } else { *dice.one(&NAMES) };
+        let before = model.claims.get(name).cloned();
+        let goes = before.is_some() && dice.below(4) == 0;
+        let claim = if other { dice.other_claim() } else { dice.claim() };
+        let after = (!goes).then_some(claim);
+        Self { name, before, after }
+    }
+
+    /// What is claimed before and after.
+    pub fn claims(&self) -> impl Iterator<Item = Claim> {
+        self.before.iter().chain(&self.after).cloned()
+    }
+
+    /// Does it and says what. Does not wait.
+    pub fn done(self, cluster: &mut Cluster) -> String {
+        let name = self.name;
+        let Some(claim) = self.after else {
+            cluster.delete(name);
+            return format!("{name} is deleted");
+        };
+        let ports = if claim.ports.is_empty() {
+            String::new()
+        } else {
+            format!(" {:?}", claim.ports)
+        };
+        let what = if self.before.is_some() { "edited" } else { "created" };
+        let said = format!("{name} is {what}, {}{ports} to {}", claim.place, claim.target);
+        if self.before.is_some() {
+            cluster.edit(name, claim);
+        } else {
+            cluster.create(name, claim);
+        }
+        said
+    }
+}
+
 /// Does something to one mapping and says what. Does not wait.
 pub fn touch(cluster: &mut Cluster, dice: &mut Dice) -> String {
-    let name = *dice.one(&NAMES);
-    if !cluster.model.claims.contains_key(name) {
-        let claim = dice.any_claim();
-        let said = format!("{name} is created, {} to {}", claim.address, claim.target);
-        cluster.create(name, claim);
-        return said;
-    }
-    if dice.below(4) == 0 {
-        cluster.delete(name);
-        return format!("{name} is deleted");
-    }
-    let claim = dice.any_claim();
-    let said = format!("{name} is edited, {} to {}", claim.address, claim.target);
-    cluster.edit(name, claim);
-    said
+    Touch::chosen(&cluster.model, dice).done(cluster)
 }
 
 /// One step, settled.
 pub fn step(cluster: &mut Cluster, dice: &mut Dice) {
     match dice.below(20) {
         0 => network_goes(cluster, dice),
-        1 => link(cluster, ["eth0", "eth1"][dice.below(2)]),
+        1 => link(cluster, ["eth0", "eth1", "eth2"][dice.below(3)]),
         2 => tampered(cluster, dice),
         3 => machine_goes(cluster, ["vm03", "vm04"][dice.below(2)]),
         4..=7 => {
@@ -95,22 +151,27 @@ pub fn settle(cluster: &mut Cluster, what: &str) {
 
 /// The network is deleted under its mappings, and comes back.
 fn network_goes(cluster: &mut Cluster, dice: &mut Dice) {
-    cluster.desk.delete(&Desk::network_path(NETWORK));
-    cluster.model.network = false;
+    cluster.desk.delete(&Desk::network_path(MAIN.name));
+    cluster.model.networks.remove(MAIN.name);
     let said = format!("the network is deleted; {}", touch(cluster, dice));
     settle(cluster, &said);
-    cluster.create_network();
+    cluster.create_network(MAIN);
     settle(cluster, "the network is created anew");
 }
 
-/// A cable of the active gateway is pulled and plugged.
+/// A cable of the gateway that is active for the main network is pulled and plugged. Networks that use it there cannot be reached.
 fn link(cluster: &mut Cluster, interface: &str) {
-    let ns = cluster.gateways[cluster.active_gateway()].ns.clone();
+    let n = cluster.active_gateway();
+    let ns = cluster.gateways[n].ns.clone();
+    let hit = NETWORKS
+        .iter()
+        .filter(|network| interface == "eth0" || interface == network.interface);
+    let hit = hit.filter(|network| cluster.active(network.name) == ns.name());
+    cluster.model.down = hit.map(|network| network.name.to_owned()).collect();
     ns.sh(&format!("ip link set {interface} down"));
-    cluster.model.trouble = Some("LinkDown");
     settle(cluster, &format!("{interface} of {} goes down", ns.name()));
     ns.sh(&format!("ip link set {interface} up"));
-    cluster.model.trouble = None;
+    cluster.model.down.clear();
     settle(cluster, &format!("{interface} of {} comes up", ns.name()));
 }
 
@@ -136,17 +197,11 @@ fn machine_goes(cluster: &mut Cluster, name: &str) {
     settle(cluster, &format!("{name} is switched off"));
     vm.sh("ip link set eth0 up && ip route replace default via 192.168.200.254");
     cluster.log(&format!("{name} is switched on"));
-    let router = cluster.seed.gw_b.clone();
     let gateway = cluster.gateways[cluster.active_gateway()].ns.clone();
+    let number = name.trim_start_matches("vm0");
     wait_until(seconds(20), "the machine to be back", || {
-        gateway
-            .try_sh(&format!(
-                "ping -c1 -W1 {}",
-                if name == "vm03" { "192.168.200.3" } else { "192.168.200.4" }
-            ))
-            .code
-            == 0
-            && router.try_sh("true").code == 0
+        let reached = |address: String| gateway.try_sh(&format!("ping -c1 -W1 {address}")).code == 0;
+        reached(format!("192.168.200.{number}")) && reached(format!("fd00:200::{number}"))
     });
     cluster.watchman.excuse.lock().unwrap().gone.clear();
     settle(cluster, &format!("{name} is back"));

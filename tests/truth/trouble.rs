@@ -5,9 +5,10 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
+use crate::claims::MAIN;
 use crate::cluster::{Cluster, LEASE};
 use crate::lab::{seconds, wait_until};
-use crate::steps::{Dice, settle, touch};
+use crate::steps::{Dice, Touch, settle, touch};
 
 pub type Trouble = fn(&mut Cluster, &mut Dice);
 
@@ -30,16 +31,11 @@ pub const ALL: &[(&str, Trouble)] = &[
     ("the leader is paused and wakes up", leader_pauses),
 ];
 
-/// From now on status cannot follow; what stands has to go on.
-fn deaf(cluster: &Cluster) {
-    cluster.watchman.excuse.lock().unwrap().deaf = true;
-}
-
-/// Does something to a mapping while status cannot follow.
-fn touch_unseen(cluster: &mut Cluster, dice: &mut Dice) -> String {
-    // Whatever shares an address with what is edited may change with it.
-    cluster.watchman.excuse.lock().unwrap().edited = ["a", "b", "c", "d", "e", "f"].map(str::to_owned).into();
-    touch(cluster, dice)
+/// Does something to a mapping while somebody cannot hear of it who has to. Nothing is excused for it but what this mapping claimed and claims.
+pub fn touch_unseen(cluster: &mut Cluster, dice: &mut Dice) -> String {
+    let touch = Touch::chosen(&cluster.model, dice);
+    cluster.watchman.excuse.lock().unwrap().unheard.extend(touch.claims());
+    touch.done(cluster)
 }
 
 fn pause(milliseconds: u64) {
@@ -48,7 +44,6 @@ fn pause(milliseconds: u64) {
 
 fn agent_killed(cluster: &mut Cluster, dice: &mut Dice) {
     let n = cluster.active_gateway();
-    deaf(cluster);
     cluster.gateways[n].kill();
     cluster.log("agent killed");
     pause(800);
@@ -60,20 +55,20 @@ fn agent_killed(cluster: &mut Cluster, dice: &mut Dice) {
 
 fn agents_silent(cluster: &mut Cluster, _: &mut Dice) {
     cluster.gateways.iter_mut().for_each(crate::cluster::Gateway::kill);
-    cluster.model.trouble = Some("GatewaySilent");
+    cluster.model.silent = true;
     settle(cluster, "both agents are killed");
     cluster.gateways.iter_mut().for_each(crate::cluster::Gateway::start);
-    cluster.model.trouble = None;
+    cluster.model.silent = false;
     settle(cluster, "both agents are started again");
 }
 
 fn gateway_moves(cluster: &mut Cluster, dice: &mut Dice) {
-    let before = cluster.active();
+    let before = cluster.active(MAIN.name);
     let n = cluster.active_gateway();
     cluster.gateways[n].kill();
     wait_until(seconds(LEASE + 60), "another gateway to be active", || {
         cluster.supervise();
-        cluster.active() != before
+        cluster.active(MAIN.name) != before
     });
     cluster.model.silent_standby = true;
     settle(cluster, "another gateway is active");
@@ -81,23 +76,22 @@ fn gateway_moves(cluster: &mut Cluster, dice: &mut Dice) {
     // The old one holds what it held and nobody tells it otherwise: what is claimed anew must not be answered for by two.
     cluster.gateways[n].start();
     settle(cluster, "the old gateway is back");
-    assert_ne!(cluster.active(), before, "the one that serves goes on to serve");
+    assert_ne!(cluster.active(MAIN.name), before, "the one that serves goes on to serve");
     let said = touch(cluster, dice);
     settle(cluster, &said);
 }
 
 fn token_revoked(cluster: &mut Cluster, dice: &mut Dice) {
-    deaf(cluster);
     let root = env!("CARGO_MANIFEST_DIR");
     cluster.api.kubectl("-n stagenet-system delete serviceaccount stagenet-agent");
     cluster.api.kubectl(&format!("apply -f {root}/deploy/base/serviceaccounts.yaml"));
     cluster.faults.order(&json!({"cut": true}));
     cluster.log("tokens revoked");
-    // The API server remembers for ten seconds that a token was good.
-    cluster.model.trouble = Some("GatewaySilent");
+    // The API server remembers for ten seconds that a token was good. Gateways are told neither that they are elected nor that they are not.
+    cluster.watchman.excuse.lock().unwrap().deaf_gateways = true;
+    cluster.model.silent = true;
     settle(cluster, "the agents' tokens are revoked");
     cluster.accuse("tokens were revoked: what stands has to work");
-    deaf(cluster);
     let said = touch_unseen(cluster, dice);
     for n in 0..2 {
         cluster.gateways[n].agent.as_mut().unwrap().assert_alive();
@@ -105,12 +99,11 @@ fn token_revoked(cluster: &mut Cluster, dice: &mut Dice) {
         cluster.renew_token(n);
         cluster.gateways[n].start();
     }
-    cluster.model.trouble = None;
+    cluster.model.silent = false;
     settle(cluster, &format!("{said}; agents have new tokens"));
 }
 
 fn server_restarts(cluster: &mut Cluster, dice: &mut Dice) {
-    deaf(cluster);
     cluster.api.stop_server();
     cluster.log("API server killed");
     pause(1000);
@@ -123,7 +116,6 @@ fn server_restarts(cluster: &mut Cluster, dice: &mut Dice) {
 }
 
 fn watches_cut(cluster: &mut Cluster, dice: &mut Dice) {
-    deaf(cluster);
     let said = touch_unseen(cluster, dice);
     let seen = cluster.faults.order(&json!({"cut": true}));
     assert!(seen["cut"].as_u64() >= Some(8), "watches of two agents and two controllers: {seen}");
@@ -134,7 +126,6 @@ fn watches_cut(cluster: &mut Cluster, dice: &mut Dice) {
 }
 
 fn compacted(cluster: &mut Cluster, dice: &mut Dice) {
-    deaf(cluster);
     let said = touch_unseen(cluster, dice);
     cluster.api.stop_server();
     compact(cluster);
@@ -174,7 +165,6 @@ fn compact(cluster: &Cluster) {
 
 /// For three seconds a share of all requests gets these answers, while people work.
 fn bad_weather(cluster: &mut Cluster, dice: &mut Dice, order: Value) {
-    deaf(cluster);
     let mut order = order;
     order["share"] = json!(0.5);
     order["seed"] = json!(dice.below(1 << 30));
@@ -208,7 +198,6 @@ fn slow(cluster: &mut Cluster, dice: &mut Dice) {
 }
 
 fn down(cluster: &mut Cluster, dice: &mut Dice) {
-    deaf(cluster);
     cluster.faults.order(&json!({"down": true}));
     pause(2000);
     let said = touch_unseen(cluster, dice);
@@ -225,7 +214,7 @@ fn node_again(cluster: &mut Cluster, dice: &mut Dice) {
     cluster.desk.delete(&format!("/api/v1/nodes/{name}"));
     wait_until(seconds(60), "the other gateway to be active", || {
         cluster.supervise();
-        cluster.active() != name
+        cluster.active(MAIN.name) != name
     });
     settle(cluster, &format!("Node {name} is deleted"));
     let said = touch(cluster, dice);
@@ -274,7 +263,6 @@ fn leader_pauses(cluster: &mut Cluster, dice: &mut Dice) {
     };
     let leader = holder(cluster);
     let n = usize::from(leader == "replica-1");
-    deaf(cluster);
     cluster.controllers[n].signal("STOP");
     let said = touch_unseen(cluster, dice);
     wait_until(seconds(60), "the other replica to lead", || holder(cluster) != leader);

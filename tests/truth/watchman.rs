@@ -1,7 +1,7 @@
 //! Compares all the while what status says with what packets find.
 //!
-//! Every virtual address is dialled again and again. A lie is one of: a mapping says Ready=True and its target does not answer; it says
-//! neither True nor Unknown and the target answers; an address that no mapping claims answers. One that lasts longer than [`LIMIT`] is a failure.
+//! Every door (an address and a port) is dialled again and again. A lie is one of: a mapping says Ready=True and its target does not answer; it says
+//! neither True nor Unknown and the target answers; a door that no mapping claims answers. One that lasts longer than [`LIMIT`] is a failure.
 //!
 //! Time is counted in dials: from one answer to the next, at most [`STRIDE`], so that a machine that stands still accuses nobody. A dial during which status
 //! changed proves nothing.
@@ -12,9 +12,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::desk::{Sight, ready};
+use serde_json::Value;
+
+use crate::claims::Claim;
+use crate::desk::{Sight, condition, ready};
 use crate::lab::Ns;
-use crate::model::server;
 
 /// How long a lie may last.
 const LIMIT: Duration = Duration::from_secs(2);
@@ -25,17 +27,24 @@ const PATIENCE: Duration = Duration::from_millis(300);
 /// Between two dials of one address.
 const PACE: Duration = Duration::from_millis(120);
 
-/// What nobody can be blamed for at the moment.
+/// What nobody can be blamed for at the moment, because nobody could know. Whatever is not named here is held to its word, also while the API server is away,
+/// requests fail and controllers change: what nobody touched goes on to work, and its status goes on to say so.
 #[derive(Clone, Debug, Default)]
 pub struct Excuse {
-    /// Status cannot follow: the API server, the agent or the controller does not do its work. What stood goes on to work all the same.
-    pub deaf: bool,
-    /// Mappings that were edited while nobody could follow.
-    pub edited: BTreeSet<String>,
+    /// What mappings claimed that were edited, created or deleted while controllers or gateways could not hear of it, before and after. From the edit until all has
+    /// settled, nothing is expected at these addresses: also a rival's fate may hang on it.
+    pub unheard: Vec<Claim>,
+    /// Gateways cannot hear that they were elected (their tokens were revoked): until their own Leases have run out, too, a mapping that was moved to one
+    /// of them says `Pending`, while the gateway from which it was moved cannot hear that it serves no more.
+    pub deaf_gateways: bool,
     /// Machines that are switched off, which no gateway can know.
     pub gone: BTreeSet<String>,
-    /// A gateway on which nobody can act (its agent is dead) was tampered with.
-    pub everything: bool,
+}
+
+impl Excuse {
+    fn nothing_expected(&self, door: SocketAddr) -> bool {
+        self.unheard.iter().any(|claim| claim.covers(door.ip()))
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -48,9 +57,12 @@ struct Dial {
 
 #[derive(Default)]
 struct Book {
-    dials: BTreeMap<String, Dial>,
+    dials: BTreeMap<SocketAddr, Dial>,
     lies: BTreeMap<String, Lie>,
     proven: Vec<String>,
+    /// Dials by which somebody was held to his word, and those at whose doors nothing was expected.
+    judged: u64,
+    excused: u64,
 }
 
 struct Lie {
@@ -66,22 +78,22 @@ pub struct Watchman {
 }
 
 impl Watchman {
-    pub fn post(client: &Ns, addresses: &[String], sight: &Arc<Mutex<Sight>>) -> Self {
+    pub fn post(client: &Ns, doors: &[SocketAddr], sight: &Arc<Mutex<Sight>>) -> Self {
         let watchman = Self {
             book: Arc::default(),
             excuse: Arc::default(),
             start: Instant::now(),
         };
-        for address in addresses {
-            let (client, address) = (client.clone(), address.clone());
+        for door in doors {
+            let (client, door) = (client.clone(), *door);
             let (book, excuse, sight, start) = (watchman.book.clone(), watchman.excuse.clone(), sight.clone(), watchman.start);
             std::thread::spawn(move || {
                 client.enter(|| {
                     for number in 0.. {
-                        let dial = dial(&address, number);
-                        let sight = sight.lock().unwrap().clone();
-                        let excuse = excuse.lock().unwrap().clone();
-                        book.lock().unwrap().enter(&address, &dial, &sight, &excuse, start);
+                        let dial = dial(door, number);
+                        let (sight, excuse) = (sight.lock().unwrap(), excuse.lock().unwrap());
+                        book.lock().unwrap().enter(door, &dial, &sight, &excuse, start);
+                        drop((sight, excuse));
                         std::thread::sleep(PACE);
                     }
                 });
@@ -104,13 +116,19 @@ impl Watchman {
         self.book.lock().unwrap().proven.clone()
     }
 
-    /// Waits for a dial of every address that began after now, and returns who answers.
-    pub fn answers(&self) -> BTreeMap<String, Option<String>> {
+    /// How many dials were judged, and how many were excused.
+    pub fn tally(&self) -> (u64, u64) {
+        let book = self.book.lock().unwrap();
+        (book.judged, book.excused)
+    }
+
+    /// Waits for a dial of every door that began after now, and returns who answers.
+    pub fn answers(&self) -> BTreeMap<SocketAddr, Option<String>> {
         let now = Instant::now();
-        crate::lab::wait_for(crate::lab::seconds(30), "dials of every address", || {
+        crate::lab::wait_for(crate::lab::seconds(30), "dials of every door", || {
             let book = self.book.lock().unwrap();
             let fresh = book.dials.values().all(|dial| dial.begun > now);
-            fresh.then(|| book.dials.iter().map(|(a, d)| (a.clone(), d.answer.clone())).collect())
+            fresh.then(|| book.dials.iter().map(|(door, d)| (*door, d.answer.clone())).collect())
         })
     }
 
@@ -120,8 +138,7 @@ impl Watchman {
     }
 }
 
-fn dial(address: &str, number: u64) -> Dial {
-    let to: SocketAddr = format!("{address}:80").parse().unwrap();
+fn dial(to: SocketAddr, number: u64) -> Dial {
     let begun = Instant::now();
     let answer = TcpStream::connect_timeout(&to, PATIENCE).ok().and_then(|stream| {
         stream.set_read_timeout(Some(PATIENCE)).ok()?;
@@ -138,49 +155,20 @@ fn dial(address: &str, number: u64) -> Dial {
 }
 
 impl Book {
-    fn enter(&mut self, address: &str, dial: &Dial, sight: &Sight, excuse: &Excuse, start: Instant) {
-        let before = self.dials.insert(address.to_owned(), dial.clone());
+    fn enter(&mut self, door: SocketAddr, dial: &Dial, sight: &Sight, excuse: &Excuse, start: Instant) {
+        let before = self.dials.insert(door, dial.clone());
         if sight.mappings.blind || before.is_none() {
             return;
         }
         let lasted = before.map_or(Duration::ZERO, |b| dial.ended.duration_since(b.ended).min(STRIDE));
-        let mut told: Vec<(String, Option<String>)> = Vec::new();
-        let claims: Vec<_> = sight
-            .mappings
-            .objects
-            .iter()
-            .filter(|(_, m)| m.object["spec"]["virtual"]["address"] == address)
-            .collect();
-        if claims.iter().any(|(_, m)| m.changed > dial.begun) {
-            return;
-        }
-        let target = |object: &serde_json::Value| server(object["spec"]["target"]["address"].as_str().unwrap_or_default());
-        for (name, mapping) in &claims {
-            let (said, target) = (ready(&mapping.object), target(&mapping.object));
-            let answers = dial.answer.as_deref() == Some(target);
-            let answered_for =
-                |(other, m): &&(&String, &crate::desk::Told)| other != name && ["True", "Unknown"].contains(&ready(&m.object));
-            let excused = excuse.everything || excuse.edited.contains(*name);
-            let lie = match said {
-                "True" if !answers && !excused && !excuse.gone.contains(target) => {
-                    Some(format!("Ready=True, but {target} does not answer (answered: {:?})", dial.answer))
-                }
-                "True" | "Unknown" => None,
-                _ if answers && !excused && !excuse.deaf && !claims.iter().any(|c| answered_for(&c)) => {
-                    Some(format!("Ready={said:?}, but {target} answers"))
-                }
-                _ => None,
-            };
-            told.push((
-                format!("natmapping/{name} at {address}"),
-                lie.map(|l| format!("{l}; it says {}", mapping.object)),
-            ));
-        }
-        let unclaimed = claims.is_empty() && dial.answer.is_some() && !excuse.deaf && !excuse.everything;
-        told.push((
-            format!("nobody's {address}"),
-            unclaimed.then(|| format!("no mapping claims the address, but {:?} answers", dial.answer)),
-        ));
+        *(if excuse.nothing_expected(door) {
+            &mut self.excused
+        } else {
+            &mut self.judged
+        }) += 1;
+        let lies = lies(door, dial, sight, excuse);
+        // A dial during which status changed proves nothing.
+        let Some(told) = lies else { return };
         for (whose, lie) in told {
             let Some(lie) = lie else {
                 self.lies.remove(&whose);
@@ -200,4 +188,52 @@ impl Book {
             }
         }
     }
+}
+
+/// What is said at a door, by whom, and what of it the dial shows to be untrue. None: something else was said while it was dialled.
+fn lies(door: SocketAddr, dial: &Dial, sight: &Sight, excuse: &Excuse) -> Option<Vec<(String, Option<String>)>> {
+    let objects = &sight.mappings.objects;
+    // What cannot be read claims nobody knows what.
+    let riddles = objects.values().any(|told| Claim::of(&told.object["spec"]).is_none());
+    let claims = objects.iter().filter_map(|(name, told)| {
+        let claim = Claim::of(&told.object["spec"])?;
+        let server = claim.server_at(door)?;
+        Some((name, told, server, claim.net().prefix_len()))
+    });
+    let claims: Vec<_> = claims.collect();
+    if claims.iter().any(|(_, told, ..)| told.changed > dial.begun) {
+        return None;
+    }
+    let nothing_expected = excuse.nothing_expected(door);
+    let moved = |object: &Value| excuse.deaf_gateways && condition(object, "Ready")[1] == "Pending";
+    let may_answer = |object: &Value| ["True", "Unknown"].contains(&ready(object)) || moved(object);
+    let mut said = Vec::new();
+    for (name, told, server, length) in &claims {
+        let status = ready(&told.object);
+        let answers = dial.answer.as_deref() == Some(server);
+        // What is more specific counts; whoever else has the door may have the same machine.
+        let overruled = claims
+            .iter()
+            .any(|(_, other, _, longer)| longer > length && may_answer(&other.object));
+        let answered_for = claims.iter().any(|(other, told, ..)| other != name && may_answer(&told.object));
+        let lie = match status {
+            _ if nothing_expected => None,
+            "True" if !answers && !overruled && !excuse.gone.contains(*server) => {
+                Some(format!("Ready=True, but {server} does not answer (answered: {:?})", dial.answer))
+            }
+            "True" | "Unknown" => None,
+            _ if answers && !riddles && !moved(&told.object) && !answered_for => Some(format!("Ready={status:?}, but {server} answers")),
+            _ => None,
+        };
+        said.push((
+            format!("natmapping/{name} at {door}"),
+            lie.map(|lie| format!("{lie}; it says {}", told.object)),
+        ));
+    }
+    let answered = claims.is_empty() && dial.answer.is_some() && !riddles && !nothing_expected;
+    said.push((
+        format!("nobody's {door}"),
+        answered.then(|| format!("no mapping claims it, but {:?} answers", dial.answer)),
+    ));
+    Some(said)
 }
