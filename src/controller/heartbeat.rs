@@ -1,7 +1,9 @@
 //! Which agents are silent. Pure: the clock comes from outside.
 //!
 //! Each agent renews a Lease. Clocks of different machines are never compared: what counts is how long ago *this* process
-//! last saw the Lease change, as in Kubernetes' own leader election.
+//! last saw the Lease change, as in Kubernetes' own leader election. Time in which this process heard of no Lease at all counts for nobody: the
+//! controllers' own Lease is renewed all the while, so it was this process that could not hear, or the API server that was away, and the agents
+//! may be as well as ever. Else every gateway would move when an API server comes back that was away for longer than a Lease lasts.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,6 +15,9 @@ pub const LEASE_PREFIX: &str = "stagenet-agent-";
 const DEFAULT_DURATION: Duration = Duration::from_secs(40);
 /// What a Lease may ask for: less than the shortest would make every hiccup of an API server a silence, more than the longest would hide a dead node.
 const BOUNDS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_mins(10));
+
+/// After how long without news of any Lease this process counts as deaf: more than two renewals of the controllers' own.
+const DEAF: Duration = Duration::from_secs(5);
 
 /// What is known of an agent's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,7 +33,11 @@ pub enum Life {
 
 /// When each Lease was last seen to change.
 #[derive(Clone, Debug, Default)]
-pub struct Heartbeats(BTreeMap<String, Beat>);
+pub struct Heartbeats {
+    beats: BTreeMap<String, Beat>,
+    /// When any Lease was last heard of. None: that is not known, and taken for now.
+    heard: Option<Instant>,
+}
 
 #[derive(Clone, Debug)]
 struct Beat {
@@ -39,11 +48,20 @@ struct Beat {
 }
 
 impl Heartbeats {
+    /// Takes note that some Lease, whosever, was told of.
+    pub fn heard(&mut self, now: Instant) {
+        let gap = now.saturating_duration_since(self.heard.unwrap_or(now));
+        if gap > DEAF {
+            self.beats.values_mut().for_each(|beat| beat.changed += gap);
+        }
+        self.heard = Some(now);
+    }
+
     /// Takes note of a Lease. Returns whether the life of the node reads differently now.
     pub fn observe(&mut self, node: &str, version: &str, duration: Option<Duration>, now: Instant) -> bool {
         let before = self.life(node, now);
         let duration = duration.unwrap_or(DEFAULT_DURATION).clamp(BOUNDS.0, BOUNDS.1);
-        let beat = self.0.entry(node.to_owned()).or_insert_with(|| Beat {
+        let beat = self.beats.entry(node.to_owned()).or_insert_with(|| Beat {
             version: version.to_owned(),
             changed: now,
             duration,
@@ -63,7 +81,7 @@ impl Heartbeats {
 
     /// Starts the clock for a node that reports but has no Lease.
     pub fn expect(&mut self, node: &str, now: Instant) {
-        self.0.entry(node.to_owned()).or_insert_with(|| Beat {
+        self.beats.entry(node.to_owned()).or_insert_with(|| Beat {
             version: String::new(),
             changed: now,
             duration: DEFAULT_DURATION,
@@ -73,12 +91,13 @@ impl Heartbeats {
 
     /// Forgets nodes that `keep` does not want.
     pub fn retain(&mut self, keep: impl Fn(&str) -> bool) {
-        self.0.retain(|node, _| keep(node));
+        self.beats.retain(|node, _| keep(node));
     }
 
     /// What is known of a node's agent at `now`.
     pub fn life(&self, node: &str, now: Instant) -> Life {
-        match self.0.get(node) {
+        let now = self.heard.map_or(now, |heard| now.min(heard + DEAF));
+        match self.beats.get(node) {
             None => Life::Silent,
             Some(beat) if now.saturating_duration_since(beat.changed) >= beat.duration => Life::Silent,
             Some(beat) if beat.proven => Life::Alive,
@@ -88,7 +107,7 @@ impl Heartbeats {
 
     /// When the next agent falls silent if none is heard of until then.
     pub fn next_silence(&self, now: Instant) -> Option<Instant> {
-        self.0
+        self.beats
             .values()
             .map(|beat| beat.changed + beat.duration)
             .filter(|at| *at > now)
@@ -128,6 +147,32 @@ mod tests {
         beats.observe("dead", "77", Some(15 * SECOND), start);
         assert_eq!(beats.life("dead", start + 14 * SECOND), Life::Unproven);
         assert_eq!(beats.life("dead", start + 15 * SECOND), Life::Silent);
+    }
+
+    #[test]
+    fn nobody_falls_silent_while_nothing_is_heard_of_anybody() {
+        let start = Instant::now();
+        let mut beats = Heartbeats::default();
+        for (second, version) in [(0, "1"), (5, "2")] {
+            beats.heard(start + second * SECOND);
+            beats.observe("a", version, Some(15 * SECOND), start + second * SECOND);
+            beats.observe("dead", "7", Some(15 * SECOND), start);
+        }
+        // The API server is away for a minute. The controllers' own Lease is the first to be heard of again.
+        assert_eq!(beats.life("a", start + 64 * SECOND), Life::Alive);
+        beats.heard(start + 65 * SECOND);
+        assert_eq!(beats.life("a", start + 65 * SECOND), Life::Alive);
+        for second in [69, 73] {
+            beats.heard(start + second * SECOND);
+        }
+        // Five seconds before the gap, eight after it; who lives says so by now.
+        assert_eq!(beats.life("dead", start + 74 * SECOND), Life::Unproven);
+        beats.observe("a", "3", Some(15 * SECOND), start + 74 * SECOND);
+        beats.heard(start + 76 * SECOND);
+        assert_eq!(
+            [beats.life("a", start + 76 * SECOND), beats.life("dead", start + 76 * SECOND)],
+            [Life::Alive, Life::Silent]
+        );
     }
 
     #[test]

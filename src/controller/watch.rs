@@ -145,6 +145,7 @@ impl Stores {
     /// Takes note of a Lease. Returns whether an agent's life reads differently now; a mere renewal changes nothing.
     pub fn hear(&self, lease: &Lease, now: Instant) -> bool {
         let name = lease.name_any();
+        self.heartbeats().heard(now);
         let Some(node) = name.strip_prefix(LEASE_PREFIX) else {
             return false;
         };
