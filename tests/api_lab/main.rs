@@ -8,6 +8,7 @@ mod clones;
 mod handover;
 #[path = "../lab/mod.rs"]
 mod lab;
+mod luck;
 mod machines;
 mod rights;
 mod tenants;
