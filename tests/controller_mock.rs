@@ -130,7 +130,7 @@ fn knowing(client: &Client, stores: &Stores, mut writers: Writers) -> (Reconcile
     let node: PartialObjectMeta<Node> = decode(json!({"metadata": {"name": "node-a", "labels": {"gateway": "true"}}}));
     writers.nodes.apply_watcher_event(&Event::Apply(node));
     // Events are not looked at here: nobody publishes them.
-    let (announcer, _) = Announcer::new(client.clone(), "test");
+    let (announcer, _) = Announcer::new(client.clone(), "stagenet-controller", "test");
     (
         Reconciler::new(
             client.clone(),

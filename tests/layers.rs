@@ -171,6 +171,69 @@ fn nothing_is_given_to_a_shell() {
     );
 }
 
+/// Whoever looks for an object in the logs looks for one field, `object`: no line names it under another one.
+#[test]
+fn logs_name_objects_in_one_field() {
+    let mut found = Vec::new();
+    let mut lines = 0;
+    for (file, code) in all() {
+        let text = code.join("\n");
+        for level in ["trace!(", "debug!(", "info!(", "warn!(", "error!("] {
+            for (at, _) in text.match_indices(level) {
+                lines += 1;
+                let call = text[at + level.len()..].split(");").next().unwrap();
+                // What comes before the message.
+                let fields = call.split('"').next().unwrap();
+                for field in fields.split(',').map(|field| field.trim().trim_start_matches(['%', '?'])) {
+                    let name = field.split([' ', '=', '.']).next().unwrap();
+                    if [
+                        "node",
+                        "mapping",
+                        "network",
+                        "namespace",
+                        "name",
+                        "lease",
+                        "key",
+                        "gateway",
+                        "place",
+                    ]
+                    .contains(&name)
+                    {
+                        found.push(format!("{file}: {level}{fields}"));
+                    }
+                }
+            }
+        }
+    }
+    assert!(lines > 50, "only {lines} lines of log were found");
+    assert_eq!(found, Vec::<String>::new(), "see telemetry::object_key");
+}
+
+/// A word that is documented and that nobody says would send people on a wrong track.
+#[test]
+fn every_reason_and_condition_is_said_somewhere() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/api/reasons.rs")).unwrap();
+    let word = |line: &str| Some(line.trim().split_once(" = \"")?.0.to_owned());
+    let constant = |word: &String| !word.is_empty() && word.chars().all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_');
+    let words: Vec<String> = text.lines().filter_map(word).filter(constant).collect();
+    assert!(words.len() > 80, "{words:?}");
+    let code: Vec<String> = all()
+        .into_iter()
+        .filter(|(file, _)| file != "api/reasons.rs")
+        .flat_map(|(_, code)| code)
+        .collect();
+    let said = |word: &String| {
+        let names = [format!("reasons::{word}"), format!("types::{word}")];
+        let whole = |line: &String, name: &String| {
+            line.match_indices(name.as_str())
+                .any(|(at, _)| !line[at + name.len()..].starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_'))
+        };
+        code.iter().any(|line| names.iter().any(|name| whole(line, name)))
+    };
+    let silent: Vec<_> = words.into_iter().filter(|word| !said(word)).collect();
+    assert_eq!(silent, Vec::<String>::new());
+}
+
 #[test]
 fn anyhow_is_for_main_only() {
     let library = ["api", "plan", "netfilter", "host", "agent", "controller", "cli", "telemetry", "lib"];

@@ -71,15 +71,15 @@ async fn agent(node: String, of: Option<usize>, number: usize) {
         min_interval: Duration::from_millis(100),
         mapping_series: 0,
     };
-    let runner = Runner::new(host, options, metrics.clone(), health.clone());
+    let mut runner = Runner::new(host, options, metrics.clone(), health.clone());
     let (snapshots, _) = source::api::watch(&client, &node);
     tokio::spawn(cluster::keep(
         client.clone(),
         node.clone(),
-        runner.reports(),
-        metrics,
+        (runner.reports(), runner.news()),
+        metrics.clone(),
         health.clone(),
     ));
-    tokio::spawn(lease::keep(client, "stagenet-system".to_owned(), node, 40, health));
+    tokio::spawn(lease::keep(client, "stagenet-system".to_owned(), node, 40, (metrics, health)));
     tokio::spawn(runner.run(snapshots, std::future::pending()));
 }

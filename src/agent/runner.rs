@@ -5,18 +5,19 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval, sleep_until};
 
 use super::kept::Kept;
 use super::outcome::Outcome;
 use super::pass::{self, Settings};
+use super::report::news::{News, Told};
 use super::schedule::Schedule;
 use super::source::{Problem, Snapshot, Snapshots};
 use super::{check, counting};
-use crate::host::{Backend, Host, HostEvent};
+use crate::host::{Backend, Connections, Host, HostEvent};
 use crate::netfilter::Table;
-use crate::telemetry::{Desk, Health, Metrics, Questions};
+use crate::telemetry::{Desk, Health, Metrics, Questions, object_key};
 
 /// The first look at everything comes soon: what changed between the first pass and the beginning of the events is not known.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
@@ -26,6 +27,8 @@ const COUNT_POLL: Duration = Duration::from_secs(15);
 const PAGE_AGE: Duration = Duration::from_secs(1);
 /// Longest wait after failures.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+/// News that wait to be told.
+const NEWS: usize = 256;
 /// Events taken at once: a foreign flush of 10 000 routes is one reason, not 10 000.
 const EVENT_BATCH: usize = 256;
 
@@ -70,6 +73,8 @@ pub struct Runner<H> {
     reports: watch::Sender<Option<Arc<Report>>>,
     blamed: BTreeSet<String>,
     problems: Vec<Problem>,
+    told: Told,
+    news: Option<mpsc::Sender<News>>,
     desk: Desk,
     questions: Questions,
     page: Option<(Instant, String)>,
@@ -92,12 +97,21 @@ impl<H: Host> Runner<H> {
             reports: watch::channel(None).0,
             blamed: BTreeSet::new(),
             problems: Vec::new(),
+            told: Told::default(),
+            news: None,
         }
     }
 
     /// Where reports can be had.
     pub fn reports(&self) -> Reports {
         self.reports.subscribe()
+    }
+
+    /// What people should be told, from now on. Unlike reports none is passed over, but for those that nobody takes for long.
+    pub fn news(&mut self) -> mpsc::Receiver<News> {
+        let (sender, news) = mpsc::channel(NEWS);
+        self.news = Some(sender);
+        news
     }
 
     /// Where the page `/counters` can be asked for.
@@ -217,6 +231,7 @@ impl<H: Host> Runner<H> {
             outcome,
         };
         self.tell(&report, ended - started);
+        self.measure_connections().await;
         report.outcome.settle();
         let report = Arc::new(report);
         self.reports.send_replace(Some(report.clone()));
@@ -229,16 +244,29 @@ impl<H: Host> Runner<H> {
         super::report::measure(&self.metrics, report, took);
         if self.problems != report.snapshot.problems {
             self.problems.clone_from(&report.snapshot.problems);
-            self.problems
-                .iter()
-                .for_each(|problem| tracing::warn!(place = problem.place, "{}", problem.message));
+            // In a cluster a place is an object, in a directory a file.
+            let cluster = report.snapshot.labels.is_some();
+            for Problem { place, message } in &self.problems {
+                if cluster {
+                    tracing::warn!(object = place, "{message}");
+                } else {
+                    tracing::warn!(file = place, "{message}");
+                }
+            }
         }
         for drift in &outcome.drift {
             let by = report.by.as_deref().unwrap_or("not known");
             tracing::warn!(place = drift.place, by, "repaired what another program changed: {}", drift.what);
         }
-        for (mapping, said) in &outcome.quarantined {
-            tracing::error!(%mapping, "left out, because the kernel refused a rule of it: {said}");
+        for news in self.told.news(report) {
+            if let Some(key) = &news.mapping {
+                let object = object_key("NatMapping", Some(&key.namespace), &key.name);
+                tracing::error!(object, reason = news.reason, "{}", news.message);
+            }
+            if let Some(sender) = &self.news {
+                // The log has it. Nobody takes news while there is no object to say them of.
+                let _ = sender.try_send(news);
+            }
         }
         for trouble in &outcome.troubles {
             tracing::error!(reason = trouble.reason, "{}", trouble.message);
@@ -262,6 +290,7 @@ impl<H: Host> Runner<H> {
 
     /// What the metrics tell of what flows.
     async fn count(&mut self) {
+        self.measure_connections().await;
         if self.metrics.take_asked() {
             self.kept.scraped.shown();
         }
@@ -282,6 +311,14 @@ impl<H: Host> Runner<H> {
         self.metrics.set_denied(&self.kept.counts.denied());
         if self.options.mapping_series > 0 {
             super::report::measure_mappings(&self.metrics, &self.kept.counts, self.options.mapping_series);
+        }
+    }
+
+    async fn measure_connections(&mut self) {
+        if let Some(Connections { entries, limit }) = self.host.connections().await {
+            let gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+            self.metrics.conntrack_entries.set(gauge(entries));
+            self.metrics.conntrack_limit.set(gauge(limit));
         }
     }
 

@@ -133,7 +133,6 @@ const FINAL: &[&str] = &[
     reasons::HELPER_NOT_ALLOWED,
     reasons::HELPER_MISSING,
     reasons::ISOLATION_EXHAUSTED,
-    reasons::INSIDE_ADDRESS_MISSING,
     reasons::MACHINE_INTERFACE_MISSING,
     reasons::TARGET_ON_OTHER_NETWORK,
 ];

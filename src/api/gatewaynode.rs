@@ -49,7 +49,7 @@ pub struct GatewayNodeStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub backend: Option<String>,
-    /// Ready sums up; the others are preflight findings, made before the first rule is written: Permissions, Backend, Interfaces, Forwarding and more.
+    /// Ready sums up; the others are preflight findings, made before the first rule is written: Permissions, Backend, Interfaces, ReversePathFilter and more.
     /// `docs/reasons.md` explains every type and reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]

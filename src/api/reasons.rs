@@ -1,6 +1,6 @@
 //! Condition types and reasons: every fixed word that status, events, metric labels and command-line output share.
 //!
-//! One word means one thing everywhere. `docs/reasons.md` is generated from these tables and a test proves it fresh. Words are
+//! One word means one thing everywhere. `docs/reasons.md` is generated from these tables, each reason has a page in `docs/reasons/`, and tests/pages.rs holds both to what is here. Words are
 //! `CamelCase` as Kubernetes wants them (`^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$`); they are never renamed within an API version, because people alert on them.
 
 // The texts are shown to people as they are.
@@ -77,8 +77,6 @@ pub mod types {
             "The xtables lock was to be had. False: somebody holds it, the message says who if that is known.";
         INTERFACES = "Interfaces", "GatewayNode",
             "Every interface that a network of this node needs is there, once.";
-        FORWARDING = "Forwarding", "GatewayNode",
-            "IPv4 forwarding is on where networks of this node need it.";
         REVERSE_PATH_FILTER = "ReversePathFilter", "GatewayNode",
             "The reverse path filter lets answers through: it is off or loose on the interfaces in use, or strict where that does no harm.";
         FOREIGN_FORWARD = "ForeignForwardDrop", "GatewayNode",
@@ -179,14 +177,10 @@ reasons! {
         "See the interface named in the message (`ip link show`). Everything works again by itself when it is up; nothing was removed.";
     ISOLATION_PENDING = "IsolationPending", "The network's inside prefixes overlap those of another network on the gateway, and it has no identifier yet by which the two are told apart. It is fenced and not served until then.",
         "Wait some seconds. If it stays, see whether the controller runs.";
-    INSIDE_ADDRESS_MISSING = "InsideAddressMissing", "The gateway has no address in the inside prefixes on the inside interface, so it cannot hide clients behind it.",
-        "Give the network `inside.gatewayAddresses`, or the interface an address. Or choose `sourceTranslation: Preserve`.";
     HELPER_MISSING = "HelperMissing", "The gateway's kernel has no connection tracking helper of that name. The mapping works without it: connections to its ports are translated, but not those that the protocol negotiates in band.",
         "Load the module on the gateway (`modprobe nf_nat_NAME`, which brings its part in connection tracking along), then it is taken into use by itself; or remove the helper from the mapping.";
     ADDRESS_IN_USE = "AddressInUse", "Somebody on the outside segment answers ARP for the virtual address; the message has the hardware address. It was not taken, because that somebody may be production.",
         "Find the owner of the hardware address, or choose another virtual address. It is asked again from time to time.";
-    PROBING = "Probing", "The agent is asking the outside segment whether anybody has the virtual address already.",
-        "Wait some seconds.";
     PROBE_FAILED = "ProbeFailed", "The outside segment could not be asked whether anybody has the virtual address, so it was not taken.",
         "See the message; usually the interface is down or NET_RAW is missing.";
 
@@ -206,7 +200,6 @@ reasons! {
     AS_PLANNED = "AsPlanned", "The node's kernel holds exactly what is planned.", "Nothing.";
     DEGRADED = "Degraded", "The node serves, but some mappings or networks could not be programmed.",
         "See `status.failures` and `status.networks` of the GatewayNode.";
-    STARTING = "Starting", "The agent has not completed its first pass.", "Wait some seconds.";
     NOTHING_TO_DO = "NothingToDo", "No network concerns this node.",
         "Nothing, or label the node if it should be a gateway.";
     DRIFT_FOUND = "DriftFound", "Somebody else changed what stagenet holds in the kernel.",
@@ -222,15 +215,11 @@ reasons! {
     ISOLATED = "Isolated", "The network may share a gateway with another one that has the same inside addresses. From now on its packets bear a mark, and its connections are tracked in a zone of their own; see `status.isolation`.",
         "Nothing. Open connections of the network that was there first go on.";
     LINK_UP = "LinkUp", "The interface that was down is up again, and everything works as before.", "Nothing.";
-    ADDRESS_RELEASED = "AddressReleased", "A virtual address that somebody else answered for is free now and was taken.", "Nothing.";
-    CLEANED_UP = "CleanedUp", "Everything of stagenet was removed from the node.", "Nothing.";
 
     AS_NEEDED = "AsNeeded", "The node is as stagenet needs it.", "Nothing.";
     NOT_CHECKED = "NotChecked", "This could not be found out; the message says why.", "See the message.";
     BOTH_BACKENDS = "BothBackendsInUse", "Rules of both iptables variants are on the node; packets pass both.",
         "Works, but is hard to read. Move the other programs to one variant, or choose with `--backend`.";
-    FORWARDING_OFF = "ForwardingOff", "IPv4 forwarding is off on an interface that needs it and could not be switched on.",
-        "See the message; set net.ipv4.conf.INTERFACE.forwarding=1.";
     IPV6_FORWARDING_OFF = "IPv6ForwardingOff", "IPv6 forwarding is off on the node and only the node's administrator can switch it on, because in IPv6 one switch serves all interfaces.",
         "Set net.ipv6.conf.all.forwarding=1 on the node (and net.ipv6.conf.INTERFACE.accept_ra=2 where the node learns its own route by router advertisements).";
     PROXY_NDP_OFF = "ProxyNdpOff", "The node does not answer neighbour discovery for addresses that are not its own, so clients outside do not find IPv6 virtual addresses.",
@@ -249,9 +238,6 @@ reasons! {
     IPV6_UNFENCED = "Ipv6Unfenced", "IPv6 of a closed network could not be fenced off.",
         "Install ip6tables, or switch IPv6 off on the inside interface.";
 
-    MANIFEST_INVALID = "ManifestInvalid", "A manifest could not be read or has an object that cannot be used; the message has the file, the document and the field. Other objects are not affected.",
-        "Correct the file.";
-    DELETED = "Deleted", "The object is gone and nothing of it is left in the kernel.", "Nothing.";
 }
 
 /// The page of a reason.
@@ -264,16 +250,16 @@ pub fn markdown() -> String {
     use std::fmt::Write as _;
     let mut out = String::from(concat!(
         "# Conditions and reasons\n\n",
-        "Generated from `src/api/reasons.rs`; `UPDATE=1 cargo test --test crds` writes it anew.\n\n",
+        "Generated from `src/api/reasons.rs`; `UPDATE=1 cargo test --test pages` writes it anew.\n\n",
         "The same words stand in `status.conditions`, in events, in metric labels and in what the command line prints.\n\n",
         "## Condition types\n\n| type | on | meaning of True |\n|---|---|---|\n",
     ));
     for doc in types::ALL {
         let _ = writeln!(out, "| `{}` | {} | {} |", doc.name, doc.on, doc.what);
     }
-    out.push_str("\n## Reasons\n\n| reason | what it says | what to do |\n|---|---|---|\n");
+    out.push_str("\n## Reasons\n\nEach has a page: where it is found, why it happens, how to see more, how to mend it.\n\n| reason | what it says | what to do |\n|---|---|---|\n");
     for doc in ALL {
-        let _ = writeln!(out, "| `{}` | {} | {} |", doc.reason, doc.what, doc.next);
+        let _ = writeln!(out, "| [`{0}`](reasons/{0}.md) | {1} | {2} |", doc.reason, doc.what, doc.next);
     }
     out
 }

@@ -160,7 +160,7 @@ pub(super) async fn run(args: AgentArgs) -> Result<ExitCode, CliError> {
         min_interval: Duration::from_millis(args.min_interval),
         mapping_series: args.metrics_per_mapping,
     };
-    let runner = Runner::new(host, options, metrics.clone(), health.clone());
+    let mut runner = Runner::new(host, options, metrics.clone(), health.clone());
     if args.once {
         return once(&args, runner).await;
     }
@@ -174,7 +174,7 @@ pub(super) async fn run(args: AgentArgs) -> Result<ExitCode, CliError> {
                 .and(died("serving probes and metrics"))
         });
     }
-    let (snapshots, watcher) = source(&args, &runner, &mut tasks, &metrics, &health).await?;
+    let (snapshots, watcher) = source(&args, &mut runner, &mut tasks, &metrics, &health).await?;
     tasks.spawn(async move {
         watcher
             .await
@@ -218,7 +218,7 @@ fn died(what: &str) -> Result<(), AgentError> {
 
 async fn source(
     args: &AgentArgs,
-    runner: &Runner<LinuxHost>,
+    runner: &mut Runner<LinuxHost>,
     tasks: &mut JoinSet<Result<(), AgentError>>,
     metrics: &Arc<Metrics>,
     health: &Arc<Health>,
@@ -239,7 +239,13 @@ async fn source(
     spawn(
         tasks,
         "reporting",
-        cluster::keep(client.clone(), args.node.clone(), runner.reports(), metrics.clone(), health.clone()),
+        cluster::keep(
+            client.clone(),
+            args.node.clone(),
+            (runner.reports(), runner.news()),
+            metrics.clone(),
+            health.clone(),
+        ),
     );
     spawn(
         tasks,
@@ -249,7 +255,7 @@ async fn source(
             args.namespace.clone(),
             args.node.clone(),
             args.lease_duration,
-            health.clone(),
+            (metrics.clone(), health.clone()),
         ),
     );
     Ok(source::api::watch(&client, &args.node))

@@ -1,40 +1,18 @@
 //! Kubernetes Events: what a person should see, once, when it happens.
 //!
 //! [`of_mapping`] and [`of_network`] are pure and compare the status before and after a write that succeeded, so nothing is said
-//! twice, not even after a restart. What concerns all mappings of a network (a silent gateway, a move) is said of the network alone.
+//! twice, not even after a restart; what happens again is counted ([`super::publish`]). What concerns all mappings of a network (a silent gateway, a move) is said of the network alone.
 
-use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::Client;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
-use tokio::sync::mpsc;
-use tracing::{debug, warn};
 
 use super::aggregate::is_of_a_machine;
+pub use super::publish::{Announcer, Notice};
 use crate::api::conditions::{find, is_final};
 use crate::api::reasons::{self, types};
 use crate::api::{NatMappingStatus, StagingNetworkStatus};
-use crate::telemetry::chain;
 
 /// Reporter of events and manager of fields.
 pub const REPORTER: &str = "stagenet-controller";
-/// Events that wait to be published. When ten thousand mappings change at once, most of what could be said says the same: what does not fit is dropped.
-const QUEUE: usize = 256;
-/// Longest note of an Event, in bytes (`events.k8s.io/v1`).
-const NOTE_MAX: usize = 1024;
-
-/// Something to say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
-    /// Whether somebody should act.
-    pub warning: bool,
-    /// A constant of [`crate::api::reasons`].
-    pub reason: String,
-    /// What was done or tried (the machine-readable `action` of an Event).
-    pub action: &'static str,
-    /// For people.
-    pub note: String,
-}
 
 /// What a change of a mapping's status says.
 pub fn of_mapping(before: Option<&NatMappingStatus>, after: &NatMappingStatus) -> Vec<Notice> {
@@ -143,7 +121,7 @@ fn changed(was: Option<&Condition>, is: &Condition) -> bool {
 
 /// Reasons that pass by themselves, or repeat another condition.
 fn under_way(reason: &str) -> bool {
-    [reasons::PENDING, reasons::PROBING, reasons::NOT_ACCEPTED].contains(&reason)
+    [reasons::PENDING, reasons::NOT_ACCEPTED].contains(&reason)
 }
 
 /// Reasons that concern all mappings of a network.
@@ -158,56 +136,6 @@ fn notice(warning: bool, action: &'static str, condition: &Condition) -> Notice 
         action,
         note: condition.message.clone(),
     }
-}
-
-/// Takes notices and publishes them behind the scenes: an Event that cannot be written never holds up a status.
-#[derive(Clone, Debug)]
-pub struct Announcer(mpsc::Sender<(Notice, ObjectReference)>);
-
-impl Announcer {
-    /// The announcer, and the work that publishes until all its clones are gone.
-    pub fn new(client: Client, instance: &str) -> (Self, impl Future<Output = ()> + Send + use<>) {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        let reporter = Reporter {
-            controller: REPORTER.to_owned(),
-            instance: Some(instance.to_owned()),
-        };
-        (Self(sender), publish(Recorder::new(client, reporter), receiver))
-    }
-
-    /// Says something of an object.
-    pub fn say(&self, notices: Vec<Notice>, regarding: &ObjectReference) {
-        for notice in notices {
-            if self.0.try_send((notice, regarding.clone())).is_err() {
-                debug!("more events than can be published; dropped one");
-            }
-        }
-    }
-}
-
-async fn publish(recorder: Recorder, mut notices: mpsc::Receiver<(Notice, ObjectReference)>) {
-    while let Some((notice, regarding)) = notices.recv().await {
-        let event = Event {
-            type_: if notice.warning { EventType::Warning } else { EventType::Normal },
-            reason: notice.reason,
-            note: Some(cut(notice.note)),
-            action: notice.action.to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = recorder.publish(&event, &regarding).await {
-            warn!(object = regarding.name, reason = event.reason, error = %chain(&error), "could not publish an event");
-        }
-    }
-}
-
-/// At most [`NOTE_MAX`] bytes, cut where a character ends.
-fn cut(mut note: String) -> String {
-    let end = (0..=NOTE_MAX.min(note.len()))
-        .rev()
-        .find(|end| note.is_char_boundary(*end))
-        .unwrap_or(0);
-    note.truncate(end);
-    note
 }
 
 #[cfg(test)]

@@ -101,14 +101,6 @@ fn a_network_says_who_serves_it_and_what_it_lacks() {
 }
 
 #[test]
-fn notes_are_cut_between_characters() {
-    assert_eq!(cut("short".into()), "short");
-    let long = cut("ä".repeat(600));
-    assert_eq!(long.len(), NOTE_MAX);
-    assert_eq!(cut(format!("x{}", "ä".repeat(600))).len(), NOTE_MAX - 1);
-}
-
-#[test]
 fn a_network_says_that_it_is_isolated_and_that_a_link_is_down_or_up() {
     let ready = (types::READY, "True", reasons::READY);
     let down = (types::READY, "False", reasons::LINK_DOWN);

@@ -20,6 +20,8 @@ use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client};
 use tracing::{debug, info, warn};
 
+use crate::telemetry::object_key;
+
 /// Name of the Lease.
 pub const LEASE: &str = "stagenet-controller";
 
@@ -144,6 +146,11 @@ impl Elector {
         }
     }
 
+    /// What logs call the Lease.
+    fn object(&self) -> String {
+        object_key("Lease", Some(&self.namespace), LEASE)
+    }
+
     /// Returns once this process leads, with the moment from which `renew_deadline` counts.
     pub async fn acquire(&mut self) -> Instant {
         let mut leader = None;
@@ -151,16 +158,16 @@ impl Elector {
             let begun = Instant::now();
             match self.bounded_attempt().await {
                 Ok(Attempt::Leading) => {
-                    info!(lease = LEASE, identity = self.identity, "leading");
+                    info!(object = self.object(), identity = self.identity, "leading");
                     return begun;
                 }
                 Ok(Attempt::Following(holder)) => {
                     if leader.as_ref() != Some(&holder) {
-                        info!(lease = LEASE, holder, "following: ready to take over");
+                        info!(object = self.object(), holder, "following: ready to take over");
                         leader = Some(holder);
                     }
                 }
-                Err(error) => warn!(lease = LEASE, %error, "could not reach for the leader lease; trying again"),
+                Err(error) => warn!(object = self.object(), %error, "could not reach for the leader lease; trying again"),
             }
             tokio::time::sleep(self.timing.retry).await;
         }
@@ -180,7 +187,7 @@ impl Elector {
             match tokio::time::timeout_at(deadline.into(), self.bounded_attempt()).await {
                 Ok(Ok(Attempt::Leading)) => renewed = begun,
                 Ok(Ok(Attempt::Following(holder))) => return Lost::To(holder),
-                Ok(Err(error)) => warn!(lease = LEASE, %error, "could not renew the leader lease; trying again"),
+                Ok(Err(error)) => warn!(object = self.object(), %error, "could not renew the leader lease; trying again"),
                 Err(_) => return Lost::Expired(self.timing.renew_deadline),
             }
         }
@@ -200,12 +207,12 @@ impl Elector {
                 spec.holder_identity = None;
                 spec.lease_duration_seconds = Some(1);
                 self.leases.replace(LEASE, &PostParams::default(), &lease).await?;
-                info!(lease = LEASE, "released");
+                info!(object = self.object(), "released");
             }
             Ok::<(), kube::Error>(())
         };
         if !matches!(tokio::time::timeout(self.timing.retry, give_away).await, Ok(Ok(()))) {
-            debug!(lease = LEASE, "could not release the leader lease; it expires by itself");
+            debug!(object = self.object(), "could not release the leader lease; it expires by itself");
         }
     }
 

@@ -21,13 +21,16 @@
 //! | [`ledger`] | what was written and what failed | yes |
 //! | [`write`](mod@write) | one patch | |
 //! | [`reconcile`] | the pass that ties these together | |
-//! | [`events`] | what a person should see | what to say |
+//! | [`events`] | what a person should see | yes |
+//! | `count` | what is Ready, for the metrics | |
+//! | [`publish`] | one Event a happening, with a count | all but the writes |
 //!
 //! Every replica watches; only the leader writes. A replica that stops leading exits, and agents go on without it: nothing in a kernel depends on
 //! this program, except which gateway is active when one falls silent.
 
 pub mod aggregate;
 pub mod api_server;
+mod count;
 pub mod events;
 pub mod gather;
 pub mod heartbeat;
@@ -36,6 +39,7 @@ pub mod ledger;
 pub mod machines;
 pub mod namespaces;
 pub mod nodes;
+pub mod publish;
 pub mod reconcile;
 pub mod seen;
 #[cfg(test)]
@@ -123,7 +127,7 @@ pub async fn run_until(client: Client, options: ControllerOptions, shutdown: imp
     stores.follow(writers, &client, &options.namespace, &mut watches);
     let machines = Machines::new(stores.bell.clone());
     machines.follow(&client, &mut watches);
-    let (announcer, publishing) = Announcer::new(client.clone(), &options.identity);
+    let (announcer, publishing) = Announcer::new(client.clone(), events::REPORTER, &options.identity);
     watches.spawn(publishing);
     let mut servers = JoinSet::new();
     if let Some(address) = options.listen {
@@ -145,7 +149,7 @@ pub async fn run_until(client: Client, options: ControllerOptions, shutdown: imp
         }),
         error = lead(&mut elector, reconciler, &stores, &health, &metrics) => Err(error),
     };
-    info!(lease = leader::LEASE, "stopping");
+    info!("stopping");
     // Lost means that it is not ours to give away.
     if !matches!(end, Err(ControllerError::Lost(_))) {
         elector.release().await;
@@ -161,6 +165,8 @@ async fn lead(elector: &mut Elector, reconciler: Reconciler, stores: &Stores, he
         never = follow(stores, health) => match never {},
     };
     metrics.leader.set(1);
+    let counted = stores.clone();
+    metrics.count_objects(move || count::objects(&counted));
     let mut work = JoinSet::new();
     let (stores, health) = (stores.clone(), health.clone());
     work.spawn(async move {

@@ -17,7 +17,7 @@ use tracing::{info, warn};
 
 use super::events::REPORTER;
 use crate::api::{GatewayNode, GatewayNodeSpec};
-use crate::telemetry::chain;
+use crate::telemetry::{chain, object_key};
 
 /// How long a creation or an adoption may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -109,17 +109,17 @@ pub async fn create(client: &Client, objects: Vec<GatewayNode>) -> bool {
     let results = futures::stream::iter(objects).map(|object| {
         let (api, params) = (&api, &params);
         async move {
-            let node = object.name_any();
+            let node = object_key("GatewayNode", None, &object.name_any());
             match tokio::time::timeout(TIMEOUT, api.create(params, &object)).await {
-                Ok(Ok(_)) => info!(node, "created its GatewayNode"),
+                Ok(Ok(_)) => info!(object = node, "created"),
                 // The watch has not told yet.
                 Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
                 Ok(Err(error)) => {
-                    warn!(node, error = %chain(&error), "creating its GatewayNode; it is tried again");
+                    warn!(object = node, error = %chain(&error), "creating; it is tried again");
                     return false;
                 }
                 Err(_) => {
-                    warn!(node, "creating its GatewayNode: no answer within {TIMEOUT:?}; it is tried again");
+                    warn!(object = node, "creating: no answer within {TIMEOUT:?}; it is tried again");
                     return false;
                 }
             }

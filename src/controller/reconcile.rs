@@ -27,7 +27,7 @@ use super::write::{Outcome, Reported, write};
 use crate::api::{NatMapping, StagingNetwork};
 use crate::plan::{Verdicts, World, isolation, judge};
 use crate::telemetry::metrics::ReconcileLabels;
-use crate::telemetry::{Health, Metrics};
+use crate::telemetry::{Health, Metrics, object_key};
 
 /// Shortest time between the beginnings of two passes.
 const REST: Duration = Duration::from_millis(20);
@@ -102,6 +102,7 @@ impl Reconciler {
     /// One pass: gather → judge → aggregate → write. Returns when there is more to do even if nothing changes until then.
     pub async fn reconcile(&mut self) -> Option<Instant> {
         let now = Instant::now();
+        self.metrics.reconciling();
         let (mut world, reports) = self.gather(now);
         let needed = world.networks.iter().any(StagingNetwork::selects_namespaces);
         // Their first list is on its way and ends the wait. Until then what was said stays said.
@@ -169,6 +170,7 @@ impl Reconciler {
     fn after_outage(&mut self, error: Option<String>) -> Option<Instant> {
         let Some(error) = error else {
             self.outages = 0;
+            self.metrics.reconciled();
             return None;
         };
         let pause = ledger::backoff(self.outages);
@@ -192,6 +194,7 @@ impl Reconciler {
                 () = tokio::time::sleep_until(until.into()) => {}
             }
             health.beat();
+            self.metrics.rests();
         }
     }
 
@@ -205,6 +208,11 @@ impl Reconciler {
             .map(|gateway| heartbeats.life(&gateway.name_any(), now))
             .collect()
     }
+}
+
+/// What logs call an object.
+fn key<K: Reported>(object: &K) -> String {
+    object_key(K::KIND, object.namespace().as_deref(), &object.name_any())
 }
 
 /// Each object with the status that it should have.
@@ -271,21 +279,11 @@ impl<'a> Pass<'a> {
                 }
                 Outcome::Gone => ledger.forget(object),
                 Outcome::Conflict => {
-                    debug!(
-                        kind = K::KIND,
-                        name = object.name_any(),
-                        "object changed meanwhile; judging it anew"
-                    );
+                    debug!(object = key(object), "changed meanwhile; judging it anew");
                     next = earliest(next, Some(ledger.failed(object, Failure::Conflict, now)));
                 }
                 Outcome::Refused(error) => {
-                    warn!(
-                        kind = K::KIND,
-                        namespace = object.namespace(),
-                        name = object.name_any(),
-                        error,
-                        "the API server refused a status"
-                    );
+                    warn!(object = key(object), error, "the API server refused a status");
                     next = earliest(next, Some(ledger.failed(object, Failure::Refused, now)));
                 }
                 Outcome::Unavailable(error) => self.outage = Some(error),

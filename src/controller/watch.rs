@@ -23,7 +23,7 @@ use tracing::warn;
 
 use super::heartbeat::{Heartbeats, LEASE_PREFIX};
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
-use crate::telemetry::{Health, chain};
+use crate::telemetry::{Health, chain, object_key};
 
 /// A store of objects of which some may be undecodable.
 pub type Guarded<K> = Store<DeserializeGuard<K>>;
@@ -203,9 +203,9 @@ async fn follow<K>(
 /// For the kinds of our own every change matters; what cannot be decoded is logged.
 fn any_change<K: Resource<DynamicType = ()>>(_: Option<&DeserializeGuard<K>>, new: &DeserializeGuard<K>) -> bool {
     if let Err(invalid) = &new.0 {
-        let (namespace, name) = (&invalid.metadata.namespace, &invalid.metadata.name);
-        let kind = K::kind(&());
-        warn!(%kind, ?namespace, ?name, error = %invalid.error, "object cannot be decoded; it is left out, others are not affected");
+        let (namespace, name) = (invalid.metadata.namespace.as_deref(), invalid.metadata.name.as_deref());
+        let object = object_key(&K::kind(&()), namespace, name.unwrap_or_default());
+        warn!(object, error = %invalid.error, "object cannot be decoded; it is left out, others are not affected");
     }
     true
 }

@@ -115,6 +115,15 @@ pub enum LinkChange {
     PutBack(IfName),
 }
 
+/// How full the connection table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connections {
+    /// Entries of this network namespace.
+    pub entries: u64,
+    /// `net.netfilter.nf_conntrack_max`: of all of them together.
+    pub limit: u64,
+}
+
 /// Everything that the agent may do to a node. Each call either does the whole of what it says or reports why not;
 /// [`Host::restore`] is atomic per table, [`Host::change_links`] says how far it came.
 #[async_trait]
@@ -158,6 +167,11 @@ pub trait Host: Send {
 
     /// Walks the connection table once and deletes what `policy` does not agree with. Returns how many entries went.
     async fn sweep_flows(&mut self, policy: &Arc<FlowPolicy>, sweep: Sweep) -> Result<u64, HostError>;
+
+    /// How full the connection table is. None: connection tracking is not in use, or it cannot be told. Cheap.
+    async fn connections(&mut self) -> Option<Connections> {
+        None
+    }
 
     /// Asks on each interface whether somebody has these addresses there (probes of RFC 5227 and RFC 4862). Returns those that somebody has, with the hardware address.
     async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<ProxyNeighbour, String>, HostError>;

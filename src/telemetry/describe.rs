@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::groups::{self, GROUPS, Group};
+
 /// What a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -26,6 +28,8 @@ impl Kind {
 /// One metric.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Descriptor {
+    /// Where it is documented.
+    pub group: &'static Group,
     /// Name without the prefix `stagenet_`, and without the counters' suffix.
     pub name: &'static str,
     /// Kind.
@@ -42,10 +46,18 @@ impl Descriptor {
         let suffix = if self.kind == Kind::Counter { "_total" } else { "" };
         format!("stagenet_{}{suffix}", self.name)
     }
+
+    fn label_list(&self) -> String {
+        if self.labels.is_empty() {
+            return "none".to_owned();
+        }
+        format!("`{}`", self.labels.join("`, `"))
+    }
 }
 
 /// Duration of passes.
 pub const APPLY_DURATION: Descriptor = Descriptor {
+    group: &groups::KERNEL,
     name: "agent_apply_duration_seconds",
     kind: Kind::Histogram,
     labels: &[],
@@ -53,6 +65,7 @@ pub const APPLY_DURATION: Descriptor = Descriptor {
 };
 /// Passes by result.
 pub const APPLIES: Descriptor = Descriptor {
+    group: &groups::KERNEL,
     name: "agent_applies",
     kind: Kind::Counter,
     labels: &["result"],
@@ -60,6 +73,7 @@ pub const APPLIES: Descriptor = Descriptor {
 };
 /// Repairs.
 pub const DRIFT_REPAIRS: Descriptor = Descriptor {
+    group: &groups::KERNEL,
     name: "agent_drift_repairs",
     kind: Kind::Counter,
     labels: &["table"],
@@ -67,6 +81,7 @@ pub const DRIFT_REPAIRS: Descriptor = Descriptor {
 };
 /// Mappings.
 pub const MAPPINGS: Descriptor = Descriptor {
+    group: &groups::MAPPINGS,
     name: "agent_mappings",
     kind: Kind::Gauge,
     labels: &["state"],
@@ -74,6 +89,7 @@ pub const MAPPINGS: Descriptor = Descriptor {
 };
 /// Networks.
 pub const NETWORKS: Descriptor = Descriptor {
+    group: &groups::MAPPINGS,
     name: "agent_networks",
     kind: Kind::Gauge,
     labels: &["role"],
@@ -81,6 +97,7 @@ pub const NETWORKS: Descriptor = Descriptor {
 };
 /// Fences.
 pub const FENCED: Descriptor = Descriptor {
+    group: &groups::KERNEL,
     name: "agent_fenced_networks",
     kind: Kind::Gauge,
     labels: &[],
@@ -88,6 +105,7 @@ pub const FENCED: Descriptor = Descriptor {
 };
 /// Quarantine.
 pub const QUARANTINED: Descriptor = Descriptor {
+    group: &groups::MAPPINGS,
     name: "agent_quarantined_mappings",
     kind: Kind::Gauge,
     labels: &[],
@@ -95,6 +113,7 @@ pub const QUARANTINED: Descriptor = Descriptor {
 };
 /// Last success.
 pub const LAST_SUCCESS: Descriptor = Descriptor {
+    group: &groups::KERNEL,
     name: "agent_last_success_timestamp_seconds",
     kind: Kind::Gauge,
     labels: &[],
@@ -102,6 +121,7 @@ pub const LAST_SUCCESS: Descriptor = Descriptor {
 };
 /// Denied packets.
 pub const DENIED: Descriptor = Descriptor {
+    group: &groups::TRAFFIC,
     name: "agent_denied_packets",
     kind: Kind::Counter,
     labels: &["network", "direction"],
@@ -109,6 +129,7 @@ pub const DENIED: Descriptor = Descriptor {
 };
 /// Packets of mappings.
 pub const MAPPING_PACKETS: Descriptor = Descriptor {
+    group: &groups::TRAFFIC,
     name: "agent_mapping_packets",
     kind: Kind::Counter,
     labels: &["mapping", "way"],
@@ -116,6 +137,7 @@ pub const MAPPING_PACKETS: Descriptor = Descriptor {
 };
 /// Bytes of mappings.
 pub const MAPPING_BYTES: Descriptor = Descriptor {
+    group: &groups::TRAFFIC,
     name: "agent_mapping_bytes",
     kind: Kind::Counter,
     labels: &["mapping", "way"],
@@ -123,6 +145,7 @@ pub const MAPPING_BYTES: Descriptor = Descriptor {
 };
 /// Last hits.
 pub const MAPPING_LAST_HIT: Descriptor = Descriptor {
+    group: &groups::TRAFFIC,
     name: "agent_mapping_last_hit_timestamp_seconds",
     kind: Kind::Gauge,
     labels: &["mapping", "way"],
@@ -130,6 +153,7 @@ pub const MAPPING_LAST_HIT: Descriptor = Descriptor {
 };
 /// Mappings left out.
 pub const MAPPINGS_WITHOUT_SERIES: Descriptor = Descriptor {
+    group: &groups::TRAFFIC,
     name: "agent_mappings_without_series",
     kind: Kind::Gauge,
     labels: &[],
@@ -137,6 +161,7 @@ pub const MAPPINGS_WITHOUT_SERIES: Descriptor = Descriptor {
 };
 /// Deleted flows.
 pub const FLOWS_DELETED: Descriptor = Descriptor {
+    group: &groups::TRAFFIC,
     name: "agent_flows_deleted",
     kind: Kind::Counter,
     labels: &[],
@@ -144,6 +169,7 @@ pub const FLOWS_DELETED: Descriptor = Descriptor {
 };
 /// Source problems.
 pub const SOURCE_PROBLEMS: Descriptor = Descriptor {
+    group: &groups::CLUSTER,
     name: "agent_source_problems",
     kind: Kind::Gauge,
     labels: &[],
@@ -151,6 +177,7 @@ pub const SOURCE_PROBLEMS: Descriptor = Descriptor {
 };
 /// Reports.
 pub const REPORTS: Descriptor = Descriptor {
+    group: &groups::CLUSTER,
     name: "agent_reports",
     kind: Kind::Counter,
     labels: &["result"],
@@ -158,6 +185,7 @@ pub const REPORTS: Descriptor = Descriptor {
 };
 /// Reconciles of the controller.
 pub const RECONCILES: Descriptor = Descriptor {
+    group: &groups::CONTROLLER,
     name: "controller_reconciles",
     kind: Kind::Counter,
     labels: &["kind", "result"],
@@ -165,13 +193,63 @@ pub const RECONCILES: Descriptor = Descriptor {
 };
 /// Leadership.
 pub const LEADER: Descriptor = Descriptor {
+    group: &groups::CONTROLLER,
     name: "controller_leader",
     kind: Kind::Gauge,
     labels: &[],
     help: "1 while this controller holds the leader Lease, else 0",
 };
+/// Conditions.
+pub const CONDITION: Descriptor = Descriptor {
+    group: &groups::CONDITIONS,
+    name: "agent_condition",
+    kind: Kind::Gauge,
+    labels: &["condition", "status"],
+    help: "1 for the status that a condition of the node's GatewayNode has, else 0; status is true, false or unknown. All three are 0 while the node has no such condition",
+};
+/// Entries of the connection table.
+pub const CONNTRACK_ENTRIES: Descriptor = Descriptor {
+    group: &groups::TRAFFIC,
+    name: "agent_conntrack_entries",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Entries of the node's connection table, those of bystanders too, read every 15 seconds; 0 while connection tracking is not in use",
+};
+/// Size of the connection table.
+pub const CONNTRACK_LIMIT: Descriptor = Descriptor {
+    group: &groups::TRAFFIC,
+    name: "agent_conntrack_entries_limit",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "How many entries the connection table may have (net.netfilter.nf_conntrack_max); 0 while connection tracking is not in use",
+};
+/// Last contact with the API server.
+pub const API_LAST_SUCCESS: Descriptor = Descriptor {
+    group: &groups::CLUSTER,
+    name: "agent_api_last_success_timestamp_seconds",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Unix time at which the API server last took a heartbeat or a report of this agent; 0 until then, and without a cluster",
+};
+/// Objects by their Ready.
+pub const OBJECTS: Descriptor = Descriptor {
+    group: &groups::CONTROLLER,
+    name: "controller_objects",
+    kind: Kind::Gauge,
+    labels: &["kind", "ready", "reason"],
+    help: "Objects of the cluster by what their condition Ready says: kind is NatMapping, StagingNetwork or GatewayNode, ready is True, False or Unknown, reason is the condition's. Those without a status have ready Unknown and no reason",
+};
+/// Last pass of the controller.
+pub const CONTROLLER_LAST_SUCCESS: Descriptor = Descriptor {
+    group: &groups::CONTROLLER,
+    name: "controller_last_success_timestamp_seconds",
+    kind: Kind::Gauge,
+    labels: &[],
+    help: "Unix time at which the leader last had judged all objects and the API server was there to take what had to be written; it moves on while nothing changes; 0 until then, and on a follower",
+};
 /// Build.
 pub const BUILD_INFO: Descriptor = Descriptor {
+    group: &groups::CLUSTER,
     name: "build_info",
     kind: Kind::Gauge,
     labels: &["version"],
@@ -190,110 +268,90 @@ pub const ALL: &[Descriptor] = &[
     FENCED,
     QUARANTINED,
     DENIED,
+    CONNTRACK_ENTRIES,
+    CONNTRACK_LIMIT,
     MAPPING_PACKETS,
     MAPPING_BYTES,
     MAPPING_LAST_HIT,
     MAPPINGS_WITHOUT_SERIES,
     FLOWS_DELETED,
-    SOURCE_PROBLEMS,
+    CONDITION,
+    API_LAST_SUCCESS,
     REPORTS,
+    SOURCE_PROBLEMS,
+    OBJECTS,
+    CONTROLLER_LAST_SUCCESS,
     RECONCILES,
     LEADER,
 ];
 
-/// What `/counters` is.
-const COUNTERS: &str = "
-## All counters of a node
-
-The agent serves `/counters` at the same address, for people and tools on the node: JSON, read from the kernel when it is asked for, at most a second old.
-
-```console
-$ curl -s http://127.0.0.1:9469/counters
-{
-  \"denied\": [
-    { \"bytes\": 420, \"direction\": \"out\", \"lastHit\": \"2026-03-01T12:00:00Z\", \"network\": \"segment-b\", \"packets\": 7 }
-  ],
-  \"mappings\": [
-    {
-      \"dialled\": { \"bytes\": 180, \"lastHit\": \"2026-03-01T12:00:00Z\", \"packets\": 3 },
-      \"left\": null,
-      \"mapping\": \"tenant-a/web\"
-    }
-  ],
-  \"node\": \"vm02\",
-  \"read\": \"2026-03-01T12:00:05Z\"
-}
-```
-
-- `dialled`: connections to the mapping's virtual address (for `side: Inside`, from inside). `left`: connections that its target opened itself and that left under
-  its virtual address; null where it has no such rule.
-- A mapping's packets are its **new connections**: the kernel asks rules of table nat for the first packet of each connection only. Its bytes are the sizes of
-  those packets. What follows in the same connection is not counted.
-- The fence's rules are asked for every packet, so denied packets are all of them, but for one kind: IPv6 packets to ports that no mapping has are counted in
-  table nat, without those that conntrack takes for the beginning of nothing (INVALID).
-- `lastHit` is when a reading last found more than the one before. Readings are made when `/counters` is asked for, every 15 seconds for metrics, and
-  before a chain is written anew. Null: no reading of this agent has seen it grow.
-- Counts go on when rules are written anew, and begin again when the mapping or network is removed, or the agent is started after its rules were written
-  anew. With legacy tools, which read the whole table for any counter, chains that are written anew are read first only while somebody asks: within ten
-  minutes of a request to `/counters`, or with `--metrics-per-mapping`.
-";
-
-/// `docs/metrics.md`.
-pub fn markdown() -> String {
+/// `docs/metrics.md`: all of them, and where each is explained.
+pub fn index() -> String {
     let mut out = String::from(
         "# Metrics\n\n\
-         <!-- Made from src/telemetry/describe.rs; a test compares the two. Write it anew with `UPDATE=1 cargo test --lib telemetry`. -->\n\n\
+         <!-- Made from src/telemetry/describe.rs; a test compares the two. Write it anew with `UPDATE=1 cargo test --test pages`. -->\n\n\
          `stagenet agent` and `stagenet controller` serve these at `/metrics` of their `--listen` address, in base units (seconds, packets):\n\
          the agent those named `stagenet_agent_`, the controller those named `stagenet_controller_`.\n\
          A metric with labels appears once there is something to tell. No label names a mapping unless `--metrics-per-mapping N` asks for it, and then\n\
          of the first N by name: the number of series does not grow with the number of claims.\n\n\
-         | metric | kind | labels | tells |\n|---|---|---|---|\n",
+         | page | tells |\n|---|---|\n",
     );
-    for d in ALL {
-        let labels = if d.labels.is_empty() {
-            "none".to_owned()
-        } else {
-            format!("`{}`", d.labels.join("`, `"))
-        };
-        let _ = writeln!(out, "| `{}` | {} | {labels} | {} |", d.scraped_name(), d.kind.as_str(), d.help);
+    for group in GROUPS {
+        let _ = writeln!(out, "| [{0}](metrics/{0}.md) | {1} |", group.name, group.tells);
     }
-    out.push_str(COUNTERS);
-    out.push_str(
-        "\n## Worth an alert\n\n\
-         | expression | why |\n|---|---|\n\
-         | `time() - stagenet_agent_last_success_timestamp_seconds > 300` | the node has not been as planned for five minutes; `kubectl describe gwnode` says why |\n\
-         | `rate(stagenet_agent_drift_repairs_total[10m]) > 0.1` | something else on the node keeps changing what stagenet put there; the agent's log names the process |\n\
-         | `increase(stagenet_agent_denied_packets_total{direction=\"out\"}[10m]) > 0` | a restored VM tries to leave the closed network (it was stopped) |\n\
-         | `stagenet_agent_quarantined_mappings > 0` | the kernel refuses a rule; the mapping's status names the line |\n\
-         | `sum(stagenet_controller_leader) != 1` | no controller, or two, believe that they lead |\n",
-    );
+    out.push_str("\nEach page has expressions worth an alert, and what to do when one fires.\n\n| metric | kind | labels | page |\n|---|---|---|---|\n");
+    for d in ALL {
+        let page = d.group.name;
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {} | [{page}](metrics/{page}.md) |",
+            d.scraped_name(),
+            d.kind.as_str(),
+            d.label_list()
+        );
+    }
+    out
+}
+
+/// The table of a group, which its page has.
+pub fn table(group: &Group) -> String {
+    let mut out = String::from("| metric | kind | labels | tells |\n|---|---|---|---|\n");
+    for d in ALL.iter().filter(|d| d.group == group) {
+        let _ = writeln!(
+            out,
+            "| `{}` | {} | {} | {} |",
+            d.scraped_name(),
+            d.kind.as_str(),
+            d.label_list(),
+            d.help
+        );
+    }
     out
 }
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
 
+    /// What promtool's linter asks for, and that no unit but the base units is used.
     #[test]
-    fn the_committed_page_is_fresh() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
-        if std::env::var_os("UPDATE").is_some() {
-            std::fs::write(path, markdown()).unwrap();
-        }
-        assert_eq!(
-            std::fs::read_to_string(path).unwrap_or_default(),
-            markdown(),
-            "docs/metrics.md is stale: run UPDATE=1 cargo test --lib telemetry"
-        );
-    }
-
-    #[test]
-    fn names_are_distinct_and_in_base_units() {
+    fn names_are_distinct_and_as_prometheus_has_them() {
         let names: std::collections::BTreeSet<_> = ALL.iter().map(Descriptor::scraped_name).collect();
         assert_eq!(names.len(), ALL.len());
-        for name in names {
-            assert!(!name.ends_with("_ms") && !name.contains("milli"), "{name} is not in base units");
+        for d in ALL {
+            let name = d.scraped_name();
+            let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+            assert!(name.chars().all(plain) && !name.contains("__"), "{name}");
+            assert_eq!(name.ends_with("_total"), d.kind == Kind::Counter, "{name}");
+            for word in [
+                "milli", "micro", "_ms", "minutes", "hours", "kilo", "mega", "percent", "_count", "_sum", "_bucket",
+            ] {
+                assert!(!name.contains(word), "{name}: {word}");
+            }
+            assert!(!d.name.contains("duration") || name.ends_with("_seconds"), "{name}");
+            assert!(!d.name.contains("timestamp") || name.ends_with("_timestamp_seconds"), "{name}");
+            assert!(!d.help.is_empty() && !d.help.ends_with('.'), "{name}");
+            assert!(d.labels.iter().all(|label| label.chars().all(plain)), "{name}");
         }
     }
 }

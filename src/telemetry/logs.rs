@@ -27,6 +27,15 @@ pub struct LogOptions {
     pub log_level: String,
 }
 
+/// What the field `object` of a log line says: the one name under which every line about an object of the cluster can be found, `Kind namespace/name`, or
+/// `Kind name` where the kind has no namespaces. Statuses and messages write objects the same way.
+pub fn object_key(kind: &str, namespace: Option<&str>, name: &str) -> String {
+    match namespace.filter(|namespace| !namespace.is_empty()) {
+        Some(namespace) => format!("{kind} {namespace}/{name}"),
+        None => format!("{kind} {name}"),
+    }
+}
+
 /// An error with everything that caused it, in one line. What a message says already is not said again.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();

@@ -1,8 +1,9 @@
 //! The metrics themselves. One value is made at start and shared.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -82,6 +83,23 @@ pub struct ReconcileLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConditionLabels {
+    condition: &'static str,
+    status: &'static str,
+}
+
+/// Labels of objects.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, EncodeLabelSet)]
+pub struct ObjectLabels {
+    /// Kind of the objects.
+    pub kind: &'static str,
+    /// Status of their Ready.
+    pub ready: String,
+    /// Its reason.
+    pub reason: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct BuildLabels {
     version: &'static str,
 }
@@ -103,6 +121,18 @@ impl Program {
             Self::Controller => "agent_",
         };
         !descriptor.name.starts_with(of_another)
+    }
+}
+
+/// Counts what is there at the moment in which the page is asked for.
+type Counting = Box<dyn Fn() -> BTreeMap<ObjectLabels, i64> + Send + Sync>;
+
+#[derive(Default)]
+struct Counted(OnceLock<Counting>);
+
+impl std::fmt::Debug for Counted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Counted").field(&self.0.get().is_some()).finish()
     }
 }
 
@@ -132,6 +162,24 @@ pub struct Metrics {
     denied_seen: Mutex<BTreeMap<(String, String), u64>>,
     /// Whether the page was asked for.
     asked: AtomicBool,
+    /// [`describe::CONNTRACK_ENTRIES`]
+    pub conntrack_entries: Gauge,
+    /// [`describe::CONNTRACK_LIMIT`]
+    pub conntrack_limit: Gauge,
+    /// [`describe::CONDITION`]
+    condition: Family<ConditionLabels, Gauge>,
+    /// [`describe::API_LAST_SUCCESS`]
+    pub api_last_success: Gauge<f64, AtomicU64>,
+    /// [`describe::OBJECTS`]
+    objects: Family<ObjectLabels, Gauge>,
+    /// Where [`Self::objects`] come from.
+    counted: Counted,
+    /// [`describe::CONTROLLER_LAST_SUCCESS`]
+    controller_last_success: Gauge<f64, AtomicU64>,
+    /// Whether the controller's last pass was a success.
+    well: AtomicBool,
+    /// One page at a time.
+    page: Mutex<()>,
     /// [`describe::MAPPING_PACKETS`]
     mapping_packets: Family<MappingLabels, Counter>,
     /// [`describe::MAPPING_BYTES`]
@@ -176,6 +224,15 @@ impl Metrics {
             denied: Family::default(),
             denied_seen: Mutex::default(),
             asked: AtomicBool::default(),
+            conntrack_entries: Gauge::default(),
+            conntrack_limit: Gauge::default(),
+            condition: Family::default(),
+            api_last_success: Gauge::default(),
+            objects: Family::default(),
+            counted: Counted::default(),
+            controller_last_success: Gauge::default(),
+            well: AtomicBool::default(),
+            page: Mutex::default(),
             mapping_packets: Family::default(),
             mapping_bytes: Family::default(),
             mapping_last_hit: Family::default(),
@@ -200,6 +257,12 @@ impl Metrics {
         register(r, describe::QUARANTINED, metrics.quarantined.clone());
         register(r, describe::LAST_SUCCESS, metrics.last_success.clone());
         register(r, describe::DENIED, metrics.denied.clone());
+        register(r, describe::CONNTRACK_ENTRIES, metrics.conntrack_entries.clone());
+        register(r, describe::CONNTRACK_LIMIT, metrics.conntrack_limit.clone());
+        register(r, describe::CONDITION, metrics.condition.clone());
+        register(r, describe::API_LAST_SUCCESS, metrics.api_last_success.clone());
+        register(r, describe::OBJECTS, metrics.objects.clone());
+        register(r, describe::CONTROLLER_LAST_SUCCESS, metrics.controller_last_success.clone());
         register(r, describe::MAPPING_PACKETS, metrics.mapping_packets.clone());
         register(r, describe::MAPPING_BYTES, metrics.mapping_bytes.clone());
         register(r, describe::MAPPING_LAST_HIT, metrics.mapping_last_hit.clone());
@@ -214,7 +277,7 @@ impl Metrics {
 
     /// Takes over the kernel's counters of denied packets. A counter lower than before has been restarted by the kernel.
     pub fn set_denied(&self, now: &BTreeMap<(String, String), u64>) {
-        let mut seen = self.denied_seen.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut seen = locked(&self.denied_seen);
         for (key, &count) in now {
             let before = seen.get(key).copied().unwrap_or(0);
             let grown = if count >= before { count - before } else { count };
@@ -244,6 +307,40 @@ impl Metrics {
         self.mappings_without_series.set(i64::try_from(left_out).unwrap_or(i64::MAX));
     }
 
+    /// Shows the statuses of conditions: Some(true), Some(false), or None for Unknown. One that is not there has none of the three.
+    pub fn set_conditions(&self, all: impl Iterator<Item = &'static str>, present: &BTreeMap<&str, Option<bool>>) {
+        for condition in all {
+            let is = present.get(condition).copied();
+            for (status, value) in [("true", Some(true)), ("false", Some(false)), ("unknown", None)] {
+                let labels = ConditionLabels { condition, status };
+                self.condition.get_or_create(&labels).set(i64::from(is == Some(value)));
+            }
+        }
+    }
+
+    /// Counts objects with this, whenever the page is asked for. Only the first call counts.
+    pub fn count_objects(&self, counting: impl Fn() -> BTreeMap<ObjectLabels, i64> + Send + Sync + 'static) {
+        let _ = self.counted.0.set(Box::new(counting));
+    }
+
+    /// The controller looks at everything anew: nothing is known to be well until [`Metrics::reconciled`].
+    pub fn reconciling(&self) {
+        self.well.store(false, Ordering::Relaxed);
+    }
+
+    /// The controller has judged everything and written what was due.
+    pub fn reconciled(&self) {
+        self.well.store(true, Ordering::Relaxed);
+        self.rests();
+    }
+
+    /// Nothing has happened since: what was well is well.
+    pub fn rests(&self) {
+        if self.well.load(Ordering::Relaxed) {
+            self.controller_last_success.set(unix_now());
+        }
+    }
+
     /// Whether the page was asked for since this was last asked.
     pub fn take_asked(&self) -> bool {
         self.asked.swap(false, Ordering::Relaxed)
@@ -251,11 +348,27 @@ impl Metrics {
 
     /// The page that Prometheus scrapes (OpenMetrics text).
     pub fn page(&self) -> Result<String, std::fmt::Error> {
+        let _one = locked(&self.page);
         self.asked.store(true, Ordering::Relaxed);
+        if let Some(count) = self.counted.0.get() {
+            self.objects.clear();
+            for (labels, number) in count() {
+                self.objects.get_or_create(&labels).set(number);
+            }
+        }
         let mut page = String::new();
         prometheus_client::encoding::text::encode(&mut page, &self.registry)?;
         Ok(page)
     }
+}
+
+/// Seconds since 1970.
+pub fn unix_now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+fn locked<T>(lock: &Mutex<T>) -> MutexGuard<'_, T> {
+    lock.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 struct Registrar<'r> {
@@ -301,6 +414,15 @@ mod tests {
             drop(metrics.mappings.get_or_create(&StateLabel { state: "failed" }));
             drop(metrics.networks.get_or_create(&RoleLabel { role: "active" }));
             metrics.set_denied(&BTreeMap::from([(("b".to_owned(), "out".to_owned()), 1)]));
+            metrics.set_conditions(["Lock"].into_iter(), &BTreeMap::new());
+            metrics.count_objects(|| {
+                let labels = ObjectLabels {
+                    kind: "NatMapping",
+                    ready: "True".to_owned(),
+                    reason: "Ready".to_owned(),
+                };
+                BTreeMap::from([(labels, 1)])
+            });
             let count = MappingCount {
                 mapping: "a/web".to_owned(),
                 way: "dialled",
@@ -352,6 +474,74 @@ mod tests {
         );
         assert_eq!(value(&page, "stagenet_agent_mappings_without_series"), "1");
         assert!(!page.contains("a/one"), "{page}");
+    }
+
+    #[test]
+    fn a_condition_has_one_status_or_none() {
+        let metrics = Metrics::new(Program::Agent);
+        let show = |present: &[(&'static str, Option<bool>)]| {
+            metrics.set_conditions(["Lock", "Drifted"].into_iter(), &present.iter().copied().collect());
+            let page = metrics.page().unwrap();
+            let of = |condition: &str| {
+                ["true", "false", "unknown"].map(|status| {
+                    value(
+                        &page,
+                        &format!("stagenet_agent_condition{{condition=\"{condition}\",status=\"{status}\"}}"),
+                    )
+                })
+            };
+            [of("Lock").concat(), of("Drifted").concat()]
+        };
+        assert_eq!(show(&[("Lock", Some(true))]), ["100", "000"]);
+        assert_eq!(show(&[("Lock", None), ("Drifted", Some(true))]), ["001", "100"]);
+        assert_eq!(show(&[("Lock", Some(false))]), ["010", "000"]);
+    }
+
+    #[test]
+    fn objects_are_counted_when_asked_for_and_those_that_are_gone_have_no_series() {
+        let metrics = Metrics::new(Program::Controller);
+        let there = std::sync::Arc::new(Mutex::new(vec!["Ready", "Ready", "Conflict"]));
+        let counted = there.clone();
+        metrics.count_objects(move || {
+            let mut counts = BTreeMap::new();
+            for reason in counted.lock().unwrap().iter() {
+                let labels = ObjectLabels {
+                    kind: "NatMapping",
+                    ready: if *reason == "Ready" { "True" } else { "False" }.to_owned(),
+                    reason: (*reason).to_owned(),
+                };
+                *counts.entry(labels).or_default() += 1;
+            }
+            counts
+        });
+        let series =
+            |ready: &str, reason: &str| format!("stagenet_controller_objects{{kind=\"NatMapping\",ready=\"{ready}\",reason=\"{reason}\"}}");
+        let page = metrics.page().unwrap();
+        assert_eq!(value(&page, &series("True", "Ready")), "2");
+        assert_eq!(value(&page, &series("False", "Conflict")), "1");
+        there.lock().unwrap().retain(|reason| *reason == "Ready");
+        assert!(!metrics.page().unwrap().contains("Conflict"));
+    }
+
+    #[test]
+    fn a_controller_that_does_not_get_on_is_told_by_its_age() {
+        let metrics = Metrics::new(Program::Controller);
+        let age = |metrics: &Metrics| -> f64 {
+            let page = metrics.page().unwrap();
+            value(&page, "stagenet_controller_last_success_timestamp_seconds").parse().unwrap()
+        };
+        metrics.rests();
+        assert!(age(&metrics) < 1.0, "nothing has been judged yet");
+        metrics.reconciling();
+        metrics.reconciled();
+        let last = age(&metrics);
+        assert!(last > 1e9);
+        metrics.reconciling();
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        metrics.rests();
+        assert!(age(&metrics) <= last, "what is not finished is no success");
+        metrics.reconciled();
+        assert!(age(&metrics) > last);
     }
 
     #[test]

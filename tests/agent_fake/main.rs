@@ -16,6 +16,7 @@ mod directory;
 mod links;
 mod refusals;
 mod runner;
+mod seen;
 mod withdrawn;
 
 use std::collections::BTreeSet;

@@ -11,6 +11,7 @@ mod lab;
 mod luck;
 mod machines;
 mod rights;
+mod seen;
 mod tenants;
 
 use std::fs;

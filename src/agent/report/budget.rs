@@ -72,7 +72,7 @@ mod tests {
             types::BACKEND,
             types::LOCK,
             types::INTERFACES,
-            types::FORWARDING,
+            types::REVERSE_PATH_FILTER,
             types::CONNTRACK_ROOM,
             types::FENCE,
             types::READY,

@@ -7,47 +7,50 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use kube::core::DeserializeGuard;
 use kube::runtime::WatchStreamExt;
-use kube::runtime::events::{Event, EventType, Recorder, Reporter};
 use kube::runtime::watcher::watch_object;
 use kube::{Client, Resource, ResourceExt};
 use serde_json::json;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::news::News;
 use super::{MANAGER, status};
 use crate::agent::runner::{Report, Reports};
 use crate::api::gatewaynode::GatewayNodeStatus;
-use crate::api::{GatewayNode, GatewayNodeSpec, conditions, reasons};
+use crate::api::{GatewayNode, GatewayNodeSpec};
+use crate::controller::publish::Announcer;
 use crate::controller::version::compare;
-use crate::telemetry::chain;
-use crate::telemetry::metrics::ResultLabel;
+use crate::telemetry::metrics::{ResultLabel, unix_now};
 use crate::telemetry::{Health, Metrics};
+use crate::telemetry::{chain, object_key};
 
 /// Least time between two writes: with thousands of changes a second the last one counts.
 const MIN_INTERVAL: Duration = Duration::from_millis(200);
 /// First wait after a failed write; doubled up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
-/// Longest note of an event, in bytes (events.k8s.io/v1).
-const NOTE_MAX: usize = 1000;
 
 /// Reports until the runner ends. The object is made by the controller: until it is there `health` says what is waited for.
-pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: Arc<Metrics>, health: Arc<Health>) {
+/// News are said of it, and wait for it too.
+pub async fn keep(
+    client: Client,
+    node: String,
+    (mut reports, mut told): (Reports, mpsc::Receiver<News>),
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+) {
     let api: Api<GatewayNode> = Api::all(client.clone());
     let guarded: Api<DeserializeGuard<GatewayNode>> = Api::all(client.clone());
     let mut news = std::pin::pin!(watch_object(guarded, &node).default_backoff());
-    let recorder = Recorder::new(
-        client,
-        Reporter {
-            controller: MANAGER.to_owned(),
-            instance: Some(node.clone()),
-        },
-    );
+    let (announcer, publishing) = Announcer::new(client, MANAGER, &node);
+    let mut publishing = std::pin::pin!(publishing);
+    let object = object_key("GatewayNode", None, &node);
     let mut own = Own::Unknown;
-    let mut told = Told::default();
     let mut altered = Altered::default();
     let mut wait = RETRY;
     // Not before, but then whatever happens: something may have come meanwhile.
@@ -58,10 +61,15 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
         tokio::select! {
             found = news.next() => match found {
                 Some(Ok(found)) => own.take(found),
-                Some(Err(error)) => tracing::debug!(error = chain(&error), "watching GatewayNode {node}; it is tried again"),
+                Some(Err(error)) => tracing::debug!(object, error = chain(&error), "watching; it is tried again"),
                 None => return,
             },
             changed = reports.changed() => if changed.is_err() { return },
+            Some(news) = told.recv(), if matches!(own, Own::Present(_)) => {
+                announcer.publish(news.notice(), &own.reference(&node));
+                continue;
+            }
+            () = &mut publishing => return,
             () = tokio::time::sleep_until(due) => {}
         }
         let latest = reports.borrow_and_update().clone();
@@ -76,6 +84,7 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
             Ok(None) => {}
             Ok(Some((wanted, written))) => {
                 metrics.reports.get_or_create(&ResultLabel { result: "written" }).inc();
+                metrics.api_last_success.set(unix_now());
                 let answer = Stored::of(&written);
                 altered.note(wanted, &answer.status);
                 own = Own::Present(Box::new(answer));
@@ -83,14 +92,13 @@ pub async fn keep(client: Client, node: String, mut reports: Reports, metrics: A
             }
             Err(error) => {
                 metrics.reports.get_or_create(&ResultLabel { result: "failed" }).inc();
-                tracing::warn!(error = chain(&error), "writing the status of GatewayNode {node}; it is tried again");
+                tracing::warn!(object, error = chain(&error), "writing the status; it is tried again");
                 again = Some(Instant::now() + wait);
                 wait = (wait * 2).min(RETRY_MAX);
                 continue;
             }
         }
         wait = RETRY;
-        publish(&recorder, &node, told.news(&report)).await;
     }
 }
 
@@ -141,6 +149,15 @@ impl Own {
             *self = Self::Present(Box::new(stored));
         }
     }
+
+    /// What events are said of. With its identity: `kubectl describe` asks for that.
+    fn reference(&self, node: &str) -> ObjectReference {
+        let mut object = GatewayNode::new(node, GatewayNodeSpec {});
+        if let Self::Present(stored) = self {
+            object.metadata.uid.clone_from(&stored.uid);
+        }
+        object.object_ref(&())
+    }
 }
 
 /// Says, once each time, that the object is waited for, and that it is there.
@@ -155,12 +172,14 @@ fn announce(own: &Own, node: &str, health: &Health) {
     if !health.hold_up(waits) {
         return;
     }
+    let object = object_key("GatewayNode", None, node);
     match own {
         Own::Unknown => {}
         Own::Absent => tracing::warn!(
-            "there is no GatewayNode {node}: the status cannot be reported until the controller has created it; the kernel is kept as planned meanwhile"
+            object,
+            "there is no such object: the status cannot be reported until the controller has created it; the kernel is kept as planned meanwhile"
         ),
-        Own::Present(_) => tracing::info!("reporting to GatewayNode {node}"),
+        Own::Present(_) => tracing::info!(object, "reporting"),
     }
 }
 
@@ -215,69 +234,9 @@ async fn write(
     Ok(Some((wanted, written)))
 }
 
-/// What a person was told.
-#[derive(Default)]
-struct Told {
-    /// The last report that was told of: what it repaired was repaired once.
-    report: Option<Arc<Report>>,
-    /// Reason and message of what still holds.
-    lasting: Vec<(String, String)>,
-}
-
-impl Told {
-    /// Reason and message of each event of a pass: drift, addresses in use, failures. What was told and still holds is not told again, and no report is told twice.
-    fn news(&mut self, report: &Arc<Report>) -> Vec<(String, String)> {
-        if self.report.as_ref().is_some_and(|told| Arc::ptr_eq(told, report)) {
-            return Vec::new();
-        }
-        self.report = Some(report.clone());
-        let outcome = &report.outcome;
-        let mut events = Vec::new();
-        for drift in outcome.drift.iter().take(8).filter(|_| outcome.complete) {
-            let by = report.by.as_ref().map(|by| format!(", by {by}")).unwrap_or_default();
-            events.push((reasons::DRIFT_REPAIRED.to_owned(), format!("{}{by}; put back", drift.what)));
-        }
-        let mut lasting: Vec<(String, String)> = outcome.troubles.iter().map(|t| (t.reason.to_owned(), t.message.clone())).collect();
-        for (key, state) in &outcome.mappings {
-            if let crate::plan::MappingState::Failed(why) = state
-                && (why.reason == reasons::ADDRESS_IN_USE || why.reason == reasons::RESTORE_REJECTED)
-                && lasting.len() < 16
-            {
-                lasting.push((why.reason.to_owned(), format!("NatMapping {key}: {}", why.message)));
-            }
-        }
-        events.extend(lasting.iter().filter(|l| !self.lasting.contains(l)).cloned());
-        self.lasting = lasting;
-        events
-    }
-}
-
-/// Publishes warnings about this node.
-async fn publish(recorder: &Recorder, node: &str, events: Vec<(String, String)>) {
-    let reference = GatewayNode::new(node, GatewayNodeSpec {}).object_ref(&());
-    for (reason, message) in events {
-        let mut text = conditions::shorten(&message);
-        while text.len() > NOTE_MAX {
-            text.pop();
-        }
-        let event = Event {
-            type_: EventType::Warning,
-            reason: reason.clone(),
-            note: Some(text),
-            action: "Programming".to_owned(),
-            secondary: None,
-        };
-        if let Err(error) = recorder.publish(&event, &reference).await {
-            tracing::debug!(error = chain(&error), reason, "publishing an event");
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::outcome::{Drift, Outcome, Trouble};
-    use crate::agent::source::Snapshot;
 
     /// An older definition of the kind has no `refusedCount`: what is stored lacks it.
     #[test]
@@ -298,48 +257,5 @@ mod tests {
         assert_eq!(*altered.as_told(&pruned(2)), pruned(2), "somebody else wrote there");
         altered.note(sent(2), &sent(2));
         assert_eq!(*altered.as_told(&pruned(1)), pruned(1), "the definition is there now");
-    }
-
-    #[test]
-    fn a_repair_is_told_once_and_what_lasts_is_not_told_again() {
-        let report = |drift: &[&str], trouble: &[&str]| {
-            let outcome = Outcome {
-                complete: true,
-                drift: drift
-                    .iter()
-                    .map(|what| Drift {
-                        place: "mangle",
-                        what: (*what).to_owned(),
-                    })
-                    .collect(),
-                troubles: trouble
-                    .iter()
-                    .map(|said| Trouble {
-                        reason: reasons::APPLY_FAILED,
-                        message: (*said).to_owned(),
-                    })
-                    .collect(),
-                ..Outcome::default()
-            };
-            Arc::new(Report {
-                snapshot: Arc::new(Snapshot::default()),
-                outcome,
-                by: None,
-                contended: false,
-            })
-        };
-        let reasons_of = |news: Vec<(String, String)>| news.into_iter().map(|(reason, _)| reason).collect::<Vec<_>>();
-        let mut told = Told::default();
-        let first = report(&["a chain is gone"], &["no"]);
-        assert_eq!(reasons_of(told.news(&first)), [reasons::DRIFT_REPAIRED, reasons::APPLY_FAILED]);
-        assert_eq!(told.news(&first), [], "the status is looked at again while nothing happens");
-        let again = report(&["a chain is gone"], &["no"]);
-        assert_eq!(reasons_of(told.news(&again)), [reasons::DRIFT_REPAIRED], "undone and repaired anew");
-        assert_eq!(told.news(&report(&[], &[])), []);
-        assert_eq!(
-            reasons_of(told.news(&report(&[], &["no"]))),
-            [reasons::APPLY_FAILED],
-            "it failed anew"
-        );
     }
 }

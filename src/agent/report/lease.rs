@@ -11,7 +11,8 @@ use kube::Client;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams};
 
 use super::MANAGER;
-use crate::telemetry::{Health, chain};
+use crate::telemetry::metrics::unix_now;
+use crate::telemetry::{Health, Metrics, chain, object_key};
 
 /// In how many parts the Lease's duration is cut by renewals: three may fail.
 const RENEWALS: u32 = 4;
@@ -22,27 +23,26 @@ pub fn name(node: &str) -> String {
 }
 
 /// Renews until it is dropped. `seconds`: after how long without renewal the node counts as silent.
-pub async fn keep(client: Client, namespace: String, node: String, seconds: u16, health: Arc<Health>) {
+pub async fn keep(client: Client, namespace: String, node: String, seconds: u16, (metrics, health): (Arc<Metrics>, Arc<Health>)) {
     let pause = Duration::from_secs(seconds.into()) / RENEWALS;
     let api: Api<Lease> = Api::namespaced(client, &namespace);
     let name = name(&node);
+    let object = object_key("Lease", Some(&namespace), &name);
     let mut failing = false;
     loop {
         match health.live() {
             Ok(()) => match renew(&api, &name, &node, seconds).await {
-                Ok(()) => failing = false,
-                Err(error) if failing => tracing::debug!(error = chain(&error), lease = name, "renewing the heartbeat"),
+                Ok(()) => {
+                    failing = false;
+                    metrics.api_last_success.set(unix_now());
+                }
+                Err(error) if failing => tracing::debug!(object, error = chain(&error), "renewing the heartbeat"),
                 Err(error) => {
                     failing = true;
-                    tracing::warn!(
-                        error = chain(&error),
-                        lease = name,
-                        namespace,
-                        "renewing the heartbeat; it is tried every {pause:?}"
-                    );
+                    tracing::warn!(object, error = chain(&error), "renewing the heartbeat; it is tried every {pause:?}");
                 }
             },
-            Err(why) => tracing::error!("no heartbeat: {why}"),
+            Err(why) => tracing::error!(object, "no heartbeat: {why}"),
         }
         tokio::time::sleep(pause).await;
     }

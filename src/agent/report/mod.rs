@@ -4,6 +4,7 @@ mod budget;
 pub mod cluster;
 pub mod file;
 pub mod lease;
+pub mod news;
 pub mod status;
 
 use std::collections::BTreeMap;
@@ -12,9 +13,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::counters::{Counts, Total, Way};
 use super::runner::Report;
 use crate::api::gatewaynode::Role;
+use crate::api::reasons::types;
 use crate::plan::MappingState;
 use crate::telemetry::Metrics;
-use crate::telemetry::metrics::{MappingCount, ResultLabel, RoleLabel, StateLabel, TableLabel};
+use crate::telemetry::metrics::{MappingCount, ResultLabel, RoleLabel, StateLabel, TableLabel, unix_now};
 
 /// Field manager and event reporter.
 pub const MANAGER: &str = "stagenet-agent";
@@ -59,6 +61,13 @@ pub fn measure(metrics: &Metrics, report: &Report, took: Duration) {
     }
     metrics.flows_deleted.inc_by(outcome.flows_deleted);
     metrics.source_problems.set(report.snapshot.problems.len() as i64);
+    let of_a_node = types::ALL.iter().filter(|doc| doc.on.contains("GatewayNode")).map(|doc| doc.name);
+    // Of two findings of one type the last counts.
+    let present = status::findings(report)
+        .iter()
+        .map(|finding| (finding.kind, finding.status))
+        .collect();
+    metrics.set_conditions(of_a_node, &present);
     if outcome.failed() && !outcome.complete {
         return;
     }
@@ -100,6 +109,5 @@ pub fn measure(metrics: &Metrics, report: &Report, took: Duration) {
 
 /// The node was found as planned just now.
 pub fn succeeded(metrics: &Metrics) {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    metrics.last_success.set(now.as_secs_f64());
+    metrics.last_success.set(unix_now());
 }

@@ -187,7 +187,8 @@ fn addresses(all: &BTreeSet<IpNet>) -> Vec<String> {
     chosen.into_iter().map(|(_, address)| address.to_string()).collect()
 }
 
-fn findings(report: &Report) -> Vec<NodeFinding> {
+/// What there is to say of the node, apart from single networks and mappings.
+pub(super) fn findings(report: &Report) -> Vec<NodeFinding> {
     let outcome = &report.outcome;
     let mut all: Vec<NodeFinding> = outcome
         .findings

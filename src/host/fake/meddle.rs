@@ -283,6 +283,11 @@ impl FakeHost {
         self.lock().flows.insert(flow);
     }
 
+    /// How many entries it may have: from now on it is in use.
+    pub fn limit_flows(&self, limit: u64) {
+        self.lock().flow_limit = Some(limit);
+    }
+
     /// The connection table.
     pub fn flows(&self) -> BTreeSet<FlowTuple> {
         self.lock().flows.clone()

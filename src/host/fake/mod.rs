@@ -16,13 +16,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
-use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
+use super::{Backend, Connections, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
 use crate::netfilter::dump::{ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{
     FlowPolicy, FlowTuple, GatewayAddress, InterfaceFacts, KernelFacts, LinkSettings, PolicyRule, ProxyNeighbour, Route, Sweep, Via,
 };
-use tables::FakeTable;
+use tables::{FakeTable, Refusal};
 
 /// Events that wait for the agent; more are lost.
 const EVENT_ROOM: usize = 1024;
@@ -76,16 +76,6 @@ pub enum Write {
     Announced(IfName, IpAddr),
 }
 
-/// What the kernel is made to refuse.
-#[derive(Clone, Debug)]
-struct Refusal {
-    /// Part of a restore line.
-    part: String,
-    said: String,
-    /// Whether the line is named, or only the COMMIT of its table.
-    named: bool,
-}
-
 #[derive(Default)]
 struct State {
     backend: Option<Backend>,
@@ -101,6 +91,8 @@ struct State {
     proxies: BTreeSet<ProxyNeighbour>,
     addresses: BTreeSet<GatewayAddress>,
     flows: BTreeSet<FlowTuple>,
+    /// How many flows there may be.
+    flow_limit: Option<u64>,
     /// By interface (None: on any) and address.
     answers: BTreeMap<(Option<IfName>, IpAddr), String>,
     findings: Vec<Finding>,
@@ -348,6 +340,12 @@ impl Host for FakeHost {
             state.journal.push(Write::Swept(gone));
         }
         Ok(count)
+    }
+
+    async fn connections(&mut self) -> Option<Connections> {
+        let state = self.lock();
+        let entries = state.flows.len() as u64;
+        state.flow_limit.map(|limit| Connections { entries, limit })
     }
 
     async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<ProxyNeighbour, String>, HostError> {

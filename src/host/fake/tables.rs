@@ -7,11 +7,20 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::Refusal;
 use crate::host::HostError;
 use crate::netfilter::dump::{self, ObservedTable, RuleCount};
 use crate::netfilter::rules::CHAIN_PREFIX;
 use crate::netfilter::{Family, Table};
+
+/// What the kernel is made to refuse.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    /// Part of a restore line.
+    pub(super) part: String,
+    pub(super) said: String,
+    /// Whether the line is named, or only the COMMIT of its table.
+    pub(super) named: bool,
+}
 
 /// Chains by name, rule texts in order (without `-A CHAIN `). Built-in chains are always there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -11,6 +11,7 @@ use nix::libc;
 
 use super::netlink::{Answer, Netlink, attributes};
 use super::observe::address;
+use crate::host::Connections;
 use crate::plan::{Dialled, FlowPolicy, FlowTuple, Sweep};
 
 // linux/netfilter/nfnetlink_conntrack.h
@@ -116,10 +117,24 @@ pub(super) fn deletion(answer: &Answer<'_>) -> NetfilterMessage {
     message(family, ConntrackMessage::Delete(keys.collect()))
 }
 
+fn number(name: &str) -> Option<u64> {
+    fs::read_to_string(format!("/proc/sys/net/netfilter/nf_conntrack_{name}"))
+        .ok()?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// See [`crate::host::Host::connections`].
+pub(super) fn connections() -> Option<Connections> {
+    let (entries, limit) = (number("count")?, number("max")?);
+    Some(Connections { entries, limit })
+}
+
 /// Whether this network namespace has no entry at all. The table is one for all namespaces, and a walk takes the lock of each of its buckets, of which there are
 /// 262 144 on a machine of a few gigabytes: ten milliseconds, whatever is in them (`ctnetlink_dump_table` in `net/netfilter/nf_conntrack_netlink.c`). Where it cannot be told, there may be some.
 fn is_empty() -> bool {
-    fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count").is_ok_and(|count| count.trim() == "0")
+    number("count") == Some(0)
 }
 
 /// Deletes the entries of both families that `policy` does not agree with, in one walk. Returns how many went.

@@ -44,7 +44,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 
 use self::announcing::{Announcing, Burst};
-use super::{Backend, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
+use super::{Backend, Connections, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
 use crate::netfilter::dump::{self, ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts, ProxyNeighbour, Sweep};
@@ -304,6 +304,10 @@ impl Host for LinuxHost {
         let policy = policy.clone();
         let work = move || conntrack::sweep(&mut Netlink::open(NETLINK_NETFILTER)?, &policy, &sweep);
         kernel("deleting entries of the connection table", work).await
+    }
+
+    async fn connections(&mut self) -> Option<Connections> {
+        conntrack::connections()
     }
 
     async fn probe(&mut self, addresses: &BTreeMap<IfName, BTreeSet<IpAddr>>) -> Result<BTreeMap<ProxyNeighbour, String>, HostError> {

@@ -8,7 +8,7 @@ use super::tables::{self, lock_holder};
 use super::tools::{self, Tools};
 use super::{privileges, settings};
 use crate::api::reasons::{self, types};
-use crate::host::{Backend, Finding, HostError, Needs};
+use crate::host::{Backend, Connections, Finding, HostError, Needs};
 use crate::netfilter::{Family, IfName, Table};
 use crate::plan::{InterfaceFacts, KernelFacts};
 
@@ -219,8 +219,11 @@ fn bridge() -> Finding {
 }
 
 fn conntrack() -> Finding {
-    let read = |name: &str| number(&format!("/proc/sys/net/netfilter/nf_conntrack_{name}"));
-    let (Some(count), Some(max)) = (read("count"), read("max")) else {
+    let Some(Connections {
+        entries: count,
+        limit: max,
+    }) = super::conntrack::connections()
+    else {
         return finding(
             types::CONNTRACK_ROOM,
             true,
@@ -235,7 +238,7 @@ fn conntrack() -> Finding {
     } else {
         format!("Less than nine tenths of the {max} entries of the connection table are in use.")
     };
-    if read("tcp_loose") == Some(0) {
+    if number("/proc/sys/net/netfilter/nf_conntrack_tcp_loose") == Some(0) {
         message.push_str(" net.netfilter.nf_conntrack_tcp_loose is 0: connections do not survive a move to another gateway.");
     }
     if full {
