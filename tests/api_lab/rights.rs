@@ -61,7 +61,7 @@ impl Watched {
 fn every_right_is_used_and_no_other_is_missed() {
     isolated_with_api("rights::every_right_is_used_and_no_other_is_missed", |bin| {
         let mut c = Watched::start(bin);
-        let line = c.gateway.wait_log(seconds(60), &["there is no GatewayNode vm02"]);
+        let line = c.gateway.wait_log(seconds(60), &["GatewayNode vm02", "there is no such object"]);
         assert!(line.contains("until the controller has created it"), "{line}");
         wait_until(seconds(60), "the agent not to be ready for that", || {
             c.seed
@@ -70,7 +70,7 @@ fn every_right_is_used_and_no_other_is_missed() {
                 .contains("GatewayNode vm02, which the controller creates")
         });
         let _controller = controller(&c.api, &c.kubeconfigs[0]);
-        c.gateway.wait_log(seconds(60), &["reporting to GatewayNode vm02"]);
+        c.gateway.wait_log(seconds(60), &["GatewayNode vm02", "reporting"]);
         let uid = c.api.field("node/vm02", ".metadata.uid");
         assert_eq!(c.api.field("gwnode/vm02", ".metadata.ownerReferences[0].uid"), uid);
 
