@@ -186,19 +186,7 @@ fn logs_name_objects_in_one_field() {
                 let fields = call.split('"').next().unwrap();
                 for field in fields.split(',').map(|field| field.trim().trim_start_matches(['%', '?'])) {
                     let name = field.split([' ', '=', '.']).next().unwrap();
-                    if [
-                        "node",
-                        "mapping",
-                        "network",
-                        "namespace",
-                        "name",
-                        "lease",
-                        "key",
-                        "gateway",
-                        "place",
-                    ]
-                    .contains(&name)
-                    {
+                    if ["node", "mapping", "network", "namespace", "name", "lease", "key", "gateway"].contains(&name) {
                         found.push(format!("{file}: {level}{fields}"));
                     }
                 }
