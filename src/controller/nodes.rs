@@ -150,17 +150,17 @@ pub async fn adopt(client: &Client, adoptions: Vec<Adoption>) -> bool {
             let meta = json!({"uid": uid, "resourceVersion": resource_version, "ownerReferences": owners});
             let patch = Patch::Merge(json!({"metadata": meta}));
             match tokio::time::timeout(TIMEOUT, api.patch_metadata(&node, params, &patch)).await {
-                Ok(Ok(_)) => info!(node, "its GatewayNode belongs to it now, and goes with it"),
+                Ok(Ok(_)) => info!(object = object_key("GatewayNode", None, &node), "belongs to its Node now, and goes with it"),
                 // Changed or gone meanwhile.
                 Ok(Err(kube::Error::Api(status))) if [404, 409].contains(&status.code) => {}
                 Ok(Err(error)) => {
-                    warn!(node, error = %chain(&error), "giving its GatewayNode to it; it is tried again");
+                    warn!(object = object_key("GatewayNode", None, &node), error = %chain(&error), "giving it to its Node; it is tried again");
                     return false;
                 }
                 Err(_) => {
                     warn!(
-                        node,
-                        "giving its GatewayNode to it: no answer within {TIMEOUT:?}; it is tried again"
+                        object = object_key("GatewayNode", None, &node),
+                        "giving it to its Node: no answer within {TIMEOUT:?}; it is tried again"
                     );
                     return false;
                 }
