@@ -45,7 +45,7 @@ impl Server {
                 answering.take(&request, answer);
             }
         });
-        let (snapshots, _) = api::watch(&Client::new(service, "default"), "node-a");
+        let (snapshots, _) = api::watch(&Client::new(service, "default"), "node-a", Duration::from_mins(1));
         (server, snapshots)
     }
 

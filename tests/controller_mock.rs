@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use axum::http::{Request, Response};
 use k8s_openapi::api::core::v1::Node;
 use kube::client::Body;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::Event;
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
@@ -16,6 +16,7 @@ use stagenet::controller::events::Announcer;
 use stagenet::controller::leader::{Elector, Lost, Timing};
 use stagenet::controller::machines::Machines;
 use stagenet::controller::reconcile::Reconciler;
+use stagenet::controller::stored::Stored;
 use stagenet::controller::watch::{Stores, Writers};
 use stagenet::telemetry::{Health, Metrics, Program};
 
@@ -113,7 +114,7 @@ fn decode<K: DeserializeOwned>(object: Value) -> K {
     serde_json::from_value(object).unwrap()
 }
 
-fn event<K: DeserializeOwned + Resource<DynamicType = ()>>(object: Value) -> Event<DeserializeGuard<K>> {
+fn event<K: DeserializeOwned + Resource<DynamicType = ()>>(object: Value) -> Event<Stored<K>> {
     Event::Apply(decode(object))
 }
 
@@ -286,7 +287,10 @@ async fn an_object_that_is_gone_or_cannot_be_decoded_harms_nobody() {
     broken["spec"] = json!({"virtual": 7});
     writers.mappings.apply_watcher_event(&event(broken));
     reconciler.reconcile().await;
-    assert_eq!(lines(&log), [NETWORK_STATUS, MAPPING_STATUS]);
+    let unread = MAPPING_STATUS.replace("vm03", "from-the-future");
+    assert_eq!(lines(&log), [NETWORK_STATUS, &unread, MAPPING_STATUS]);
+    let said = log.lock().unwrap()[1].1["status"]["conditions"].to_string();
+    assert!(said.contains("cannot read the object") && !said.contains("\"True\""), "{said}");
 }
 
 const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/ns/leases";

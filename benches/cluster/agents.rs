@@ -72,7 +72,7 @@ async fn agent(node: String, of: Option<usize>, number: usize) {
         mapping_series: 0,
     };
     let mut runner = Runner::new(host, options, metrics.clone(), health.clone());
-    let (snapshots, _) = source::api::watch(&client, &node);
+    let (snapshots, _) = source::api::watch(&client, &node, Duration::from_mins(1));
     tokio::spawn(cluster::keep(
         client.clone(),
         node.clone(),

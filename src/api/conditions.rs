@@ -14,12 +14,13 @@
 //! | the machine is attached elsewhere, or has no address inside (the same) | True | False | False | `Stalled` |
 //! | cannot be programmed until a person acts | True | False | False | `Stalled` |
 //! | the gateway is silent | True | Unknown | Unknown | nothing |
+//! | this version cannot read it | Unknown | Unknown | Unknown | nothing |
 //! | in every kernel that should have it | True | True | True | nothing |
 //! | the same, but an interface is down (`LinkDown`) | True | True | False | `Reconciling` |
 //! | the same, but without a helper (`HelperMissing`, which `ResolvedRefs` says too) | True | True | False | `Stalled` |
 //!
 //! kstatus reads `Reconciling=True` as in progress, `Stalled=True` as failed, and without either a Ready of Unknown as in progress. Flux's checker wants
-//! Ready to be False beside `Reconciling` or `Stalled`. So a silent gateway, the one case in which Ready is Unknown, has neither of the two: it is in progress
+//! Ready to be False beside `Reconciling` or `Stalled`. So a silent gateway, like an object that cannot be read, the two cases in which Ready is Unknown, has neither of the two: it is in progress
 //! for both, and it is not a lie, because nothing is being done here that would end it.
 //! The root's `observedGeneration` is the generation that was looked at, as the API conventions have it, also while work is under way.
 
@@ -183,6 +184,15 @@ pub fn node(findings: &[NodeFinding], generation: i64, present: &[Condition], no
             None => "Unknown",
         };
         set.add(finding.kind, status, finding.reason, &finding.message);
+    }
+    merge(present, set.conditions, now)
+}
+
+/// Conditions of which nobody can say whether they hold.
+pub fn unknown(kinds: &[&str], generation: i64, why: &Finding, present: &[Condition], now: Timestamp) -> Vec<Condition> {
+    let mut set = Builder::new(generation);
+    for kind in kinds {
+        set.add(kind, "Unknown", &why.reason, &why.message);
     }
     merge(present, set.conditions, now)
 }

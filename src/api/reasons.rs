@@ -136,6 +136,8 @@ reasons! {
         "Ask the network's administrator to allow the helper, or leave it out of the mapping.";
     ISOLATION_EXHAUSTED = "IsolationExhausted", "The network overlaps another one and there is no identifier left to tell them apart by; there are as many as the firewall mark has values.",
         "Delete closed networks that are no longer used, give this one other inside prefixes, or start agents and controller with a wider `--fwmark-mask`.";
+    UNREADABLE = "Unreadable", "The object, or the network that a mapping is in, cannot be read by this version of stagenet: a newer version wrote it, or it was stored before a rule existed. Gateways keep the last version that they could read, if there was one.",
+        "Correct the object as the message says, or upgrade stagenet.";
     NETWORK_NOT_FOUND = "NetworkNotFound", "There is no StagingNetwork of the name in `spec.networkRef`.",
         "Create the network, or correct the name. The mapping takes effect by itself when the network appears.";
     NETWORK_NOT_ACCEPTED = "NetworkNotAccepted", "The network that the mapping names is not accepted itself.",

@@ -13,6 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Client, ResourceExt};
 use tokio::task::JoinSet;
 
+use super::guard::GuardArg;
 use super::marks::{MarkArgs, mark};
 use super::{BackendArg, CliError, EXIT_FAILED, EXIT_INPUT, EXIT_OK};
 use crate::agent::pass::Settings;
@@ -108,6 +109,9 @@ pub struct AgentArgs {
     /// After how many seconds without its heartbeat this node counts as silent; it is renewed four times as often
     #[arg(long, value_name = "SECONDS", default_value_t = 40, value_parser = clap::value_parser!(u16).range(4..=600), help_heading = "Cluster")]
     lease_duration: u16,
+
+    #[command(flatten)]
+    guard: GuardArg,
 
     #[command(flatten)]
     log: LogOptions,
@@ -258,7 +262,7 @@ async fn source(
             (metrics.clone(), health.clone()),
         ),
     );
-    Ok(source::api::watch(&client, &args.node))
+    Ok(source::api::watch(&client, &args.node, args.guard.duration()))
 }
 
 fn spawn(tasks: &mut JoinSet<Result<(), AgentError>>, what: &'static str, work: impl Future<Output = ()> + Send + 'static) {

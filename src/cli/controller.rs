@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 
 use super::agent::{Listen, listen};
+use super::guard::GuardArg;
 use super::{CliError, EXIT_OK};
 use crate::controller::{self, ControllerOptions, leader::Timing};
 use crate::telemetry::{LogOptions, logs};
@@ -33,6 +34,9 @@ pub struct ControllerArgs {
     listen: Listen,
 
     #[command(flatten)]
+    guard: GuardArg,
+
+    #[command(flatten)]
     log: LogOptions,
 }
 
@@ -45,6 +49,7 @@ pub(super) async fn run(args: ControllerArgs) -> Result<ExitCode, CliError> {
         identity,
         listen: args.listen.0,
         timing: Timing::default(),
+        guard: args.guard.duration(),
     };
     controller::run(options).await.map_err(|error| CliError::Failed {
         action: "running the controller",

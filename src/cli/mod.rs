@@ -8,6 +8,7 @@ pub mod apidoc;
 mod cleanup;
 mod controller;
 pub mod crd;
+mod guard;
 mod marks;
 mod objects;
 mod plan;

@@ -18,6 +18,7 @@ use kube::{Api, Client};
 use tokio::sync::{Notify, watch};
 use tracing::{debug, warn};
 
+use super::backoff::WatchBackoff;
 use crate::api::StagingNetwork;
 use crate::api::schema::API_SERVER_MAX;
 use crate::telemetry::chain;
@@ -41,10 +42,10 @@ async fn keep(client: Client, tell: watch::Sender<Option<BTreeSet<IpAddr>>>, bel
     let services: Api<Service> = Api::namespaced(client.clone(), NAMESPACE);
     let slices: Api<EndpointSlice> = Api::namespaced(client, NAMESPACE);
     let services = watch_object(services, NAME)
-        .default_backoff()
+        .backoff(WatchBackoff::default())
         .map(|s| (0, s.map(|s| s.map(of_service))));
     let slices = watch_object(slices, NAME)
-        .default_backoff()
+        .backoff(WatchBackoff::default())
         .map(|s| (1, s.map(|s| s.as_ref().map(of_slice))));
     let mut news = std::pin::pin!(select(services, slices));
     let mut known: [Option<BTreeSet<IpAddr>>; 2] = [None, None];

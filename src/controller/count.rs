@@ -32,8 +32,8 @@ fn count<K>(
 ) where
     K: kube::Resource<DynamicType = ()> + Clone + 'static,
 {
-    for guard in store.state() {
-        let conditions = guard.0.as_ref().ok().and_then(&conditions).unwrap_or_default();
+    for stored in store.state() {
+        let conditions = stored.object.as_deref().and_then(&conditions).unwrap_or_default();
         let labels = match find(conditions, types::READY) {
             Some(ready) => ObjectLabels {
                 kind,

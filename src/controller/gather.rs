@@ -1,13 +1,23 @@
-//! From what the API server said to what is decided upon: [`World`] and the gateways' [`Reports`]. Pure.
+//! From what the API server said to what is decided upon: the nodes and the gateways' [`Reports`]. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use kube::ResourceExt;
 
 use super::heartbeat::Life;
 use crate::api::gatewaynode::{GatewayNodeStatus, InterfaceStatus};
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
-use crate::plan::{InterfaceFacts, NodeFacts, World};
+use crate::plan::{InterfaceFacts, NodeFacts};
+
+/// The objects of which a spec is known, by namespace and name.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// All networks.
+    pub networks: Vec<Arc<StagingNetwork>>,
+    /// All mappings.
+    pub mappings: Vec<Arc<NatMapping>>,
+}
 
 /// What an agent says, and whether it still says anything.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,37 +31,25 @@ pub struct Report {
 /// Reports by name of the node. A node that never reported is absent.
 pub type Reports = BTreeMap<String, Report>;
 
-/// Puts the world together. `labels` are the cluster's nodes: a `GatewayNode` whose node has left the cluster is left out, and a
+/// Puts together what is known of nodes. `labels` are the cluster's nodes: a `GatewayNode` whose node has left the cluster is left out, and a
 /// node without report is in with its labels alone, so that a selected node without agent is missed instead of overlooked.
-pub fn world(
-    networks: Vec<StagingNetwork>,
-    mappings: Vec<NatMapping>,
-    gateways: &[GatewayNode],
+pub fn nodes<'a>(
+    gateways: impl IntoIterator<Item = &'a GatewayNode>,
     labels: BTreeMap<String, BTreeMap<String, String>>,
-) -> World {
-    let mut interfaces: BTreeMap<String, BTreeMap<String, InterfaceFacts>> = gateways
-        .iter()
-        .filter_map(|gateway| Some((gateway.name_any(), facts(&gateway.status.as_ref()?.interfaces))))
-        .collect();
-    let nodes = labels
-        .into_iter()
-        .map(|(name, labels)| NodeFacts {
-            interfaces: interfaces.remove(&name).unwrap_or_default(),
-            name,
-            labels: Some(labels),
-            ..NodeFacts::default()
-        })
-        .collect();
-    World {
-        networks,
-        mappings,
-        nodes,
-        ..World::default()
-    }
+) -> Vec<NodeFacts> {
+    let reported = |gateway: &GatewayNode| Some((gateway.name_any(), facts(&gateway.status.as_ref()?.interfaces)));
+    let mut interfaces: BTreeMap<String, BTreeMap<String, InterfaceFacts>> = gateways.into_iter().filter_map(reported).collect();
+    let one = |(name, labels): (String, BTreeMap<String, String>)| NodeFacts {
+        interfaces: interfaces.remove(&name).unwrap_or_default(),
+        name,
+        labels: Some(labels),
+        ..NodeFacts::default()
+    };
+    labels.into_iter().map(one).collect()
 }
 
 /// What the agents say. `life` judges by the name of the node.
-pub fn reports(gateways: &[GatewayNode], life: impl Fn(&str) -> Life) -> Reports {
+pub fn reports<'a>(gateways: impl IntoIterator<Item = &'a GatewayNode>, life: impl Fn(&str) -> Life) -> Reports {
     let report = |gateway: &GatewayNode| {
         let name = gateway.name_any();
         let report = Report {
@@ -60,7 +58,7 @@ pub fn reports(gateways: &[GatewayNode], life: impl Fn(&str) -> Life) -> Reports
         };
         Some((name, report))
     };
-    gateways.iter().filter_map(report).collect()
+    gateways.into_iter().filter_map(report).collect()
 }
 
 /// Interfaces as reported. What is no address with prefix length is left out: it is an agent of another version that wrote it.
@@ -104,19 +102,14 @@ mod tests {
             mac: "02:00:00:00:00:01".into(),
             addresses: vec!["192.168.100.2/24".into(), "rubbish".into()],
         }];
-        let world = world(
-            vec![],
-            vec![],
-            &[a, gateway("left-the-cluster")],
-            labels(&["node-a", "without-agent"]),
-        );
-        let names: Vec<&str> = world.nodes.iter().map(|node| node.name.as_str()).collect();
+        let nodes = nodes(&[a, gateway("left-the-cluster")], labels(&["node-a", "without-agent"]));
+        let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
         assert_eq!(names, ["node-a", "without-agent"]);
-        let eth0 = &world.nodes[0].interfaces["eth0"];
+        let eth0 = &nodes[0].interfaces["eth0"];
         assert_eq!(eth0.addresses, BTreeSet::from(["192.168.100.2/24".parse().unwrap()]));
         assert_eq!((eth0.index, eth0.mtu, eth0.up), (2, 1500, true));
-        assert_eq!(world.nodes[1].labels.as_ref().unwrap()["k"], "v");
-        assert!(world.nodes[1].interfaces.is_empty());
+        assert_eq!(nodes[1].labels.as_ref().unwrap()["k"], "v");
+        assert!(nodes[1].interfaces.is_empty());
     }
 
     #[test]

@@ -4,11 +4,13 @@
 //! thing twice. So the answer of the API server to a write is kept until the store has caught up with it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kube::ResourceExt;
 
 use super::version;
+use super::watch::place;
 use super::write::{Change, Reported};
 
 /// Waits after the first failure of a write and after many.
@@ -42,7 +44,7 @@ struct Failed {
 /// What is remembered of one kind.
 #[derive(Clone, Debug)]
 pub struct Ledger<K: Reported> {
-    written: BTreeMap<Key, K>,
+    written: BTreeMap<Key, Arc<K>>,
     failed: BTreeMap<Key, Failed>,
 }
 
@@ -56,28 +58,30 @@ impl<K: Reported> Default for Ledger<K> {
 }
 
 impl<K: Reported> Ledger<K> {
-    /// Puts what was written in the place of what the store has not caught up with, and forgets what it has. `objects` are all that there are:
-    /// failures of others are forgotten.
-    pub fn overlay(&mut self, objects: &mut [K]) {
-        let (mut ahead, mut failed) = (BTreeMap::new(), BTreeMap::new());
-        for object in objects {
-            let key = key(object);
-            failed.extend(self.failed.remove_entry(&key));
-            let Some(written) = self.written.remove(&key) else { continue };
+    /// Puts what was written in the place of what the store has not caught up with, and forgets what it has. The two lists, each by namespace
+    /// and name, are all objects that there are: failures of others are forgotten.
+    pub fn overlay(&mut self, mut lists: [&mut [Arc<K>]; 2]) {
+        let find = |list: &[Arc<K>], (namespace, name): &Key| {
+            let key = (namespace.as_deref(), Some(name.as_str()));
+            list.binary_search_by(|object| place(&**object).cmp(&key)).ok()
+        };
+        self.failed.retain(|key, _| lists.iter().any(|list| find(list, key).is_some()));
+        self.written.retain(|key, written| {
+            let mut found = lists.iter_mut().filter_map(|list| find(list, key).and_then(|at| list.get_mut(at)));
+            let Some(object) = found.next() else { return false };
             let stored = object.resource_version().unwrap_or_default();
             let same = written.uid() == object.uid();
-            if same && !version::reached(&stored, &written.resource_version().unwrap_or_default()) {
+            let ahead = same && !version::reached(&stored, &written.resource_version().unwrap_or_default());
+            if ahead {
                 *object = written.clone();
-                ahead.insert(key, written);
             }
-        }
-        self.written = ahead;
-        self.failed = failed;
+            ahead
+        });
     }
 
     /// The changes to make now, at most `limit`, and what is left for later: objects whose status differs and that are not held back
     /// by a failure. Those come first whose status is about an older generation: somebody waits for them.
-    pub fn changes(&self, wanted: Vec<(K, K::Status)>, limit: usize, now: Instant) -> Todo<K> {
+    pub fn changes(&self, wanted: Vec<(Arc<K>, K::Status)>, limit: usize, now: Instant) -> Todo<K> {
         let mut todo = Todo::default();
         for (object, status) in wanted {
             if object.status() == Some(&status) {
@@ -108,7 +112,7 @@ impl<K: Reported> Ledger<K> {
         answer.meta_mut().managed_fields = None;
         let key = key(&answer);
         self.failed.remove(&key);
-        self.written.insert(key, answer);
+        self.written.insert(key, Arc::new(answer));
     }
 
     /// Takes note of a write that failed. Returns when to try again.

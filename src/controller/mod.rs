@@ -14,6 +14,9 @@
 //! | [`namespaces`] | labels of namespaces, while some network asks for them | |
 //! | [`nodes`] | makes `GatewayNode`s for agents to report to | which are missing |
 //! | [`api_server`] | under which addresses the API server is to be had | which ones count |
+//! | [`backoff`] | how long a watch that failed rests | all but the clock |
+//! | [`doubt`] | whether a list that lacks a lot may be believed | yes |
+//! | [`stored`] | objects that this version cannot read | yes |
 //! | [`seen`] | from which resource version on a report counts | yes |
 //! | [`machines`] | virtual machines that mappings name | all but the watches |
 //! | [`gather`] | the world, from stored objects | yes |
@@ -30,7 +33,9 @@
 
 pub mod aggregate;
 pub mod api_server;
+pub mod backoff;
 mod count;
+pub mod doubt;
 pub mod events;
 pub mod gather;
 pub mod heartbeat;
@@ -42,8 +47,10 @@ pub mod nodes;
 pub mod publish;
 pub mod reconcile;
 pub mod seen;
+pub mod stored;
 #[cfg(test)]
 pub(crate) mod testing;
+mod unread;
 pub mod version;
 pub mod watch;
 pub mod write;
@@ -80,6 +87,8 @@ pub struct ControllerOptions {
     pub listen: Option<SocketAddr>,
     /// Times of the election.
     pub timing: Timing,
+    /// How long objects are held that a list lacks when it lacks more than half of what was there.
+    pub guard: Duration,
 }
 
 /// Why the controller ended.
@@ -124,7 +133,7 @@ pub async fn run_until(client: Client, options: ControllerOptions, shutdown: imp
     let health = Arc::new(Health::new("starting", PATIENCE));
     let (stores, writers) = Stores::new();
     let mut watches = JoinSet::new();
-    stores.follow(writers, &client, &options.namespace, &mut watches);
+    stores.follow(writers, &client, &options.namespace, options.guard, &mut watches);
     let machines = Machines::new(stores.bell.clone());
     machines.follow(&client, &mut watches);
     let (announcer, publishing) = Announcer::new(client.clone(), events::REPORTER, &options.identity);

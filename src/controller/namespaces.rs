@@ -15,6 +15,7 @@ use kube::{Api, Client, ResourceExt};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::backoff::WatchBackoff;
 use crate::plan::Namespaces;
 use crate::telemetry::chain;
 
@@ -77,7 +78,7 @@ async fn unwanted(wanted: &mut watch::Receiver<bool>) -> bool {
 /// Tells of all labels, first when the list is complete and then whenever one differs.
 async fn follow(client: &Client, tell: &watch::Sender<Option<Arc<Namespaces>>>) {
     let api: Api<PartialObjectMeta<Namespace>> = Api::all(client.clone());
-    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).default_backoff());
+    let mut events = std::pin::pin!(watcher(api, watcher::Config::default()).backoff(WatchBackoff::default()));
     let mut heard = Heard::default();
     let mut away = false;
     while let Some(event) = events.next().await {

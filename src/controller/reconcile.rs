@@ -13,19 +13,21 @@ use k8s_openapi::jiff::Timestamp;
 use kube::{Client, Resource as _, ResourceExt};
 use tracing::{debug, warn};
 
-use super::aggregate::{Inputs, Reports, Seen, Statuses, aggregate};
+use super::aggregate::memory::{Memory as Settled, Objects};
+use super::aggregate::{Inputs, Reports, Seen, Statuses};
 use super::api_server::{Addresses, Present};
 use super::events::Announcer;
-use super::gather;
+use super::gather::{self, Known};
 use super::heartbeat::Life;
 use super::ledger::{self, Failure, Ledger};
 use super::machines::Machines;
 use super::namespaces::Labels;
 use super::nodes;
-use super::watch::{Stores, decoded};
+use super::unread::{Blanks, Unread};
+use super::watch::{Stores, decoded, place, unreadable};
 use super::write::{Outcome, Reported, write};
 use crate::api::{NatMapping, StagingNetwork};
-use crate::plan::{Verdicts, World, isolation, judge};
+use crate::plan::{MappingKey, Mappings, Memory, NodeFacts, Verdicts, View, isolation, judge_again};
 use crate::telemetry::metrics::ReconcileLabels;
 use crate::telemetry::{Health, Metrics, object_key};
 
@@ -46,6 +48,8 @@ pub struct Reconciler {
     stores: Stores,
     machines: Machines,
     seen: Seen,
+    judged: Memory,
+    settled: Settled,
     networks: Ledger<StagingNetwork>,
     mappings: Ledger<NatMapping>,
     namespaces: Labels,
@@ -64,6 +68,8 @@ impl Reconciler {
             stores,
             machines,
             seen: Seen::default(),
+            judged: Memory::default(),
+            settled: Settled::default(),
             networks: Ledger::default(),
             mappings: Ledger::default(),
             namespaces: Labels::none(),
@@ -103,28 +109,44 @@ impl Reconciler {
     pub async fn reconcile(&mut self) -> Option<Instant> {
         let now = Instant::now();
         self.metrics.reconciling();
-        let (mut world, reports) = self.gather(now);
-        let needed = world.networks.iter().any(StagingNetwork::selects_namespaces);
+        let (unread, mut blanks) = Unread::sort(&unreadable(&self.stores.networks), &unreadable(&self.stores.mappings));
+        let known = self.objects(&mut blanks);
+        let (nodes, reports) = self.nodes(now);
+        // There are few, and they are judged as a whole.
+        let networks: Vec<StagingNetwork> = known.networks.iter().map(|network| StagingNetwork::clone(network)).collect();
+        let needed = networks.iter().any(StagingNetwork::selects_namespaces);
         // Their first list is on its way and ends the wait. Until then what was said stays said.
-        world.namespaces = self.namespaces.ask(needed)?;
+        let namespaces = self.namespaces.ask(needed)?;
         let present = self.api_server.as_ref().and_then(|present| present.borrow().clone());
-        let api_server = self.addresses.count(present.as_ref(), &world.networks, now);
-        self.seen.observe(&world.mappings);
-        let (machines, stored) = self.machines.resolve(&mut world);
-        let verdicts = judge(&world);
+        let api_server = self.addresses.count(present.as_ref(), &networks, now);
+        self.seen.observe(&known.mappings);
+        let (machines, judged) = self.machines.resolve(&known.networks, &known.mappings);
+        let world = View {
+            networks: &networks,
+            mappings: Mappings::Shared(&judged),
+            nodes: &nodes,
+            namespaces: &namespaces,
+        };
+        let verdicts = judge_again(world, &mut self.judged);
         let complete = self.make_gateway_nodes(&verdicts).await;
-        let statuses = aggregate(&Inputs {
-            world: &world,
+        let now = Timestamp::now();
+        let inputs = Inputs {
+            world,
             verdicts: &verdicts,
             reports: &reports,
-            isolation: &isolation::allocate(&world, &verdicts),
+            isolation: &isolation::allocate(world, &verdicts),
             machines: &machines,
             api_server: &api_server,
             seen: &self.seen,
-            now: Timestamp::now(),
-        });
-        stored.put_back(&mut world.mappings);
-        let (networks, mappings) = pair(world, statuses);
+            now,
+        };
+        let objects = Objects {
+            stored: &known.mappings,
+            judged: &judged,
+        };
+        let mut statuses = self.settled.aggregate(&inputs, objects);
+        unread.tell(&known, &blanks, &mut statuses, now);
+        let (networks, mappings) = pair(&known, &blanks, statuses);
         // Networks first: which gateway is active is what agents wait for before anything else.
         let mut pass = Pass::new(&self.client, &self.announcer, &self.metrics);
         let mut next = pass.write(networks, &mut self.networks).await;
@@ -149,21 +171,30 @@ impl Reconciler {
         created && adopted
     }
 
-    /// What the stores hold, with own writes that they have not caught up with.
-    fn gather(&mut self, now: Instant) -> (World, Reports) {
-        let (mut networks, mut mappings) = (decoded(&self.stores.networks), decoded(&self.stores.mappings));
-        self.networks.overlay(&mut networks);
-        self.mappings.overlay(&mut mappings);
+    /// What the stores hold of networks and mappings, with own writes that they have not caught up with.
+    fn objects(&mut self, blanks: &mut Blanks) -> Known {
+        let mut known = Known {
+            networks: decoded(&self.stores.networks),
+            mappings: decoded(&self.stores.mappings),
+        };
+        self.networks.overlay([&mut known.networks, &mut blanks.networks]);
+        self.mappings.overlay([&mut known.mappings, &mut blanks.mappings]);
+        known
+    }
+
+    /// The nodes, and what their agents say.
+    fn nodes(&self, now: Instant) -> (Vec<NodeFacts>, Reports) {
         let gateways = decoded(&self.stores.gateways);
+        let gateways = || gateways.iter().map(AsRef::as_ref);
         let labels = self.stores.labels();
         let mut heartbeats = self.stores.heartbeats();
         heartbeats.retain(|node| labels.contains_key(node));
-        for gateway in &gateways {
+        for gateway in gateways() {
             heartbeats.expect(&gateway.name_any(), now);
         }
-        let reports = gather::reports(&gateways, |node| heartbeats.life(node, now));
+        let reports = gather::reports(gateways(), |node| heartbeats.life(node, now));
         drop(heartbeats);
-        (gather::world(networks, mappings, &gateways, labels), reports)
+        (gather::nodes(gateways(), labels), reports)
     }
 
     /// How long to leave the API server alone.
@@ -216,19 +247,23 @@ fn key<K: Reported>(object: &K) -> String {
 }
 
 /// Each object with the status that it should have.
-type Wanted<K> = Vec<(K, <K as Reported>::Status)>;
+type Wanted<K> = Vec<(Arc<K>, <K as Reported>::Status)>;
 
-fn pair(world: World, mut statuses: Statuses) -> (Wanted<StagingNetwork>, Wanted<NatMapping>) {
-    let networks = world.networks.into_iter().filter_map(|object| {
+fn pair(known: &Known, blanks: &Blanks, mut statuses: Statuses) -> (Wanted<StagingNetwork>, Wanted<NatMapping>) {
+    let networks = known.networks.iter().chain(&blanks.networks).filter_map(|object| {
         let status = statuses.networks.remove(&object.name_any())?;
+        Some((object.clone(), status))
+    });
+    let find = |list: &[Arc<NatMapping>], key: &MappingKey| {
+        let key = (Some(&*key.namespace), Some(&*key.name));
+        let at = list.binary_search_by(|object| place(&**object).cmp(&key)).ok()?;
+        list.get(at).cloned()
+    };
+    let mappings = statuses.mappings.into_iter().filter_map(|(key, status)| {
+        let object = find(&known.mappings, &key).or_else(|| find(&blanks.mappings, &key))?;
         Some((object, status))
     });
-    let networks = networks.collect();
-    let mappings = world.mappings.into_iter().filter_map(|object| {
-        let status = statuses.mappings.remove(&super::seen::key(&object))?;
-        Some((object, status))
-    });
-    (networks, mappings.collect())
+    (networks.collect(), mappings.collect())
 }
 
 fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
@@ -268,7 +303,7 @@ impl<'a> Pass<'a> {
             })
             .buffer_unordered(CONCURRENCY);
         while let Some((change, outcome)) = outcomes.next().await {
-            let (object, now) = (&change.object, Instant::now());
+            let (object, now) = (&*change.object, Instant::now());
             match outcome {
                 Outcome::Written(answer) => {
                     written += 1;

@@ -17,17 +17,23 @@
 //!   to the first version whose status has that address, and until it is written the mapping is not programmed with it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use kube::ResourceExt;
 
+use super::watch::place;
 use crate::api::NatMapping;
 use crate::api::mapping::MachineTarget;
 use crate::api::reasons::types;
 use crate::plan::MappingKey;
 
 /// What is remembered of every mapping.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen(BTreeMap<MappingKey, Sighting>);
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Seen {
+    sightings: BTreeMap<MappingKey, Sighting>,
+    /// The mappings as they were last observed.
+    observed: Vec<Arc<NatMapping>>,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Sighting {
@@ -50,26 +56,42 @@ pub enum Requirement<'a> {
 }
 
 impl Seen {
-    /// Takes note of all mappings as they are now and forgets those that are gone.
-    pub fn observe<'a>(&mut self, mappings: impl IntoIterator<Item = &'a NatMapping>) {
-        let mut before = std::mem::take(&mut self.0);
+    /// Takes note of all mappings as they are now, by namespace and name, and forgets those that are gone. What is the very same piece of memory as last time is not
+    /// looked at.
+    pub fn observe(&mut self, mappings: &[Arc<NatMapping>]) {
+        let observed = std::mem::replace(&mut self.observed, mappings.to_vec());
+        let mut before = observed.iter().peekable();
         for mapping in mappings {
-            let key = key(mapping);
-            let now = Sighting {
-                uid: mapping.metadata.uid.clone(),
-                generation: mapping.metadata.generation,
-                refused: refused(mapping),
-                target: target(mapping).cloned(),
-                version: mapping.resource_version().unwrap_or_default(),
-            };
-            let kept = before.remove(&key).filter(|old| old.still_about(&now));
-            self.0.insert(key, kept.unwrap_or(now));
+            while let Some(gone) = before.next_if(|old| place(&***old) < place(&**mapping)) {
+                self.sightings.remove(&key(gone));
+            }
+            match before.next_if(|old| place(&***old) == place(&**mapping)) {
+                Some(old) if Arc::ptr_eq(old, mapping) => {}
+                _ => self.note(mapping),
+            }
+        }
+        for gone in before {
+            self.sightings.remove(&key(gone));
+        }
+    }
+
+    fn note(&mut self, mapping: &NatMapping) {
+        let key = key(mapping);
+        let now = Sighting {
+            uid: mapping.metadata.uid.clone(),
+            generation: mapping.metadata.generation,
+            refused: refused(mapping),
+            target: target(mapping).cloned(),
+            version: mapping.resource_version().unwrap_or_default(),
+        };
+        if !self.sightings.get(&key).is_some_and(|old| old.still_about(&now)) {
+            self.sightings.insert(key, now);
         }
     }
 
     /// What a report must say about a mapping that leads to `machine`, or to an address of the spec if that is None.
     pub fn requirement(&self, key: &MappingKey, machine: Option<&MachineTarget>) -> Requirement<'_> {
-        match self.0.get(key) {
+        match self.sightings.get(key) {
             None => Requirement::None,
             Some(sighting) if sighting.version.is_empty() => Requirement::None,
             Some(sighting) if sighting.refused || !same_place(sighting.target.as_ref(), machine) => Requirement::Rewritten,
@@ -134,7 +156,7 @@ mod tests {
     fn after(history: &[NatMapping]) -> Seen {
         let mut seen = Seen::default();
         for object in history {
-            seen.observe([object]);
+            seen.observe(&[Arc::new(object.clone())]);
         }
         seen
     }
@@ -207,7 +229,7 @@ mod tests {
     #[test]
     fn what_is_gone_is_forgotten_and_no_version_means_no_requirement() {
         let mut seen = after(&[at("5", 1, None)]);
-        seen.observe([]);
+        seen.observe(&[]);
         assert_eq!(seen, Seen::default());
         assert_eq!(
             after(&[at("", 1, None)]).requirement(&key(&mapping("default", "vm03")), None),

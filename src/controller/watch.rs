@@ -1,6 +1,7 @@
 //! The controller's memory of the cluster: one store a kind, fed by watches, and a bell that rings when something changed that matters.
 //!
-//! Objects that cannot be decoded are kept as such, logged and left out of everything; they never stop a watch.
+//! Objects that cannot be decoded keep their last spec that could be, and never stop a watch. A list that lacks too much is not believed at once
+//! ([`super::doubt`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
@@ -11,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::core::PartialObjectMeta;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::watcher::{self, Event, watcher};
@@ -21,14 +22,17 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tracing::warn;
 
+use super::backoff::WatchBackoff;
+use super::doubt::{Believed, Doubt};
 use super::heartbeat::{Heartbeats, LEASE_PREFIX};
+use super::stored::Stored;
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
 use crate::telemetry::{Health, chain, object_key};
 
 /// A store of objects of which some may be undecodable.
-pub type Guarded<K> = Store<DeserializeGuard<K>>;
+pub type Guarded<K> = Store<Stored<K>>;
 /// Feeds a [`Guarded`] store.
-type GuardedWriter<K> = kube::runtime::reflector::store::Writer<DeserializeGuard<K>>;
+type GuardedWriter<K> = kube::runtime::reflector::store::Writer<Stored<K>>;
 
 /// All stores, and when agents were last heard of.
 #[derive(Clone)]
@@ -89,20 +93,22 @@ impl Stores {
         (stores, writers)
     }
 
-    /// Starts the watches. None of them ends by itself.
-    pub fn follow(&self, writers: Writers, client: &Client, namespace: &str, tasks: &mut JoinSet<()>) {
+    /// Starts the watches. None of them ends by itself. `guard`: how long what a list lacks is held when it lacks more than half.
+    pub fn follow(&self, writers: Writers, client: &Client, namespace: &str, guard: Duration, tasks: &mut JoinSet<()>) {
         let bell = &self.bell;
-        tasks.spawn(follow(Api::all(client.clone()), writers.networks, bell.clone(), any_change));
-        tasks.spawn(follow(Api::all(client.clone()), writers.mappings, bell.clone(), any_change));
-        tasks.spawn(follow(Api::all(client.clone()), writers.gateways, bell.clone(), any_change));
-        tasks.spawn(follow(Api::all(client.clone()), writers.nodes, bell.clone(), |old, new| {
-            old.is_none_or(|old: &PartialObjectMeta<Node>| old.labels() != new.labels())
-        }));
+        let all = || Follow::new(bell, guard);
+        tasks.spawn(follow(Api::all(client.clone()), writers.networks, all(), any_change, Stored::keep));
+        tasks.spawn(follow(Api::all(client.clone()), writers.mappings, all(), any_change, Stored::keep));
+        tasks.spawn(follow(Api::all(client.clone()), writers.gateways, all(), any_change, Stored::keep));
+        let labels =
+            |old: Option<&PartialObjectMeta<Node>>, new: &PartialObjectMeta<Node>| old.is_none_or(|old| old.labels() != new.labels());
+        tasks.spawn(follow(Api::all(client.clone()), writers.nodes, all(), labels, |_, _| ()));
         let stores = self.clone();
         let leases = Api::namespaced(client.clone(), namespace);
-        tasks.spawn(follow(leases, writers.leases, bell.clone(), move |_, lease| {
-            stores.hear(lease, Instant::now())
-        }));
+        let heard = move |_: Option<&Lease>, lease: &Lease| stores.hear(lease, Instant::now());
+        // A Lease that is not listed is silent, which is said after its time.
+        let believing = Follow::new(bell, Duration::ZERO);
+        tasks.spawn(follow(leases, writers.leases, believing, heard, |_, _| ()));
     }
 
     /// Returns once every watch has delivered its first list. `health` says which one is still waited for.
@@ -156,56 +162,135 @@ impl Stores {
     }
 }
 
-/// The objects of a store that could be decoded.
-pub fn decoded<K: Resource<DynamicType = ()> + Clone>(store: &Guarded<K>) -> Vec<K> {
-    store.state().iter().filter_map(|guard| guard.0.as_ref().ok().cloned()).collect()
+/// The objects of a store of which a spec is known, by namespace and name.
+pub fn decoded<K: Resource<DynamicType = ()> + Clone>(store: &Guarded<K>) -> Vec<Arc<K>> {
+    let mut objects: Vec<Arc<K>> = store.state().iter().filter_map(|stored| stored.object.clone()).collect();
+    objects.sort_unstable_by(|a, b| place(&**a).cmp(&place(&**b)));
+    objects
+}
+
+/// Namespace and name, in the order in which objects are looked at.
+pub fn place<K: Resource>(object: &K) -> (Option<&str>, Option<&str>) {
+    (object.meta().namespace.as_deref(), object.meta().name.as_deref())
+}
+
+/// The objects of a store that this version cannot read, by namespace and name.
+pub fn unreadable<K: Resource<DynamicType = ()> + Clone>(store: &Guarded<K>) -> Vec<Arc<Stored<K>>> {
+    let mut objects: Vec<Arc<Stored<K>>> = store.state().into_iter().filter(|stored| stored.error.is_some()).collect();
+    objects.sort_unstable_by(|a, b| place(&**a).cmp(&place(&**b)));
+    objects
+}
+
+/// What a watch is followed with.
+struct Follow {
+    bell: Arc<Notify>,
+    guard: Duration,
+}
+
+impl Follow {
+    fn new(bell: &Arc<Notify>, guard: Duration) -> Self {
+        Self { bell: bell.clone(), guard }
+    }
+}
+
+/// Namespace and name, as text.
+fn key<K: Resource>(object: &K) -> String {
+    object
+        .namespace()
+        .map_or_else(|| object.name_any(), |space| format!("{space}/{}", object.name_any()))
 }
 
 /// Feeds a store from a watch, and rings when `matters` says so of an object's old and new state, when one is gone, and after every list.
+/// `keep` gives the new state what is to be kept of the old one.
 async fn follow<K>(
     api: Api<K>,
     mut writer: kube::runtime::reflector::store::Writer<K>,
-    bell: Arc<Notify>,
+    follow: Follow,
     matters: impl Fn(Option<&K>, &K) -> bool,
+    keep: impl Fn(&mut K, &K),
 ) where
     K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone,
 {
     let kind = K::kind(&K::DynamicType::default()).into_owned();
     let reader = writer.as_reader();
+    let mut doubt = Doubt::new(follow.guard, Believed::Half);
+    let mut listed = BTreeSet::new();
     // managedFields are half of an object and nothing to us.
     let events = watcher(api, watcher::Config::default()).modify(|object| object.meta_mut().managed_fields = None);
-    let mut events = std::pin::pin!(events.default_backoff());
-    while let Some(event) = events.next().await {
-        let event = match event {
-            Ok(event) => event,
-            Err(error) => {
-                warn!(kind, error = %chain(&error), "watching failed; trying again");
+    let mut events = std::pin::pin!(events.backoff(WatchBackoff::default()));
+    loop {
+        let due = doubt.due().unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = tokio::time::sleep_until(due.into()) => {
+                let gone = doubt.over(Instant::now());
+                let objects = reader.state().into_iter().filter(|object| gone.contains(&key(&**object)));
+                objects.for_each(|object| writer.apply_watcher_event(&Event::Delete(K::clone(&object))));
+                if !gone.is_empty() {
+                    warn!(kind, count = gone.len(), "nobody has told of what the list lacks: taken for deleted");
+                    follow.bell.notify_one();
+                }
                 continue;
             }
         };
+        let mut event = match event {
+            Some(Ok(event)) => event,
+            Some(Err(error)) => {
+                warn!(kind, error = %chain(&error), "watching failed; trying again");
+                continue;
+            }
+            None => return,
+        };
+        if let Event::Apply(object) | Event::InitApply(object) = &mut event
+            && let Some(old) = reader.get(&ObjectRef::from_obj(object))
+        {
+            keep(object, &old);
+        }
         let ring = match &event {
-            Event::Apply(object) => matters(reader.get(&ObjectRef::from_obj(object)).as_deref(), object),
+            Event::Apply(object) => {
+                doubt.told(&key(object));
+                matters(reader.get(&ObjectRef::from_obj(object)).as_deref(), object)
+            }
             Event::InitApply(object) => {
+                listed.insert(key(object));
                 matters(None, object);
                 false
             }
-            Event::Delete(_) | Event::InitDone => true,
-            Event::Init => false,
+            Event::Delete(object) => {
+                doubt.told(&key(object));
+                true
+            }
+            Event::InitDone => {
+                let had = reader.state();
+                let held = doubt.listed(had.iter().map(|object| key(&**object)), |key| listed.contains(key), Instant::now());
+                let kept = had.iter().filter(|object| held.contains(&key(&***object)));
+                kept.for_each(|object| writer.apply_watcher_event(&Event::InitApply(K::clone(object))));
+                if let Some(message) = doubt.message(&kind, Clone::clone) {
+                    warn!(kind, "{message}");
+                }
+                true
+            }
+            Event::Init => {
+                listed.clear();
+                false
+            }
         };
         writer.apply_watcher_event(&event);
         if ring {
-            bell.notify_one();
+            follow.bell.notify_one();
         }
     }
 }
 
 /// For the kinds of our own every change matters; what cannot be decoded is logged.
-fn any_change<K: Resource<DynamicType = ()>>(_: Option<&DeserializeGuard<K>>, new: &DeserializeGuard<K>) -> bool {
-    if let Err(invalid) = &new.0 {
-        let (namespace, name) = (invalid.metadata.namespace.as_deref(), invalid.metadata.name.as_deref());
-        let object = object_key(&K::kind(&()), namespace, name.unwrap_or_default());
-        warn!(object, error = %invalid.error, "object cannot be decoded; it is left out, others are not affected");
+fn any_change<K: Resource<DynamicType = ()> + Clone>(_: Option<&Stored<K>>, new: &Stored<K>) -> bool {
+    if let Some(error) = &new.error {
+        let object = object_key(&K::kind(&()), new.meta().namespace.as_deref(), &new.name_any());
+        warn!(
+            object,
+            error, "object cannot be decoded; its last good version stays in force if there is one, others are not affected"
+        );
     }
     true
 }

@@ -1,9 +1,10 @@
 //! Writes one status: the patch, and what its answer means. Thin; what to write is decided elsewhere.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kube::api::{Patch, PatchParams};
+use kube::api::{PartialObjectMeta, Patch, PatchParams};
 use kube::{Api, Client, ResourceExt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -28,8 +29,13 @@ pub trait Reported: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug +
     fn observed(status: &Self::Status) -> Option<i64>;
     /// What a change of status says to a person.
     fn notices(before: Option<&Self::Status>, after: &Self::Status) -> Vec<Notice>;
-    /// Where such objects are.
-    fn api(client: &Client, namespace: Option<&str>) -> Api<Self>;
+    /// Where such objects are. Of the answer to a write only metadata are looked at: an object that cannot be read gets a status, too.
+    fn api(client: &Client, namespace: Option<&str>) -> Api<PartialObjectMeta<Self>>;
+    /// The object with that status.
+    #[must_use]
+    fn reported(self, status: Self::Status) -> Self;
+    /// An object that says nothing, to be given the metadata and the status of one that cannot be read.
+    fn blank() -> Option<Self>;
 }
 
 impl Reported for NatMapping {
@@ -44,8 +50,16 @@ impl Reported for NatMapping {
     fn notices(before: Option<&Self::Status>, after: &Self::Status) -> Vec<Notice> {
         events::of_mapping(before, after)
     }
-    fn api(client: &Client, namespace: Option<&str>) -> Api<Self> {
+    fn api(client: &Client, namespace: Option<&str>) -> Api<PartialObjectMeta<Self>> {
         Api::namespaced(client.clone(), namespace.unwrap_or_default())
+    }
+    fn reported(mut self, status: Self::Status) -> Self {
+        self.status = Some(status);
+        self
+    }
+    fn blank() -> Option<Self> {
+        let spec = json!({"networkRef": {"name": ""}, "virtual": {}, "target": {}});
+        Some(Self::new("", serde_json::from_value(spec).ok()?))
     }
 }
 
@@ -61,8 +75,16 @@ impl Reported for StagingNetwork {
     fn notices(before: Option<&Self::Status>, after: &Self::Status) -> Vec<Notice> {
         events::of_network(before, after)
     }
-    fn api(client: &Client, _: Option<&str>) -> Api<Self> {
+    fn api(client: &Client, _: Option<&str>) -> Api<PartialObjectMeta<Self>> {
         Api::all(client.clone())
+    }
+    fn reported(mut self, status: Self::Status) -> Self {
+        self.status = Some(status);
+        self
+    }
+    fn blank() -> Option<Self> {
+        let spec = json!({"gateway": {"nodeSelector": {}}, "outside": {"addresses": []}, "inside": {"addresses": []}});
+        Some(Self::new("", serde_json::from_value(spec).ok()?))
     }
 }
 
@@ -70,7 +92,7 @@ impl Reported for StagingNetwork {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change<K: Reported> {
     /// The object as last known: what the write is conditional on.
-    pub object: K,
+    pub object: Arc<K>,
     /// What its status is to be.
     pub status: K::Status,
 }
@@ -108,7 +130,12 @@ pub async fn write<K: Reported>(client: &Client, change: &Change<K>, unavailable
     let api = K::api(client, change.object.namespace().as_deref());
     let name = change.object.name_any();
     let outcome = match tokio::time::timeout(TIMEOUT, api.patch_status(&name, &params, &patch)).await {
-        Ok(Ok(object)) => Outcome::Written(Box::new(object)),
+        Ok(Ok(answer)) => {
+            // The write was conditional on the version that was judged: the rest is as it was.
+            let mut object = K::clone(&change.object).reported(change.status.clone());
+            *object.meta_mut() = answer.metadata;
+            Outcome::Written(Box::new(object))
+        }
         Ok(Err(error)) => classify(&error),
         Err(_) => Outcome::Unavailable(format!("no answer within {TIMEOUT:?}")),
     };
@@ -156,5 +183,15 @@ fn null_what_is_gone(old: &Value, new: &mut Value) {
                 new.insert(field.clone(), Value::Null);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_a_blank_of_each_kind() {
+        assert!(NatMapping::blank().is_some() && StagingNetwork::blank().is_some());
     }
 }

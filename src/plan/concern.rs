@@ -10,7 +10,6 @@ use ipnet::IpNet;
 use super::prefixes::meet;
 use super::validate::{self, ValidNetwork};
 use super::{Mappings, NodeFacts, Verdicts, View, judge, links, selector};
-use crate::api::NatMapping;
 use crate::api::mapping::Side;
 
 /// What one node has to know besides the networks and its own labels.
@@ -81,17 +80,12 @@ fn accepted(verdicts: &Verdicts) -> impl Iterator<Item = (&str, &ValidNetwork)> 
 fn reachable(world: View<'_>, verdicts: &Verdicts, serving: &impl Fn(&str) -> bool) -> (Vec<IpNet>, bool) {
     let served = || accepted(verdicts).filter(|(name, _)| serving(name)).map(|(_, network)| network);
     let allowed = served().flat_map(|network| network.egress.iter().map(|rule| rule.to));
-    let targets = mappings(world).filter(|mapping| mapping.spec.side == Some(Side::Inside) && serving(&mapping.spec.network_ref.name));
+    let targets = world
+        .mappings
+        .objects()
+        .filter(|mapping| mapping.spec.side == Some(Side::Inside) && serving(&mapping.spec.network_ref.name));
     let targets = targets.filter_map(|mapping| validate::mapping(mapping).ok()?.target);
     (allowed.chain(targets).collect(), served().any(|network| network.egress_allowed))
-}
-
-fn mappings(world: View<'_>) -> impl Iterator<Item = &NatMapping> {
-    let (owned, shared): (&[NatMapping], &[_]) = match world.mappings {
-        Mappings::Owned(objects) => (objects, &[]),
-        Mappings::Shared(objects) => (&[], objects),
-    };
-    owned.iter().chain(shared.iter().map(AsRef::as_ref))
 }
 
 fn touches(network: &ValidNetwork, prefixes: &[IpNet]) -> bool {

@@ -157,6 +157,17 @@ pub enum Mappings<'a> {
     Shared(&'a [Arc<NatMapping>]),
 }
 
+impl<'a> Mappings<'a> {
+    /// All of them.
+    pub fn objects(self) -> impl Iterator<Item = &'a NatMapping> {
+        let (owned, shared): (&[NatMapping], &[_]) = match self {
+            Mappings::Owned(objects) => (objects, &[]),
+            Mappings::Shared(objects) => (&[], objects),
+        };
+        owned.iter().chain(shared.iter().map(AsRef::as_ref))
+    }
+}
+
 impl<'a> From<&'a World> for View<'a> {
     fn from(world: &'a World) -> Self {
         Self {

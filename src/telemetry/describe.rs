@@ -173,7 +173,7 @@ pub const SOURCE_PROBLEMS: Descriptor = Descriptor {
     name: "agent_source_problems",
     kind: Kind::Gauge,
     labels: &[],
-    help: "Files or objects that cannot be decoded at present; their last good version stays in force where there is one",
+    help: "Files or objects that cannot be decoded at present, whose last good version stays in force where there is one, and lists that lack what nobody told to be deleted",
 };
 /// Reports.
 pub const REPORTS: Descriptor = Descriptor {

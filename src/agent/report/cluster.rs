@@ -23,6 +23,7 @@ use super::{MANAGER, status};
 use crate::agent::runner::{Report, Reports};
 use crate::api::gatewaynode::GatewayNodeStatus;
 use crate::api::{GatewayNode, GatewayNodeSpec};
+use crate::controller::backoff::WatchBackoff;
 use crate::controller::publish::Announcer;
 use crate::controller::version::compare;
 use crate::telemetry::metrics::{ResultLabel, unix_now};
@@ -46,7 +47,7 @@ pub async fn keep(
 ) {
     let api: Api<GatewayNode> = Api::all(client.clone());
     let guarded: Api<DeserializeGuard<GatewayNode>> = Api::all(client.clone());
-    let mut news = std::pin::pin!(watch_object(guarded, &node).default_backoff());
+    let mut news = std::pin::pin!(watch_object(guarded, &node).backoff(WatchBackoff::default()));
     let (announcer, publishing) = Announcer::new(client, MANAGER, &node);
     let mut publishing = std::pin::pin!(publishing);
     let object = object_key("GatewayNode", None, &node);
@@ -73,14 +74,14 @@ pub async fn keep(
             () = tokio::time::sleep_until(due) => {}
         }
         let latest = reports.borrow_and_update().clone();
-        let (Some(report), Own::Present(stored)) = (latest, &own) else {
+        let (Some(report), Some((stored, listed))) = (latest, own.stored()) else {
             continue;
         };
         if again.is_some_and(|at| at > Instant::now()) {
             continue;
         }
         again = None;
-        match write(&api, &node, &report, altered.as_told(&stored.status)).await {
+        match write(&api, &node, &report, altered.as_told(&stored.status), !listed).await {
             Ok(None) => {}
             Ok(Some((wanted, written))) => {
                 metrics.reports.get_or_create(&ResultLabel { result: "written" }).inc();
@@ -89,6 +90,10 @@ pub async fn keep(
                 altered.note(wanted, &answer.status);
                 own = Own::Present(Box::new(answer));
                 again = Some(Instant::now() + MIN_INTERVAL);
+            }
+            Err(kube::Error::Api(refusal)) if refusal.is_not_found() => {
+                own = Own::Absent;
+                continue;
             }
             Err(error) => {
                 metrics.reports.get_or_create(&ResultLabel { result: "failed" }).inc();
@@ -110,6 +115,8 @@ enum Own {
     Absent,
     /// As last heard of, or written.
     Present(Box<Stored>),
+    /// A list lacks it, or it was deleted: the next write will tell.
+    Doubtful(Box<Stored>),
 }
 
 struct Stored {
@@ -132,7 +139,10 @@ impl Own {
     /// Takes in what the watch says. What it says late of own writes is known already.
     fn take(&mut self, found: Option<DeserializeGuard<GatewayNode>>) {
         let Some(found) = found else {
-            *self = Self::Absent;
+            *self = match std::mem::replace(self, Self::Absent) {
+                Self::Present(stored) | Self::Doubtful(stored) => Self::Doubtful(stored),
+                Self::Unknown | Self::Absent => Self::Absent,
+            };
             return;
         };
         let stored = match &found.0 {
@@ -153,10 +163,19 @@ impl Own {
     /// What events are said of. With its identity: `kubectl describe` asks for that.
     fn reference(&self, node: &str) -> ObjectReference {
         let mut object = GatewayNode::new(node, GatewayNodeSpec {});
-        if let Self::Present(stored) = self {
+        if let Some((stored, _)) = self.stored() {
             object.metadata.uid.clone_from(&stored.uid);
         }
         object.object_ref(&())
+    }
+
+    /// What a report is compared with, and whether there is no doubt that it is there.
+    fn stored(&self) -> Option<(&Stored, bool)> {
+        match self {
+            Self::Unknown | Self::Absent => None,
+            Self::Present(stored) => Some((stored, true)),
+            Self::Doubtful(stored) => Some((stored, false)),
+        }
     }
 }
 
@@ -167,7 +186,7 @@ fn announce(own: &Own, node: &str, health: &Health) {
         Own::Absent => Some(format!(
             "GatewayNode {node}, which the controller creates for each Node of the cluster whose agent it has heard of"
         )),
-        Own::Present(_) => None,
+        Own::Present(_) | Own::Doubtful(_) => None,
     };
     if !health.hold_up(waits) {
         return;
@@ -179,7 +198,7 @@ fn announce(own: &Own, node: &str, health: &Health) {
             object,
             "there is no such object: the status cannot be reported until the controller has created it; the kernel is kept as planned meanwhile"
         ),
-        Own::Present(_) => tracing::info!(object, "reporting"),
+        Own::Present(_) | Own::Doubtful(_) => tracing::info!(object, "reporting"),
     }
 }
 
@@ -212,15 +231,16 @@ impl Altered {
     }
 }
 
-/// Writes the status if it says something else than what is stored. The answer, if it was written, is what was sent and the object.
+/// Writes the status if it says something else than what is stored, or if it is doubtful whether the object is there. The answer, if it was written, is what was sent and the object.
 async fn write(
     api: &Api<GatewayNode>,
     node: &str,
     report: &Report,
     stored: &GatewayNodeStatus,
+    doubtful: bool,
 ) -> kube::Result<Option<(GatewayNodeStatus, GatewayNode)>> {
     let wanted = status::node(report, Some(stored), Timestamp::now());
-    if *stored == wanted {
+    if *stored == wanted && !doubtful {
         return Ok(None);
     }
     let params = PatchParams::apply(MANAGER).force();

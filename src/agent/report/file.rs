@@ -91,7 +91,7 @@ impl Parts {
 
     fn inputs(&self) -> Inputs<'_> {
         Inputs {
-            world: &self.world,
+            world: (&self.world).into(),
             verdicts: &self.verdicts,
             reports: &self.reports,
             isolation: &self.isolation,

@@ -232,11 +232,14 @@ pub(super) fn findings(report: &Report) -> Vec<NodeFinding> {
             message,
         });
     }
-    all.push(ready(outcome));
+    all.push(ready(report));
     all
 }
 
-fn ready(outcome: &Outcome) -> NodeFinding {
+fn ready(report: &Report) -> NodeFinding {
+    let outcome = &report.outcome;
+    // Standalone, what cannot be read is said of the objects themselves.
+    let problem = report.snapshot.problems.first().filter(|_| report.snapshot.labels.is_some());
     let failed = outcome.mappings.values().filter(|s| matches!(s, MappingState::Failed(_))).count();
     let lacks = |s: &&MappingState| matches!(s, MappingState::Planned { missing_helpers, .. } if !missing_helpers.is_empty());
     let helpless = outcome.mappings.values().filter(lacks).count();
@@ -257,6 +260,11 @@ fn ready(outcome: &Outcome) -> NodeFinding {
                 names.join(", ")
             );
             (false, reasons::DEGRADED, message)
+        }
+        None if let Some(problem) = problem => {
+            let more = report.snapshot.problems.len() - 1;
+            let others = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+            (false, reasons::DEGRADED, format!("{problem}{others}"))
         }
         None if failed + unserved == 0 && helpless > 0 => {
             let message = format!("{helpless} mappings ask for a helper that the kernel has not; see failures below.");

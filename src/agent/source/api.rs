@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::StreamExt;
 use k8s_openapi::api::core::v1::Node;
@@ -13,14 +13,13 @@ use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::watcher::Event;
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
-use tokio::time::Instant;
 
 use super::cache::{Cache, Change};
+use super::matter::{active, api_server, interfaces, trim, trim_gateway};
 use super::topics::{News, Subscriptions, Topic};
 use super::{Problem, Snapshot, Snapshots};
-use crate::api::gatewaynode::GatewayNodeStatus;
-use crate::api::mapping::MachineTarget;
-use crate::api::{GatewayNode, NatMapping, NatMappingStatus, StagingNetwork};
+use crate::api::{GatewayNode, NatMapping, StagingNetwork};
+use crate::controller::doubt::Believed;
 use crate::controller::gather;
 use crate::controller::namespaces::Heard;
 use crate::plan::{Mappings, NodeFacts, View, concern};
@@ -32,6 +31,7 @@ const BATCH: usize = 1024;
 
 struct State {
     node: String,
+    guard: Duration,
     networks: Cache<StagingNetwork>,
     /// By the network that they name, for networks that concern the node.
     mappings: BTreeMap<String, Cache<NatMapping>>,
@@ -46,27 +46,34 @@ struct State {
     /// Labels of the own Node. None: not known yet.
     labels: Option<BTreeMap<String, String>>,
     found: bool,
+    /// When the own Node, which a list lacks and nobody told to be deleted, is taken for deleted.
+    missed: Option<Instant>,
     /// Kinds of which a watch fails, with the error.
     away: BTreeMap<&'static str, String>,
 }
 
-/// Watches everything that concerns `node`, in a task of its own.
-pub fn watch(client: &Client, node: &str) -> (Snapshots, tokio::task::JoinHandle<()>) {
+/// Watches everything that concerns `node`, in a task of its own. `guard`: how long stays in force what lists lack and nobody tells to be deleted.
+pub fn watch(client: &Client, node: &str, guard: Duration) -> (Snapshots, tokio::task::JoinHandle<()>) {
     let (sender, receiver) = watch::channel(None);
-    let mut state = State::new(node);
+    let mut state = State::new(node, guard);
     let mut news = Subscriptions::new(client, node);
     news.follow(&state.topics);
     let mut news = news.ready_chunks(BATCH);
     let task = tokio::spawn(async move {
         let mut late: Option<Instant> = None;
         loop {
-            let deadline = late.unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
+            let idle = Instant::now() + Duration::from_hours(1);
+            let deadline = late.into_iter().chain(state.due()).min().unwrap_or(idle);
             let change = tokio::select! {
                 batch = news.next() => match batch {
-                    Some(batch) => batch.into_iter().map(|n| state.take(n)).max().unwrap_or(Change::None),
+                    Some(batch) => batch.into_iter().map(|n| state.take(n, Instant::now())).max().unwrap_or(Change::None),
                     None => return,
                 },
-                () = tokio::time::sleep_until(deadline) => Change::Meaning,
+                () = tokio::time::sleep_until(deadline.into()) => {
+                    let now = Instant::now();
+                    let late = if late.is_some_and(|late| late <= now) { Change::Meaning } else { Change::None };
+                    late.max(state.over(now))
+                }
                 () = sender.closed() => return,
             };
             match change {
@@ -88,10 +95,13 @@ pub fn watch(client: &Client, node: &str) -> (Snapshots, tokio::task::JoinHandle
 }
 
 impl State {
-    fn new(node: &str) -> Self {
+    fn new(node: &str, guard: Duration) -> Self {
         Self {
             node: node.to_owned(),
-            networks: Cache::new(|a, b| a.spec == b.spec && active(a) == active(b) && api_server(a) == api_server(b)),
+            guard,
+            // A fence comes down because its network was deleted, and for no other reason.
+            networks: Cache::new(|a: &StagingNetwork, b| a.spec == b.spec && active(a) == active(b) && api_server(a) == api_server(b))
+                .guarded(guard, Believed::All),
             mappings: BTreeMap::new(),
             gateways: None,
             namespaces: None,
@@ -99,28 +109,55 @@ impl State {
             client: false,
             labels: None,
             found: false,
+            missed: None,
             away: BTreeMap::new(),
         }
     }
 
-    fn take(&mut self, news: News) -> Change {
+    /// When something that lists lack is to be taken for deleted.
+    fn due(&self) -> Option<Instant> {
+        let mappings = self.mappings.values().filter_map(Cache::due);
+        let gateways = self.gateways.as_ref().and_then(Cache::due);
+        mappings.chain(self.networks.due()).chain(gateways).chain(self.missed).min()
+    }
+
+    /// Takes for deleted what was held long enough.
+    fn over(&mut self, now: Instant) -> Change {
+        let mut change = self.networks.over(now);
+        for cache in self.mappings.values_mut() {
+            change = change.max(cache.over(now));
+        }
+        if let Some(cache) = &mut self.gateways {
+            change = change.max(cache.over(now));
+        }
+        if self.missed.is_some_and(|at| at <= now) {
+            self.missed = None;
+            self.labels = Some(BTreeMap::new());
+            change = Change::Meaning;
+        }
+        change
+    }
+
+    fn take(&mut self, news: News, now: Instant) -> Change {
         match news {
             News::Network(event) => {
                 self.back("StagingNetwork", &event);
-                self.networks.take(*event)
+                self.networks.take(*event, now)
             }
             News::Mapping(network, event) => {
                 self.back("NatMapping", &event);
                 // None: it has ceased to matter since this was said.
-                self.mappings.get_mut(&*network).map_or(Change::None, |cache| cache.take(event))
+                self.mappings
+                    .get_mut(&*network)
+                    .map_or(Change::None, |cache| cache.take(event, now))
             }
             News::Gateway(event) => {
                 self.back("GatewayNode", &event);
-                self.take_gateway(event)
+                self.take_gateway(event, now)
             }
             News::Node(event) => {
                 self.back("Node", &event);
-                self.take_node(event)
+                self.take_node(event, now)
             }
             News::Namespace(event) => {
                 self.back("Namespace", &event);
@@ -143,12 +180,12 @@ impl State {
         }
     }
 
-    fn take_gateway(&mut self, event: Event<DeserializeGuard<GatewayNode>>) -> Change {
+    fn take_gateway(&mut self, event: Event<DeserializeGuard<GatewayNode>>, now: Instant) -> Change {
         let own = matches!(&event, Event::Apply(g) | Event::Delete(g) if g.name_any() == self.node);
         let Some(cache) = &mut self.gateways else {
             return Change::None;
         };
-        match cache.take(event) {
+        match cache.take(event, now) {
             // What this agent itself reported is no news to it, unless its subnets decide what it has to know.
             Change::Meaning if own && !self.client => Change::None,
             Change::Version => Change::None,
@@ -156,7 +193,10 @@ impl State {
         }
     }
 
-    fn take_node(&mut self, event: Event<PartialObjectMeta<Node>>) -> Change {
+    fn take_node(&mut self, event: Event<PartialObjectMeta<Node>>, now: Instant) -> Change {
+        let known = self.labels.is_some() && !self.guard.is_zero();
+        // That it is back is to be told, also if it is as it was.
+        let was_missed = self.missed.is_some();
         let labels = match event {
             Event::Init => {
                 self.found = false;
@@ -164,15 +204,23 @@ impl State {
             }
             Event::InitApply(node) | Event::Apply(node) => {
                 self.found = true;
+                self.missed = None;
                 node.labels().clone()
             }
             Event::InitDone if self.found => return Change::None,
+            // Nobody has told that it was deleted: what it had to do stays in force for a while.
+            Event::InitDone if known => {
+                let first = self.missed.is_none();
+                self.missed.get_or_insert(now + self.guard);
+                return if first { Change::Meaning } else { Change::None };
+            }
             Event::InitDone | Event::Delete(_) => {
                 self.found = false;
+                self.missed = None;
                 BTreeMap::new()
             }
         };
-        if self.labels.as_ref() == Some(&labels) {
+        if self.labels.as_ref() == Some(&labels) && !was_missed {
             return Change::None;
         }
         self.labels = Some(labels);
@@ -211,14 +259,18 @@ impl State {
         let gateways = |topics: &BTreeSet<Topic>| (topics.contains(&Topic::Gateways), topics.contains(&Topic::OwnGateway));
         if gateways(&topics) != gateways(&self.topics) {
             let watched = concern.nodes || concern.client;
-            self.gateways = watched.then(|| Cache::new(|a, b| interfaces(a) == interfaces(b)).trimmed(trim_gateway));
+            self.gateways = watched.then(|| self.guarded_gateways());
         }
         if concern.namespaces != self.namespaces.is_some() {
             self.namespaces = concern.namespaces.then(Heard::default);
         }
         self.mappings.retain(|network, _| concern.mappings.contains(network));
         for network in concern.mappings {
-            let cache = || Cache::new(|a: &NatMapping, b| a.spec == b.spec && a.status == b.status).trimmed(trim);
+            let cache = || {
+                Cache::new(|a: &NatMapping, b| a.spec == b.spec && a.status == b.status)
+                    .trimmed(trim)
+                    .guarded(self.guard, Believed::Half)
+            };
             self.mappings.entry(network).or_insert_with(cache);
         }
         self.topics = topics;
@@ -230,12 +282,41 @@ impl State {
         let own = self.gateways.iter().flat_map(Cache::objects).find(|g| g.name_any() == self.node);
         let own: Vec<GatewayNode> = own.cloned().into_iter().collect();
         let names = BTreeMap::from([(self.node.clone(), labels)]);
-        let mut nodes = gather::world(Vec::new(), Vec::new(), &own, names).nodes;
+        let mut nodes = gather::nodes(&own, names);
         nodes.pop().unwrap_or_default()
     }
 
+    fn guarded_gateways(&self) -> Cache<GatewayNode> {
+        Cache::new(|a: &GatewayNode, b| interfaces(a) == interfaces(b))
+            .trimmed(trim_gateway)
+            .guarded(self.guard, Believed::Half)
+    }
+
     fn known_mappings(&self) -> impl Iterator<Item = &Arc<NatMapping>> {
-        self.mappings.values().flat_map(Cache::shared)
+        // One that is held here may have gone to another network.
+        let elsewhere = |cache: &Cache<NatMapping>, mapping: &NatMapping| {
+            let mut others = self.mappings.values().filter(|other| !std::ptr::eq(*other, cache));
+            cache.holds(mapping) && others.any(|other| other.has(mapping) && !other.holds(mapping))
+        };
+        let of = move |cache: &'_ Cache<NatMapping>, mapping: &&Arc<NatMapping>| !elsewhere(cache, mapping);
+        self.mappings
+            .values()
+            .flat_map(move |cache| cache.shared().filter(move |mapping| of(cache, mapping)))
+    }
+
+    /// What is wrong if the own Node is not there.
+    fn no_node(&self) -> Option<Problem> {
+        let message = match self.missed {
+            Some(_) => format!(
+                "the API server does not list it, and nobody has told that it was deleted; what it has to do stays in force for {} s (--mass-removal-guard)",
+                self.guard.as_secs()
+            ),
+            None => "the cluster has no such Node; --node (NODE_NAME) must be the name that kubectl get nodes shows".to_owned(),
+        };
+        (!self.found).then(|| Problem {
+            place: format!("Node {}", self.node),
+            message,
+        })
     }
 
     /// Everything, once all that is watched has been listed.
@@ -253,21 +334,16 @@ impl State {
         let gateways: Vec<GatewayNode> = gateways.filter(|g| g.name_any() != self.node).cloned().collect();
         // Nobody looks at other nodes' labels here: whether a node is a gateway it judges by its own.
         let names = gateways.iter().map(|g| (g.name_any(), BTreeMap::new())).collect();
-        let others = gather::world(Vec::new(), Vec::new(), &gateways, names).nodes;
+        let others = gather::nodes(&gateways, names);
         let mut problems = Vec::new();
-        if !self.found {
-            problems.push(Problem {
-                place: format!("Node {}", self.node),
-                message: "the cluster has no such Node; --node (NODE_NAME) must be the name that kubectl get nodes shows".to_owned(),
-            });
-        }
-        undecodable(&mut problems, "StagingNetwork", &self.networks.bad);
+        self.networks.problems("StagingNetwork", &mut problems);
         for cache in self.mappings.values() {
-            undecodable(&mut problems, "NatMapping", &cache.bad);
+            cache.problems("NatMapping", &mut problems);
         }
         if let Some(cache) = &self.gateways {
-            undecodable(&mut problems, "GatewayNode", &cache.bad);
+            cache.problems("GatewayNode", &mut problems);
         }
+        problems.extend(self.no_node());
         Some(Snapshot {
             networks: self.networks.objects().cloned().collect(),
             mappings: self.known_mappings().cloned().collect(),
@@ -276,84 +352,5 @@ impl State {
             labels: Some(labels),
             problems,
         })
-    }
-}
-
-/// Leaves of a report what is looked at: hundreds of nodes report.
-fn trim_gateway(gateway: &mut GatewayNode) {
-    let status = gateway.status.take();
-    gateway.status = status.map(|status| GatewayNodeStatus {
-        interfaces: status.interfaces,
-        ..GatewayNodeStatus::default()
-    });
-    let meta = &mut gateway.metadata;
-    (meta.annotations, meta.labels) = (None, None);
-}
-
-/// Leaves of a mapping what is judged, and what tells it from its successor: what people note in labels and annotations is often longer than all the rest. Of the status
-/// that is the address of the virtual machine that the mapping names: where traffic is delivered to.
-fn trim(mapping: &mut NatMapping) {
-    let machine = mapping.spec.target.virtual_machine_ref.as_ref();
-    let found = mapping.status.take().and_then(|status| status.target);
-    mapping.status = found.zip(machine).map(|(found, _)| NatMappingStatus {
-        target: Some(Box::new(MachineTarget {
-            virtual_machine: found.virtual_machine,
-            interface: found.interface,
-            address: found.address,
-            ..MachineTarget::default()
-        })),
-        ..NatMappingStatus::default()
-    });
-    let meta = &mut mapping.metadata;
-    (meta.annotations, meta.labels) = (None, None);
-    (meta.finalizers, meta.owner_references) = (None, None);
-}
-
-fn undecodable(problems: &mut Vec<Problem>, kind: &str, bad: &BTreeMap<(String, String), String>) {
-    problems.extend(bad.iter().map(|((namespace, name), error)| Problem {
-        place: format!("{kind} {namespace}{}{name}", if namespace.is_empty() { "" } else { "/" }),
-        message: format!("cannot be decoded: {error}; its last good version stays in force if there is one"),
-    }));
-}
-
-fn active(network: &StagingNetwork) -> Option<&crate::api::network::ActiveGateway> {
-    network.status.as_ref()?.active_gateway.as_ref()
-}
-
-fn api_server(network: &StagingNetwork) -> &[String] {
-    network.status.as_ref().map_or(&[], |status| &status.api_server_addresses)
-}
-
-fn interfaces(gateway: &GatewayNode) -> Option<&Vec<crate::api::gatewaynode::InterfaceStatus>> {
-    gateway.status.as_ref().map(|s| &s.interfaces)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::api::mapping::AddressState;
-
-    fn after(machine: bool, address: &str, state: AddressState) -> NatMapping {
-        let mut object = crate::controller::testing::mapping("default", "vm03");
-        object.spec.target.virtual_machine_ref = machine.then(Box::default);
-        object.status = Some(NatMappingStatus {
-            observed_generation: Some(1),
-            target: Some(Box::new(MachineTarget {
-                address: Some(address.into()),
-                state: Some(state),
-                ..MachineTarget::default()
-            })),
-            ..NatMappingStatus::default()
-        });
-        trim(&mut object);
-        object
-    }
-
-    #[test]
-    fn of_a_status_only_the_address_of_a_machine_counts() {
-        let before = after(true, "192.168.200.3", AddressState::Reported);
-        assert_eq!(before, after(true, "192.168.200.3", AddressState::Held));
-        assert_ne!(before, after(true, "192.168.200.4", AddressState::Reported));
-        assert_eq!(after(false, "192.168.200.3", AddressState::Reported).status, None);
     }
 }

@@ -4,10 +4,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
+
+use super::Problem;
+use crate::controller::doubt::{Believed, Doubt};
 
 /// Namespace and name.
 type Key = (String, String);
@@ -36,6 +40,8 @@ pub(super) struct Cache<K> {
     same: fn(&K, &K) -> bool,
     /// Takes away what nobody looks at.
     trim: fn(&mut K),
+    /// Whether lists are believed.
+    doubt: Doubt<Key>,
 }
 
 impl<K: Resource<DynamicType = ()>> Cache<K> {
@@ -47,6 +53,15 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
             ready: false,
             same,
             trim: |_| (),
+            doubt: Doubt::new(Duration::ZERO, Believed::Half),
+        }
+    }
+
+    /// What a list lacks is held for `guard` if it lacks more than is believed.
+    pub(super) fn guarded(self, guard: Duration, believed: Believed) -> Self {
+        Self {
+            doubt: Doubt::new(guard, believed),
+            ..self
         }
     }
 
@@ -65,8 +80,43 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
         self.objects.values()
     }
 
+    /// When what a list lacked is to be taken for deleted.
+    pub(super) fn due(&self) -> Option<Instant> {
+        self.doubt.due()
+    }
+
+    /// Takes for deleted what was held long enough.
+    pub(super) fn over(&mut self, now: Instant) -> Change {
+        let gone = self.doubt.over(now);
+        self.objects.retain(|key, _| !gone.contains(key));
+        if gone.is_empty() { Change::None } else { Change::Meaning }
+    }
+
+    /// Whether the last list lacked an object that stays in force for a while.
+    pub(super) fn holds(&self, object: &K) -> bool {
+        !self.doubt.held().is_empty() && self.doubt.held().contains(&key(object))
+    }
+
+    /// Whether there is such an object.
+    pub(super) fn has(&self, object: &K) -> bool {
+        self.objects.contains_key(&key(object))
+    }
+
+    /// What a person has to know: objects that are held, objects that cannot be decoded.
+    pub(super) fn problems(&self, kind: &str, problems: &mut Vec<Problem>) {
+        let text = |(namespace, name): &Key| format!("{namespace}{}{name}", if namespace.is_empty() { "" } else { "/" });
+        problems.extend(self.doubt.message(kind, text).map(|message| Problem {
+            place: kind.to_owned(),
+            message,
+        }));
+        problems.extend(self.bad.iter().map(|(key, error)| Problem {
+            place: format!("{kind} {}", text(key)),
+            message: format!("cannot be decoded: {error}; its last good version stays in force if there is one"),
+        }));
+    }
+
     /// Takes in one event.
-    pub(super) fn take(&mut self, event: Event<DeserializeGuard<K>>) -> Change {
+    pub(super) fn take(&mut self, event: Event<DeserializeGuard<K>>, now: Instant) -> Change {
         match event {
             Event::Init => {
                 self.listing = Some(BTreeMap::new());
@@ -81,10 +131,19 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
                 Change::None
             }
             Event::InitDone => {
-                let listed = self.listing.take().unwrap_or_default();
+                let mut listed = self.listing.take().unwrap_or_default();
+                let was_held = !self.doubt.held().is_empty();
+                // Also what is there and cannot be decoded is listed.
+                let there = |key: &Key| listed.contains_key(key) || self.bad.contains_key(key);
+                let held = self.doubt.listed(self.objects.keys().cloned(), there, now);
+                let kept = held.iter().filter_map(|key| Some((key.clone(), self.objects.get(key)?.clone())));
+                let kept: Vec<_> = kept.collect();
+                // That something is held, or is not any more, is to be told.
+                let told = was_held || !kept.is_empty();
+                listed.extend(kept);
                 let mut change = if self.ready { Change::None } else { Change::Meaning };
                 self.ready = true;
-                if listed.len() != self.objects.len() {
+                if told || listed.len() != self.objects.len() {
                     change = Change::Meaning;
                 }
                 for (key, object) in &listed {
@@ -95,14 +154,16 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
             }
             Event::Apply(object) => {
                 let (key, object) = self.decode(object);
+                self.doubt.told(&key);
                 let Some(object) = object else { return Change::Meaning };
                 let change = self.compare(&key, &object);
                 self.objects.insert(key, object);
                 change
             }
             Event::Delete(object) => {
-                let key = (object.namespace().unwrap_or_default(), object.name_any());
+                let key = key(&object);
                 self.bad.remove(&key);
+                self.doubt.told(&key);
                 if self.objects.remove(&key).is_some() {
                     Change::Meaning
                 } else {
@@ -114,7 +175,7 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
 
     /// The object, or its last good version if it cannot be decoded.
     fn decode(&mut self, object: DeserializeGuard<K>) -> (Key, Option<Arc<K>>) {
-        let key = (object.namespace().unwrap_or_default(), object.name_any());
+        let key = key(&object);
         match object.0 {
             Ok(mut object) => {
                 object.managed_fields_mut().clear();
@@ -145,6 +206,10 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
     }
 }
 
+fn key<K: Resource>(object: &K) -> Key {
+    (object.namespace().unwrap_or_default(), object.name_any())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -172,6 +237,10 @@ mod tests {
         }))
     }
 
+    fn take(cache: &mut Cache<ConfigMap>, event: Event<DeserializeGuard<ConfigMap>>) -> Change {
+        cache.take(event, Instant::now())
+    }
+
     fn cache() -> Cache<ConfigMap> {
         Cache::new(|a, b| a.data == b.data)
     }
@@ -183,10 +252,10 @@ mod tests {
     #[test]
     fn nothing_is_told_before_the_first_list_is_complete() {
         let mut cache = cache();
-        assert_eq!(cache.take(Event::Init), Change::None);
-        assert_eq!(cache.take(Event::InitApply(good("a", "1", "x"))), Change::None);
+        assert_eq!(take(&mut cache, Event::Init), Change::None);
+        assert_eq!(take(&mut cache, Event::InitApply(good("a", "1", "x"))), Change::None);
         assert!(!cache.ready && meanings(&cache).is_empty());
-        assert_eq!(cache.take(Event::InitDone), Change::Meaning);
+        assert_eq!(take(&mut cache, Event::InitDone), Change::Meaning);
         assert!(cache.ready);
         assert_eq!(meanings(&cache), ["x"]);
     }
@@ -194,46 +263,79 @@ mod tests {
     #[test]
     fn an_empty_first_list_is_news() {
         let mut cache = cache();
-        cache.take(Event::Init);
-        assert_eq!(cache.take(Event::InitDone), Change::Meaning);
+        take(&mut cache, Event::Init);
+        assert_eq!(take(&mut cache, Event::InitDone), Change::Meaning);
     }
 
     #[test]
     fn a_new_version_of_the_same_meaning_is_told_apart() {
         let mut cache = cache();
-        assert_eq!(cache.take(Event::Apply(good("a", "1", "x"))), Change::Meaning);
-        assert_eq!(cache.take(Event::Apply(good("a", "2", "x"))), Change::Version);
-        assert_eq!(cache.take(Event::Apply(good("a", "2", "x"))), Change::None);
-        assert_eq!(cache.take(Event::Apply(good("a", "3", "y"))), Change::Meaning);
-        assert_eq!(cache.take(Event::Delete(good("a", "4", "y"))), Change::Meaning);
+        assert_eq!(take(&mut cache, Event::Apply(good("a", "1", "x"))), Change::Meaning);
+        assert_eq!(take(&mut cache, Event::Apply(good("a", "2", "x"))), Change::Version);
+        assert_eq!(take(&mut cache, Event::Apply(good("a", "2", "x"))), Change::None);
+        assert_eq!(take(&mut cache, Event::Apply(good("a", "3", "y"))), Change::Meaning);
+        assert_eq!(take(&mut cache, Event::Delete(good("a", "4", "y"))), Change::Meaning);
         assert!(meanings(&cache).is_empty());
     }
 
     #[test]
     fn a_list_after_an_outage_takes_away_what_was_deleted_meanwhile() {
         let mut cache = cache();
-        cache.take(Event::Apply(good("a", "1", "x")));
-        cache.take(Event::Apply(good("b", "1", "y")));
-        cache.take(Event::Init);
-        cache.take(Event::InitApply(good("b", "1", "y")));
+        take(&mut cache, Event::Apply(good("a", "1", "x")));
+        take(&mut cache, Event::Apply(good("b", "1", "y")));
+        take(&mut cache, Event::Init);
+        take(&mut cache, Event::InitApply(good("b", "1", "y")));
         assert_eq!(meanings(&cache), ["x", "y"], "the old state stays until the list is complete");
-        assert_eq!(cache.take(Event::InitDone), Change::Meaning);
+        assert_eq!(take(&mut cache, Event::InitDone), Change::Meaning);
         assert_eq!(meanings(&cache), ["y"]);
+    }
+
+    #[test]
+    fn a_list_that_lacks_most_is_believed_when_somebody_says_so_or_in_time() {
+        let start = Instant::now();
+        let guard = Duration::from_mins(1);
+        let said = |cache: &Cache<ConfigMap>| {
+            let mut problems = Vec::new();
+            cache.problems("NatMapping", &mut problems);
+            problems.iter().map(ToString::to_string).collect::<String>()
+        };
+        let mut cache = cache().guarded(guard, Believed::Half);
+        for name in ["a", "b", "c"] {
+            take(&mut cache, Event::Apply(good(name, "1", name)));
+        }
+        let list = |cache: &mut Cache<ConfigMap>, names: &[&str], now| {
+            cache.take(Event::Init, now);
+            for name in names {
+                cache.take(Event::InitApply(good(name, "1", name)), now);
+            }
+            cache.take(Event::InitDone, now)
+        };
+        assert_eq!(list(&mut cache, &["a", "b", "c"], start), Change::Meaning, "the first list");
+        assert_eq!(list(&mut cache, &[], start), Change::Meaning, "that they are held is to be told");
+        assert_eq!(meanings(&cache), ["a", "b", "c"]);
+        assert!(said(&cache).contains("lacks a, b, c,"));
+        cache.take(Event::Delete(good("a", "2", "a")), start);
+        assert_eq!(meanings(&cache), ["b", "c"], "what is told to be deleted is");
+        assert_eq!(list(&mut cache, &["b"], start), Change::Meaning);
+        assert_eq!((meanings(&cache).len(), cache.due()), (2, Some(start + guard)));
+        assert_eq!(cache.over(start), Change::None);
+        assert_eq!(cache.over(start + guard), Change::Meaning);
+        assert_eq!((meanings(&cache), said(&cache)), (vec!["b".to_owned()], String::new()));
     }
 
     #[test]
     fn what_cannot_be_decoded_keeps_its_last_good_version() {
         let mut cache = cache();
-        cache.take(Event::Apply(good("a", "1", "x")));
-        cache.take(Event::Apply(bad("a")));
+        take(&mut cache, Event::Apply(good("a", "1", "x")));
+        take(&mut cache, Event::Apply(bad("a")));
         assert_eq!(meanings(&cache), ["x"]);
         assert_eq!(cache.bad.len(), 1);
-        cache.take(Event::Init);
-        cache.take(Event::InitApply(bad("a")));
-        cache.take(Event::InitApply(bad("never-good")));
-        cache.take(Event::InitDone);
+        take(&mut cache, Event::Init);
+        take(&mut cache, Event::InitApply(bad("a")));
+        take(&mut cache, Event::InitApply(bad("never-good")));
+        take(&mut cache, Event::InitDone);
         assert_eq!(meanings(&cache), ["x"]);
-        cache.take(Event::Apply(good("a", "5", "z")));
+        take(&mut cache, Event::Apply(good("a", "5", "z")));
         assert_eq!((meanings(&cache), cache.bad.len()), (vec!["z".to_owned()], 1));
     }
 }

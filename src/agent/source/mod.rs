@@ -3,6 +3,7 @@
 pub mod api;
 mod cache;
 pub mod directory;
+mod matter;
 mod topics;
 
 use std::collections::BTreeMap;

@@ -15,6 +15,7 @@ use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
+use crate::controller::backoff::WatchBackoff;
 use crate::telemetry::chain;
 
 /// Something that is watched.
@@ -135,7 +136,7 @@ where
         ..watcher::Config::default()
     };
     watcher(api, config)
-        .default_backoff()
+        .backoff(WatchBackoff::default())
         .map(move |event| event.map_or_else(|e| News::Away(kind, chain(&e)), &news))
         .boxed()
 }

@@ -5,7 +5,7 @@
 //!
 //! ```ignore
 //! let reports = BTreeMap::from([(node.to_owned(), Report { status: own_status, life: Life::Alive })]);
-//! let statuses = aggregate(&Inputs { world: &world, verdicts: &verdicts, reports: &reports, isolation: &isolation, machines: &Resolutions::new(), seen: &Seen::default(), now });
+//! let statuses = aggregate(&Inputs { world: (&world).into(), verdicts: &verdicts, reports: &reports, isolation: &isolation, machines: &Resolutions::new(), seen: &Seen::default(), now });
 //! ```
 //!
 //! A status that says what the stored one says is equal to it, transition times included, so "write if it differs" never loops.
@@ -13,9 +13,11 @@
 mod gateway;
 mod machine;
 mod mapping;
+pub mod memory;
 mod network;
 #[cfg(test)]
 mod tests;
+pub mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -32,13 +34,13 @@ pub use super::seen::{Requirement, Seen, key};
 use crate::api::conditions::Finding;
 use crate::api::network::Isolation;
 use crate::api::{NatMapping, NatMappingStatus, StagingNetworkStatus};
-use crate::plan::{MappingKey, Refusal, Verdicts, World};
+use crate::plan::{MappingKey, Refusal, Verdicts, View};
 
 /// Everything that a status depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
     /// The objects as stored, their present status included.
-    pub world: &'a World,
+    pub world: View<'a>,
     /// What [`crate::plan::judge`] says of them.
     pub verdicts: &'a Verdicts,
     /// What the gateways say.
@@ -67,15 +69,19 @@ pub struct Statuses {
 /// Computes all of them. Networks first: which gateway serves a mapping is what was just decided, not what is stored.
 pub fn aggregate(inputs: &Inputs<'_>) -> Statuses {
     let networks = networks(inputs);
-    let objects = inputs.world.mappings.iter();
-    let mappings = objects.filter_map(|object| mapping(inputs, &networks, object)).collect();
+    let mappings = inputs
+        .world
+        .mappings
+        .objects()
+        .filter_map(|object| mapping(inputs, &networks, object))
+        .collect();
     Statuses { networks, mappings }
 }
 
 /// The statuses of all networks. What they say is part of what their mappings say.
 pub fn networks(inputs: &Inputs<'_>) -> BTreeMap<String, StagingNetworkStatus> {
     let mut statuses = BTreeMap::new();
-    for object in &inputs.world.networks {
+    for object in inputs.world.networks {
         let name = object.name_any();
         if let Some(verdict) = inputs.verdicts.networks.get(&name) {
             let status = network::status(inputs, object, verdict);

@@ -26,11 +26,10 @@ use self::kinds::{Instance, Machine};
 pub use self::resolve::{Found, Resolved};
 use self::resolve::{Wish, resolve};
 use self::store::{Key, Shelf};
-use crate::api::mapping::MachineTarget;
 use crate::api::{NatMapping, StagingNetwork};
 use crate::netfilter::Family;
+use crate::plan::MappingKey;
 use crate::plan::validate::{self, ValidNetwork};
-use crate::plan::{MappingKey, World};
 
 /// What is known of machines. Clones share it.
 #[derive(Clone)]
@@ -53,11 +52,6 @@ struct Known {
 /// Where mappings that name a machine lead, by key. Others are absent.
 pub type Resolutions = BTreeMap<MappingKey, Resolved>;
 
-/// What the mappings' statuses said of their machines before [`Machines::resolve`]. Must be put back before a status is compared with the stored one.
-#[must_use]
-#[derive(Debug, Default)]
-pub struct Stored(BTreeMap<MappingKey, Option<MachineTarget>>);
-
 impl Machines {
     /// Nothing is known and nothing watched.
     pub fn new(bell: Arc<Notify>) -> Self {
@@ -74,56 +68,35 @@ impl Machines {
         tasks.spawn(watch::follow::<Instance>(self.clone(), client.clone()));
     }
 
-    /// Decides where every mapping that names a machine leads, and writes it into the status of the object in `world`, from which it is judged.
-    pub fn resolve(&self, world: &mut World) -> (Resolutions, Stored) {
-        let (mut resolutions, mut stored) = (Resolutions::new(), Stored::default());
-        let naming = |mapping: &&mut NatMapping| mapping.spec.target.virtual_machine_ref.is_some();
-        let named: BTreeSet<Key> = world.mappings.iter().filter_map(machine_of).collect();
+    /// Decides where every mapping that names a machine leads. The second answer are the mappings as they are to be judged: with that in their status.
+    pub fn resolve(&self, networks: &[Arc<StagingNetwork>], mappings: &[Arc<NatMapping>]) -> (Resolutions, Vec<Arc<NatMapping>>) {
+        let mut resolutions = Resolutions::new();
+        let mut judged = mappings.to_vec();
+        let named: BTreeSet<Key> = mappings.iter().filter_map(|mapping| machine_of(mapping)).collect();
         let mut known = self.known();
         let any = !named.is_empty();
         known.named = named;
-        let networks = if any { networks(&world.networks) } else { BTreeMap::new() };
-        for mapping in world.mappings.iter_mut().filter(naming) {
-            let key = super::seen::key(mapping);
-            let before = mapping.status.as_ref().and_then(|status| status.target.as_deref().cloned());
-            if let Some(resolved) = networks
-                .get(&mapping.spec.network_ref.name)
-                .and_then(|network| known.resolve(mapping, network))
-            {
-                if resolved.target != before {
-                    stored.0.insert(key.clone(), before);
-                    mapping.status.get_or_insert_default().target = resolved.target.clone().map(Box::new);
-                }
-                resolutions.insert(key, resolved);
+        let networks = if any { valid(networks) } else { BTreeMap::new() };
+        let naming = |mapping: &&mut Arc<NatMapping>| mapping.spec.target.virtual_machine_ref.is_some();
+        for mapping in judged.iter_mut().filter(naming) {
+            let network = networks.get(&mapping.spec.network_ref.name);
+            let Some(resolved) = network.and_then(|network| known.resolve(mapping, network)) else {
+                continue;
+            };
+            let before = mapping.status.as_ref().and_then(|status| status.target.as_deref());
+            if resolved.target.as_ref() != before {
+                let status = Arc::make_mut(mapping).status.get_or_insert_default();
+                status.target = resolved.target.clone().map(Box::new);
             }
+            resolutions.insert(super::seen::key(mapping), resolved);
         }
         drop(known);
         self.wanted.send_if_modified(|wanted| std::mem::replace(wanted, any) != any);
-        (resolutions, stored)
+        (resolutions, judged)
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Stored {
-    /// Makes the objects again what the API server has.
-    pub fn put_back(mut self, mappings: &mut [NatMapping]) {
-        if self.0.is_empty() {
-            return;
-        }
-        for mapping in mappings {
-            if let Some(before) = self.0.remove(&super::seen::key(mapping))
-                && let Some(status) = &mut mapping.status
-            {
-                status.target = before.map(Box::new);
-                // There was none at all.
-                if *status == crate::api::NatMappingStatus::default() {
-                    mapping.status = None;
-                }
-            }
-        }
     }
 }
 
@@ -160,7 +133,7 @@ fn machine_of(mapping: &NatMapping) -> Option<Key> {
     Some((mapping.namespace().unwrap_or_default(), machine.name.clone()))
 }
 
-fn networks(objects: &[StagingNetwork]) -> BTreeMap<String, ValidNetwork> {
+fn valid(objects: &[Arc<StagingNetwork>]) -> BTreeMap<String, ValidNetwork> {
     let valid = objects.iter().filter_map(|object| validate::network(object).ok());
     valid.map(|network| (network.name.clone(), network)).collect()
 }

@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use super::kinds::{GROUP, Instance, Kind, Machine, VERSION};
 use super::store::{Objects, Shelf};
 use super::{Known, Machines};
+use crate::controller::backoff::WatchBackoff;
 use crate::telemetry::chain;
 
 /// A kind that has a place in [`Known`].
@@ -91,7 +92,7 @@ impl<'a, T: Kept> Follower<'a, T> {
     async fn run(mut self) {
         let name = format!("{}.{GROUP}", T::PLURAL);
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let mut definitions = pin!(watcher(Api::<Definition>::all(self.client.clone()), config).default_backoff());
+        let mut definitions = pin!(watcher(Api::<Definition>::all(self.client.clone()), config).backoff(WatchBackoff::default()));
         loop {
             let refused = tokio::select! {
                 Some(event) = definitions.next() => self.definition(event),
@@ -185,7 +186,7 @@ fn objects<T: Kept>(client: &Client) -> BoxStream<'static, Result<Event<DynamicO
         plural: T::PLURAL.to_owned(),
     };
     let api: Api<DynamicObject> = Api::all_with(client.clone(), &resource);
-    watcher(api, watcher::Config::default()).default_backoff().boxed()
+    watcher(api, watcher::Config::default()).backoff(WatchBackoff::default()).boxed()
 }
 
 fn forbidden(error: &Error) -> bool {

@@ -30,7 +30,7 @@ fn scene(stored: Option<MachineTarget>, now: Option<MachineTarget>, found: Found
     };
     scene.mapping.status = Some(status(stored));
     scene.seen = Seen::default();
-    scene.seen.observe([&scene.mapping]);
+    scene.observe();
     scene.mapping.status = Some(status(now.clone()));
     if now.as_ref().is_none_or(|now| now.address.is_none()) {
         let waits = || Refusal {

@@ -193,7 +193,7 @@ fn mapping_rows() {
                     conditions: vec![condition(types::ACCEPTED, "False", reasons::CONFLICT)],
                     ..Default::default()
                 });
-                s.seen.observe([&s.mapping]);
+                s.observe();
             },
             "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
         ),

@@ -3,9 +3,11 @@
 
 mod machine;
 mod mapping;
+mod memory;
 mod network;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
@@ -18,7 +20,7 @@ use crate::controller::gather;
 use crate::controller::testing::{gateway, mapping, network, report};
 use crate::netfilter::IfName;
 use crate::plan::validate::ValidNetwork;
-use crate::plan::{Claim, MappingVerdict, NetworkVerdict};
+use crate::plan::{Claim, MappingVerdict, NetworkVerdict, World};
 
 /// One network `segment-b`, one mapping `default/vm03`, and gateways that say what a test wants.
 struct Scene {
@@ -91,7 +93,7 @@ impl Scene {
     fn well() -> Self {
         let mapping = mapping("default", "vm03");
         let mut seen = Seen::default();
-        seen.observe([&mapping]);
+        seen.observe(&[Arc::new(mapping.clone())]);
         Self {
             machines: Resolutions::new(),
             network: network("segment-b"),
@@ -128,6 +130,11 @@ impl Scene {
         }
     }
 
+    /// The controller sees the mapping as it is now.
+    fn observe(&mut self) {
+        self.seen.observe(&[Arc::new(self.mapping.clone())]);
+    }
+
     fn a(&mut self) -> &mut Report {
         self.reports.get_mut("node-a").unwrap()
     }
@@ -154,13 +161,18 @@ impl Scene {
             })
             .collect();
         let labels = self.reports.keys().map(|name| (name.clone(), BTreeMap::new())).collect();
-        let world = gather::world(vec![self.network.clone()], vec![self.mapping.clone()], &gateways, labels);
+        let world = World {
+            networks: vec![self.network.clone()],
+            mappings: vec![self.mapping.clone()],
+            nodes: gather::nodes(&gateways, labels),
+            ..World::default()
+        };
         let verdicts = Verdicts {
             networks: BTreeMap::from([("segment-b".into(), self.network_verdict.clone())]),
             mappings: BTreeMap::from([(key(&self.mapping), self.mapping_verdict.clone().into())]).into(),
         };
         aggregate(&Inputs {
-            world: &world,
+            world: (&world).into(),
             verdicts: &verdicts,
             isolation: &self.isolation,
             api_server: &BTreeSet::new(),

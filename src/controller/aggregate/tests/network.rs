@@ -129,7 +129,7 @@ fn nothing_changes_when_nothing_changed() {
     // Later, and the agent reports what the controller's own writes made of the resource version.
     scene.second += 3600;
     scene.mapping.metadata.resource_version = Some("6".into());
-    scene.seen.observe([&scene.mapping]);
+    scene.observe();
     assert_eq!(scene.statuses(), first);
     scene.told().synced_resource_version = "6".into();
     assert_eq!(scene.statuses(), first);
