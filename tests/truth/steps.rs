@@ -185,6 +185,9 @@ fn tampered(cluster: &mut Cluster, dice: &mut Dice) {
         _ => "for a in $(ip neigh show proxy | cut -d' ' -f1); do ip neigh del proxy $a dev eth0; done".to_owned(),
     };
     let ns = cluster.gateways[n].ns.clone();
+    if line.starts_with("iptables-legacy") {
+        cluster.watchman.excuse.lock().unwrap().unread_tables = Some(ns.name().to_owned());
+    }
     ns.try_sh(&line);
     settle(cluster, &format!("{line} on {}", ns.name()));
 }
