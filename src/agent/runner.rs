@@ -231,8 +231,11 @@ impl<H: Host> Runner<H> {
             outcome,
         };
         self.tell(&report, ended - started);
-        self.measure_connections().await;
         report.outcome.settle();
+        // What did not go well is left: thousands of mappings that are as planned need not be looked at for these.
+        super::report::measure_conditions(&self.metrics, &report);
+        self.tell_news(&report);
+        self.measure_connections().await;
         let report = Arc::new(report);
         self.reports.send_replace(Some(report.clone()));
         report
@@ -258,16 +261,6 @@ impl<H: Host> Runner<H> {
             let by = report.by.as_deref().unwrap_or("not known");
             tracing::warn!(place = drift.place, by, "repaired what another program changed: {}", drift.what);
         }
-        for news in self.told.news(report) {
-            if let Some(key) = &news.mapping {
-                let object = object_key("NatMapping", Some(&key.namespace), &key.name);
-                tracing::error!(object, reason = news.reason, "{}", news.message);
-            }
-            if let Some(sender) = &self.news {
-                // The log has it. Nobody takes news while there is no object to say them of.
-                let _ = sender.try_send(news);
-            }
-        }
         for trouble in &outcome.troubles {
             tracing::error!(reason = trouble.reason, "{}", trouble.message);
         }
@@ -285,6 +278,20 @@ impl<H: Host> Runner<H> {
         }
         if outcome.complete {
             self.health.ready();
+        }
+    }
+
+    /// What a person should be told.
+    fn tell_news(&mut self, report: &Report) {
+        for news in self.told.news(report) {
+            if let Some(key) = &news.mapping {
+                let object = object_key("NatMapping", Some(&key.namespace), &key.name);
+                tracing::error!(object, reason = news.reason, "{}", news.message);
+            }
+            if let Some(sender) = &self.news {
+                // The log has it. Nobody takes news while there is no object to say them of.
+                let _ = sender.try_send(news);
+            }
         }
     }
 

@@ -238,6 +238,12 @@ fn traffic_survives_the_loss_of_every_component() {
         c.api.wait_ready();
         c.api
             .apply(&lab::mapping("late", "segment-b", "192.168.100.4", "192.168.200.4", ""));
+        wait_until(seconds(90), "what was repaired meanwhile to be told", || {
+            let events = c
+                .api
+                .kubectl("get events -o jsonpath='{.items[?(@.reason==\"DriftRepaired\")].message}'");
+            events.contains("SNET-DNAT") && events.contains("proxy neighbour 192.168.100.3")
+        });
         c.api.wait_ready_mapping("late");
         c.api.wait_ready_mapping("vm03");
         assert_eq!(c.seed.vm01.tcp("192.168.100.4:80").unwrap().server, "vm04");

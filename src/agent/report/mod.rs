@@ -61,13 +61,6 @@ pub fn measure(metrics: &Metrics, report: &Report, took: Duration) {
     }
     metrics.flows_deleted.inc_by(outcome.flows_deleted);
     metrics.source_problems.set(report.snapshot.problems.len() as i64);
-    let of_a_node = types::ALL.iter().filter(|doc| doc.on.contains("GatewayNode")).map(|doc| doc.name);
-    // Of two findings of one type the last counts.
-    let present = status::findings(report)
-        .iter()
-        .map(|finding| (finding.kind, finding.status))
-        .collect();
-    metrics.set_conditions(of_a_node, &present);
     if outcome.failed() && !outcome.complete {
         return;
     }
@@ -105,6 +98,17 @@ pub fn measure(metrics: &Metrics, report: &Report, took: Duration) {
         .filter(|s| matches!(s, MappingState::Failed(r) if r.reason == crate::api::reasons::RESTORE_REJECTED));
     metrics.quarantined.set(quarantined.count() as i64);
     succeeded(metrics);
+}
+
+/// Puts the conditions of the node into the metrics.
+pub fn measure_conditions(metrics: &Metrics, report: &Report) {
+    let of_a_node = types::ALL.iter().filter(|doc| doc.on.contains("GatewayNode")).map(|doc| doc.name);
+    // Of two findings of one type the last counts.
+    let present = status::findings(report)
+        .iter()
+        .map(|finding| (finding.kind, finding.status))
+        .collect();
+    metrics.set_conditions(of_a_node, &present);
 }
 
 /// The node was found as planned just now.
