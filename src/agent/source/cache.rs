@@ -34,6 +34,8 @@ pub(super) struct Cache<K> {
     listing: Option<BTreeMap<Key, Arc<K>>>,
     /// Objects that could not be decoded, and why.
     pub(super) bad: BTreeMap<Key, String>,
+    /// The same as it was told last, while a list is read.
+    told_bad: Option<BTreeMap<Key, String>>,
     /// Whether the first list is complete.
     pub(super) ready: bool,
     /// Whether two versions of an object mean the same to this node.
@@ -50,6 +52,7 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
             objects: BTreeMap::new(),
             listing: None,
             bad: BTreeMap::new(),
+            told_bad: None,
             ready: false,
             same,
             trim: |_| (),
@@ -120,6 +123,10 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
         match event {
             Event::Init => {
                 self.listing = Some(BTreeMap::new());
+                // A list that was begun and not ended has said nothing.
+                if self.told_bad.is_none() {
+                    self.told_bad = Some(std::mem::take(&mut self.bad));
+                }
                 self.bad.clear();
                 Change::None
             }
@@ -138,8 +145,8 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
                 let held = self.doubt.listed(self.objects.keys().cloned(), there, now);
                 let kept = held.iter().filter_map(|key| Some((key.clone(), self.objects.get(key)?.clone())));
                 let kept: Vec<_> = kept.collect();
-                // That something is held, or is not any more, is to be told.
-                let told = was_held || !kept.is_empty();
+                // That something is held or cannot be decoded, or is not so any more, is to be told.
+                let told = was_held || !kept.is_empty() || self.told_bad.take().is_some_and(|bad| bad != self.bad);
                 listed.extend(kept);
                 let mut change = if self.ready { Change::None } else { Change::Meaning };
                 self.ready = true;
@@ -153,10 +160,12 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
                 change
             }
             Event::Apply(object) => {
+                let before = self.bad.get(&key(&object)).cloned();
                 let (key, object) = self.decode(object);
                 self.doubt.told(&key);
                 let Some(object) = object else { return Change::Meaning };
-                let change = self.compare(&key, &object);
+                let told = self.bad.get(&key) != before.as_ref();
+                let change = if told { Change::Meaning } else { self.compare(&key, &object) };
                 self.objects.insert(key, object);
                 change
             }
@@ -276,6 +285,29 @@ mod tests {
         assert_eq!(take(&mut cache, Event::Apply(good("a", "3", "y"))), Change::Meaning);
         assert_eq!(take(&mut cache, Event::Delete(good("a", "4", "y"))), Change::Meaning);
         assert!(meanings(&cache).is_empty());
+    }
+
+    #[test]
+    fn what_cannot_be_decoded_is_news_once_and_so_is_that_it_can() {
+        let mut cache = cache();
+        take(&mut cache, Event::Apply(good("a", "1", "x")));
+        assert_eq!(take(&mut cache, Event::Apply(bad("a"))), Change::Meaning);
+        assert_eq!(take(&mut cache, Event::Apply(bad("a"))), Change::None);
+        assert_eq!(take(&mut cache, Event::Apply(good("a", "1", "x"))), Change::Meaning);
+        cache.ready = true;
+        for (object, change) in [
+            (bad("a"), Change::Meaning),
+            (bad("a"), Change::None),
+            (good("a", "1", "x"), Change::Meaning),
+            (good("a", "1", "x"), Change::None),
+        ] {
+            take(&mut cache, Event::Init);
+            // A list that breaks off says nothing.
+            take(&mut cache, Event::Init);
+            take(&mut cache, Event::InitApply(object));
+            assert_eq!(take(&mut cache, Event::InitDone), change);
+            assert_eq!(meanings(&cache), ["x"]);
+        }
     }
 
     #[test]
