@@ -17,6 +17,8 @@ use crate::watchman::Watchman;
 
 /// After how many seconds an agent that says nothing counts as silent.
 pub const LEASE: u64 = 8;
+/// For how many seconds is held what a list lacks.
+pub const GUARD: u64 = 20;
 /// How long a step may take to settle: many times what it needs, because API servers start within.
 const SETTLES: Duration = seconds(90);
 
@@ -33,7 +35,8 @@ impl Gateway {
         let state = format!("/run/lab/state-{}", self.ns.name());
         let lease = LEASE.to_string();
         let args = ["--node", self.ns.name(), "--state-dir", &state, "--backend", self.backend.name()];
-        let args = [&args[..], &["--lease-duration", &lease]].concat();
+        let guard = GUARD.to_string();
+        let args = [&args[..], &["--lease-duration", &lease, "--mass-removal-guard", &guard]].concat();
         let clock = format!("/run/lab/clock-{}", self.ns.name());
         let wrong = [("LD_PRELOAD", "/run/lab/clock.so"), ("LAB_CLOCK", &clock)];
         self.agent = Some(Agent::run_in(&self.ns, "agent", &self.kubeconfig, &args, &wrong));
@@ -112,7 +115,14 @@ impl Cluster {
             &self.api.host,
             "controller",
             &self.controller_kubeconfig,
-            &["--listen", "none", "--identity", &identity],
+            &[
+                "--listen",
+                "none",
+                "--identity",
+                &identity,
+                "--mass-removal-guard",
+                &GUARD.to_string(),
+            ],
         )
     }
 
@@ -271,7 +281,8 @@ impl Cluster {
             if wrong.is_empty() {
                 return;
             }
-            if begun.elapsed() > seconds(10) {
+            // What was deleted while nobody could follow may be held for a while.
+            if begun.elapsed() > seconds(GUARD + 10) {
                 self.fail(
                     after,
                     &format!("status has settled and packets find otherwise: {}", wrong.join(", ")),

@@ -13,6 +13,7 @@ use kube::runtime::watcher::{self, Event};
 use kube::{Api, Client, ResourceExt};
 use serde_json::{Value, json};
 
+use crate::claims::Claim;
 use crate::lab::Ns;
 
 const GROUP: &str = "/apis/stagenet.dev/v1alpha1";
@@ -30,6 +31,8 @@ pub struct Kind {
 #[derive(Clone, Debug)]
 pub struct Told {
     pub object: Value,
+    /// What it claims, or claimed when it could be read last: nobody but a newer version knows more.
+    pub claim: Option<Claim>,
     /// When what people look at (the addresses and Ready) last read differently.
     pub changed: Instant,
 }
@@ -176,6 +179,20 @@ impl Desk {
         self.must("POST", &format!("{GROUP}/stagingnetworks"), Some(&object));
     }
 
+    /// Changes a definition of `crds/`; returns it as it was.
+    pub fn redefine(&self, plural: &str, change: impl Fn(&mut Value)) -> Value {
+        let path = format!("/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{plural}.stagenet.dev");
+        loop {
+            let before = self.must("GET", &path, None);
+            let mut after = before.clone();
+            change(&mut after);
+            // Its status is written meanwhile, by the API server itself.
+            if self.ask("PUT", &path, Some(&after)).0 == 200 {
+                return before;
+            }
+        }
+    }
+
     /// A merge patch (RFC 7386).
     pub fn patch(&self, path: &str, change: &Value) -> Value {
         self.must("PATCH", path, Some(change))
@@ -210,5 +227,6 @@ fn told(kind: &Kind, object: DynamicObject) -> (String, Told) {
     let before = kind.objects.get(&name);
     let same = before.filter(|b| ready(&b.object) == ready(&object) && b.object["spec"] == object["spec"]);
     let changed = same.map_or_else(Instant::now, |b| b.changed);
-    (name, Told { object, changed })
+    let claim = Claim::of(&object["spec"]).or_else(|| kind.objects.get(&name)?.claim.clone());
+    (name, Told { object, claim, changed })
 }

@@ -29,6 +29,10 @@ pub const ALL: &[(&str, Trouble)] = &[
     ("the active gateway's Node is deleted and created anew", node_again),
     ("clocks jump", clocks_jump),
     ("the leader is paused and wakes up", leader_pauses),
+    ("a newer version writes what this one cannot read", crate::objects::unreadable),
+    ("lists are empty by mistake", crate::objects::empty_lists),
+    ("everything is deleted", crate::objects::all_deleted),
+    ("definitions go unheard and come back", crate::objects::definitions_go),
 ];
 
 /// Does something to a mapping while somebody cannot hear of it who has to. Nothing is excused for it but what this mapping claimed and claims.
@@ -38,7 +42,7 @@ pub fn touch_unseen(cluster: &mut Cluster, dice: &mut Dice) -> String {
     touch.done(cluster)
 }
 
-fn pause(milliseconds: u64) {
+pub fn pause(milliseconds: u64) {
     std::thread::sleep(std::time::Duration::from_millis(milliseconds));
 }
 
