@@ -4,6 +4,8 @@
 //! that lacks nobody has called deleted. An API server on a restored or half-restored etcd answers such lists, and so may a proxy or a cache in between. What is missing then
 //! is held for a while: until it is listed or told of again, until it is told to be deleted, or until the guard's time is over, because
 //! objects may as well have been deleted while nobody watched.
+//!
+//! What is told to be deleted while the definition of its kind goes is held as well ([`super::definitions`]), until that long after the definition is back.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -24,6 +26,8 @@ pub struct Doubt<Key> {
     believed: Believed,
     since: Option<Instant>,
     held: BTreeSet<Key>,
+    /// Whether what is held went with the definition of its kind.
+    undefined: bool,
 }
 
 impl<Key: Ord + Clone> Doubt<Key> {
@@ -34,6 +38,7 @@ impl<Key: Ord + Clone> Doubt<Key> {
             believed,
             since: None,
             held: BTreeSet::new(),
+            undefined: false,
         }
     }
 
@@ -51,7 +56,26 @@ impl<Key: Ord + Clone> Doubt<Key> {
         let holds = (doubtful || begun.is_some()) && now.saturating_duration_since(since) < self.guard;
         self.since = holds.then_some(since);
         self.held = if holds { missing } else { BTreeSet::new() };
+        self.undefined &= holds;
         &self.held
+    }
+
+    /// An object is told to be deleted, and the definition of its kind is not whole. Returns whether it is held.
+    pub fn hold(&mut self, key: Key, now: Instant) -> bool {
+        if self.guard.is_zero() {
+            return false;
+        }
+        self.since = Some(now);
+        self.undefined = true;
+        self.held.insert(key);
+        true
+    }
+
+    /// Nothing can be told of the kind now, or can be told again only now: the time begins anew.
+    pub fn postpone(&mut self, now: Instant) {
+        if self.since.is_some() {
+            self.since = Some(now);
+        }
     }
 
     /// An object was told of after the list, as it is or as deleted: there is no doubt about it.
@@ -59,6 +83,7 @@ impl<Key: Ord + Clone> Doubt<Key> {
         self.held.remove(key);
         if self.held.is_empty() {
             self.since = None;
+            self.undefined = false;
         }
     }
 
@@ -78,20 +103,29 @@ impl<Key: Ord + Clone> Doubt<Key> {
             return BTreeSet::new();
         }
         self.since = None;
+        self.undefined = false;
         std::mem::take(&mut self.held)
     }
 
     /// What a person has to know, of `kind`: None when nothing is held.
     pub fn message(&self, kind: &str, name: impl Fn(&Key) -> String) -> Option<String> {
+        if self.held.is_empty() {
+            return None;
+        }
         let first: Vec<String> = self.held.iter().take(3).map(name).collect();
         let more = self.held.len() - first.len();
         let others = if more == 0 { String::new() } else { format!(" and {more} more") };
-        (!first.is_empty()).then(|| {
+        let seconds = self.guard.as_secs();
+        let what = format!("{}{others}", first.join(", "));
+        Some(if self.undefined {
             format!(
-                "the API server's list of {kind}s lacks {}{others}, and nobody has told that they were deleted; what was known of them stays in force for {} s \
+                "{what} went with the definition (CustomResourceDefinition) of {kind}s; what was known of them stays in force until {seconds} s after the definition is back \
+                 (--mass-removal-guard). Apply the definition and the objects again; if they are to go for good, run stagenet cleanup on the nodes"
+            )
+        } else {
+            format!(
+                "the API server's list of {kind}s lacks {what}, and nobody has told that they were deleted; what was known of them stays in force for {seconds} s \
                  (--mass-removal-guard). If they are to go, nothing needs to be done; if not, see whether etcd was restored, and apply them again",
-                first.join(", "),
-                self.guard.as_secs()
             )
         })
     }
@@ -148,7 +182,18 @@ mod tests {
         list(&mut doubt, &["a", "b", "c"], &[], start);
         assert_eq!(list(&mut doubt, &["a", "b", "c"], &["a", "b", "c"], start), set(&[]));
         assert_eq!(doubt.due(), None);
+        // What goes with its definition is held until the definition has been back for a while.
+        assert!(doubt.hold("a", start));
+        assert!(
+            doubt
+                .message("NatMapping", ToString::to_string)
+                .is_some_and(|m| m.starts_with("a went with the definition"))
+        );
+        doubt.postpone(start + GUARD);
+        assert_eq!(list(&mut doubt, &["a"], &[], start + GUARD + GUARD / 2), set(&["a"]));
+        assert_eq!(doubt.over(start + GUARD + GUARD), set(&["a"]));
         let mut believer = Doubt::new(Duration::ZERO, Believed::All);
+        assert!(!believer.hold("a", start));
         assert_eq!(list(&mut believer, &["a"], &[], start), set(&[]));
     }
 }

@@ -15,6 +15,7 @@
 //! | [`nodes`] | makes `GatewayNode`s for agents to report to | which are missing |
 //! | [`api_server`] | under which addresses the API server is to be had | which ones count |
 //! | [`backoff`] | how long a watch that failed rests | all but the clock |
+//! | [`definitions`] | whether an object was deleted by somebody, or went with its kind | the decision |
 //! | [`doubt`] | whether a list that lacks a lot may be believed | yes |
 //! | [`stored`] | objects that this version cannot read | yes |
 //! | [`seen`] | from which resource version on a report counts | yes |
@@ -35,6 +36,7 @@ pub mod aggregate;
 pub mod api_server;
 pub mod backoff;
 mod count;
+pub mod definitions;
 pub mod doubt;
 pub mod events;
 pub mod gather;

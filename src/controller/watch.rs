@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::backoff::WatchBackoff;
+use super::definitions::Definition;
 use super::doubt::{Believed, Doubt};
 use super::heartbeat::{Heartbeats, LEASE_PREFIX};
 use super::stored::Stored;
@@ -97,8 +98,22 @@ impl Stores {
     pub fn follow(&self, writers: Writers, client: &Client, namespace: &str, guard: Duration, tasks: &mut JoinSet<()>) {
         let bell = &self.bell;
         let all = || Follow::new(bell, guard);
-        tasks.spawn(follow(Api::all(client.clone()), writers.networks, all(), any_change, Stored::keep));
-        tasks.spawn(follow(Api::all(client.clone()), writers.mappings, all(), any_change, Stored::keep));
+        let networks = all().defined::<StagingNetwork>(client);
+        tasks.spawn(follow(
+            Api::all(client.clone()),
+            writers.networks,
+            networks,
+            any_change,
+            Stored::keep,
+        ));
+        let mappings = all().defined::<NatMapping>(client);
+        tasks.spawn(follow(
+            Api::all(client.clone()),
+            writers.mappings,
+            mappings,
+            any_change,
+            Stored::keep,
+        ));
         tasks.spawn(follow(Api::all(client.clone()), writers.gateways, all(), any_change, Stored::keep));
         let labels =
             |old: Option<&PartialObjectMeta<Node>>, new: &PartialObjectMeta<Node>| old.is_none_or(|old| old.labels() != new.labels());
@@ -185,11 +200,24 @@ pub fn unreadable<K: Resource<DynamicType = ()> + Clone>(store: &Guarded<K>) -> 
 struct Follow {
     bell: Arc<Notify>,
     guard: Duration,
+    /// Of kinds whose definition people replace.
+    definition: Option<Definition>,
 }
 
 impl Follow {
     fn new(bell: &Arc<Notify>, guard: Duration) -> Self {
-        Self { bell: bell.clone(), guard }
+        Self {
+            bell: bell.clone(),
+            guard,
+            definition: None,
+        }
+    }
+
+    fn defined<K: Resource<DynamicType = ()>>(self, client: &Client) -> Self {
+        Self {
+            definition: Some(Definition::of::<K>(client)),
+            ..self
+        }
     }
 }
 
@@ -205,7 +233,7 @@ fn key<K: Resource>(object: &K) -> String {
 async fn follow<K>(
     api: Api<K>,
     mut writer: kube::runtime::reflector::store::Writer<K>,
-    follow: Follow,
+    mut follow: Follow,
     matters: impl Fn(Option<&K>, &K) -> bool,
     keep: impl Fn(&mut K, &K),
 ) where
@@ -238,6 +266,8 @@ async fn follow<K>(
             Some(Ok(event)) => event,
             Some(Err(error)) => {
                 warn!(kind, error = %chain(&error), "watching failed; trying again");
+                // Nobody can tell yet.
+                doubt.postpone(Instant::now());
                 continue;
             }
             None => return,
@@ -246,6 +276,16 @@ async fn follow<K>(
             && let Some(old) = reader.get(&ObjectRef::from_obj(object))
         {
             keep(object, &old);
+        }
+        if let Event::Delete(object) = &event
+            && let Some(definition) = &mut follow.definition
+            && !definition.whole(object.meta().creation_timestamp.as_ref().map(|time| time.0)).await
+            && doubt.hold(key(object), Instant::now())
+        {
+            if let Some(message) = doubt.message(&kind, Clone::clone) {
+                warn!(kind, "{message}");
+            }
+            continue;
         }
         let ring = match &event {
             Event::Apply(object) => {

@@ -19,6 +19,7 @@ use super::matter::{active, api_server, interfaces, trim, trim_gateway};
 use super::topics::{News, Subscriptions, Topic};
 use super::{Problem, Snapshot, Snapshots};
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
+use crate::controller::definitions::Definition;
 use crate::controller::doubt::Believed;
 use crate::controller::gather;
 use crate::controller::namespaces::Heard;
@@ -48,6 +49,8 @@ struct State {
     found: bool,
     /// When the own Node, which a list lacks and nobody told to be deleted, is taken for deleted.
     missed: Option<Instant>,
+    /// Whether what is told now to be deleted is.
+    whole: Whole,
     /// Kinds of which a watch fails, with the error.
     away: BTreeMap<&'static str, String>,
 }
@@ -59,6 +62,7 @@ pub fn watch(client: &Client, node: &str, guard: Duration) -> (Snapshots, tokio:
     let mut news = Subscriptions::new(client, node);
     news.follow(&state.topics);
     let mut news = news.ready_chunks(BATCH);
+    let mut definitions = (Definition::of::<StagingNetwork>(client), Definition::of::<NatMapping>(client));
     let task = tokio::spawn(async move {
         let mut late: Option<Instant> = None;
         loop {
@@ -66,7 +70,10 @@ pub fn watch(client: &Client, node: &str, guard: Duration) -> (Snapshots, tokio:
             let deadline = late.into_iter().chain(state.due()).min().unwrap_or(idle);
             let change = tokio::select! {
                 batch = news.next() => match batch {
-                    Some(batch) => batch.into_iter().map(|n| state.take(n, Instant::now())).max().unwrap_or(Change::None),
+                    Some(batch) => {
+                        state.whole = whole(&mut definitions, &batch).await;
+                        batch.into_iter().map(|n| state.take(n, Instant::now())).max().unwrap_or(Change::None)
+                    }
                     None => return,
                 },
                 () = tokio::time::sleep_until(deadline.into()) => {
@@ -94,6 +101,37 @@ pub fn watch(client: &Client, node: &str, guard: Duration) -> (Snapshots, tokio:
     (receiver, task)
 }
 
+/// Whether the definitions of networks and of mappings are whole, as far as `batch` tells of deletions.
+async fn whole((networks, mappings): &mut (Definition, Definition), batch: &[News]) -> Whole {
+    let oldest = |network: bool| {
+        let deleted = batch.iter().filter_map(News::deleted).filter(|(of, _)| *of == network);
+        deleted.map(|(_, created)| created).min()
+    };
+    let mut whole = Whole::default();
+    if let Some(created) = oldest(true) {
+        whole.networks = networks.whole(created).await;
+    }
+    if let Some(created) = oldest(false) {
+        whole.mappings = mappings.whole(created).await;
+    }
+    whole
+}
+
+/// Which deletions are believed.
+struct Whole {
+    networks: bool,
+    mappings: bool,
+}
+
+impl Default for Whole {
+    fn default() -> Self {
+        Self {
+            networks: true,
+            mappings: true,
+        }
+    }
+}
+
 impl State {
     fn new(node: &str, guard: Duration) -> Self {
         Self {
@@ -110,6 +148,7 @@ impl State {
             labels: None,
             found: false,
             missed: None,
+            whole: Whole::default(),
             away: BTreeMap::new(),
         }
     }
@@ -123,8 +162,15 @@ impl State {
 
     /// Takes for deleted what was held long enough.
     fn over(&mut self, now: Instant) -> Change {
+        // Nobody can tell yet.
+        if self.away.contains_key("StagingNetwork") {
+            self.networks.postpone(now);
+        }
         let mut change = self.networks.over(now);
         for cache in self.mappings.values_mut() {
+            if self.away.contains_key("NatMapping") {
+                cache.postpone(now);
+            }
             change = change.max(cache.over(now));
         }
         if let Some(cache) = &mut self.gateways {
@@ -141,15 +187,26 @@ impl State {
     fn take(&mut self, news: News, now: Instant) -> Change {
         match news {
             News::Network(event) => {
-                self.back("StagingNetwork", &event);
-                self.networks.take(*event, now)
+                if self.back("StagingNetwork", &event) {
+                    self.networks.postpone(now);
+                }
+                match *event {
+                    Event::Delete(object) if !self.whole.networks => self.networks.hold(object, now),
+                    event => self.networks.take(event, now),
+                }
             }
             News::Mapping(network, event) => {
-                self.back("NatMapping", &event);
+                if self.back("NatMapping", &event) {
+                    self.mappings.values_mut().for_each(|cache| cache.postpone(now));
+                }
                 // None: it has ceased to matter since this was said.
-                self.mappings
-                    .get_mut(&*network)
-                    .map_or(Change::None, |cache| cache.take(event, now))
+                let Some(cache) = self.mappings.get_mut(&*network) else {
+                    return Change::None;
+                };
+                match event {
+                    Event::Delete(object) if !self.whole.mappings => cache.hold(object, now),
+                    event => cache.take(event, now),
+                }
             }
             News::Gateway(event) => {
                 self.back("GatewayNode", &event);
@@ -173,11 +230,13 @@ impl State {
         }
     }
 
-    /// A watch says something again. Its beginning says nothing: it is told before anything was received.
-    fn back<K>(&mut self, kind: &'static str, event: &Event<K>) {
-        if !matches!(event, Event::Init) && self.away.remove(kind).is_some() {
+    /// Whether a watch says something again. Its beginning says nothing: it is told before anything was received.
+    fn back<K>(&mut self, kind: &'static str, event: &Event<K>) -> bool {
+        let back = !matches!(event, Event::Init) && self.away.remove(kind).is_some();
+        if back {
             tracing::info!(kind, "watching again");
         }
+        back
     }
 
     fn take_gateway(&mut self, event: Event<DeserializeGuard<GatewayNode>>, now: Instant) -> Change {

@@ -95,6 +95,20 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
         if gone.is_empty() { Change::None } else { Change::Meaning }
     }
 
+    /// An object was deleted while the definition of its kind was not whole: it stays in force for now, unless every word is believed.
+    pub(super) fn hold(&mut self, object: DeserializeGuard<K>, now: Instant) -> Change {
+        let key = key(&object);
+        if self.objects.contains_key(&key) && self.doubt.hold(key, now) {
+            return Change::Meaning;
+        }
+        self.take(Event::Delete(object), now)
+    }
+
+    /// Nothing can be told of the kind now, or can be told again only now.
+    pub(super) fn postpone(&mut self, now: Instant) {
+        self.doubt.postpone(now);
+    }
+
     /// Whether the last list lacked an object that stays in force for a while.
     pub(super) fn holds(&self, object: &K) -> bool {
         !self.doubt.held().is_empty() && self.doubt.held().contains(&key(object))

@@ -8,6 +8,8 @@ use std::task::{Context, Poll};
 
 use futures::stream::{AbortHandle, BoxStream, SelectAll, Stream, StreamExt, abortable};
 use k8s_openapi::api::core::v1::{Namespace, Node};
+use k8s_openapi::jiff::Timestamp;
+use kube::api::ObjectMeta;
 use kube::core::{DeserializeGuard, PartialObjectMeta};
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
@@ -47,6 +49,21 @@ pub(super) enum News {
     Namespace(Event<PartialObjectMeta<Namespace>>),
     /// A watch of that kind failed; it is tried again by itself.
     Away(&'static str, String),
+}
+
+impl News {
+    /// When an object was created that is told to be deleted, and whether it is a network or a mapping: those kinds have definitions that people replace.
+    pub(super) fn deleted(&self) -> Option<(bool, Option<Timestamp>)> {
+        let created = |meta: &ObjectMeta| meta.creation_timestamp.as_ref().map(|time| time.0);
+        match self {
+            Self::Network(event) => match &**event {
+                Event::Delete(object) => Some((true, created(object.meta()))),
+                _ => None,
+            },
+            Self::Mapping(_, Event::Delete(object)) => Some((false, created(object.meta()))),
+            _ => None,
+        }
+    }
 }
 
 /// The open streams, as one.
