@@ -8,6 +8,7 @@ mod claims;
 mod cluster;
 mod desk;
 mod hosts;
+mod idle;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod model;
@@ -54,6 +55,9 @@ fn status_is_true_whatever_happens() {
             }
             cluster.log(name);
             trouble(&mut cluster, &mut dice);
+        }
+        if only.is_none_or(|only| only.contains("idle")) {
+            idle::minute(&mut cluster);
         }
         let (judged, excused) = cluster.watchman.tally();
         println!("measured: seed {seed}: {judged} dials judged, {excused} excused");
