@@ -1,6 +1,6 @@
 //! Whether an object was deleted by somebody who meant it, or went with the definition of its kind.
 //!
-//! When a CustomResourceDefinition is deleted the API server deletes all its objects, and tells of each as of any other that is deleted. Whoever deletes a definition to put
+//! When a `CustomResourceDefinition` is deleted the API server deletes all its objects, and tells of each as of any other that is deleted. Whoever deletes a definition to put
 //! another one in its place (`kubectl replace --force`, a chart that is removed and installed anew) means no machine and no fence. So whoever is told of a deletion asks for the definition: while it is
 //! being deleted, is gone, or is younger than what was deleted, the API is not whole, and what it says of that kind does not count.
 

@@ -130,7 +130,12 @@ impl Heard {
                 false
             }
             Event::InitDone => {
-                let listed = std::mem::take(&mut self.listing);
+                let mut listed = std::mem::take(&mut self.listing);
+                // A namespace that is gone has no mappings any more, so its labels say nothing; one that the list merely lacks, because the API server has forgotten it for now, must not
+                // take the permission of all that is in it away.
+                for (name, labels) in &*self.labels {
+                    listed.entry(name.clone()).or_insert_with(|| labels.clone());
+                }
                 let changed = !std::mem::replace(&mut self.complete, true) || *self.labels != listed;
                 *Arc::make_mut(&mut self.labels) = listed;
                 changed
@@ -178,17 +183,20 @@ mod tests {
         assert!(!heard.take(Event::Apply(namespace("a", "x"))), "another version of the same labels");
         assert!(heard.take(Event::Apply(namespace("a", "y"))));
         assert!(heard.take(Event::Apply(namespace("b", "y"))));
-        // A list after an outage takes away what was deleted meanwhile, and says nothing if nothing was.
-        for (listed, news) in [("b", true), ("b", false)] {
+        // A list after an outage says what differs, and nothing if nothing does. What it lacks keeps its labels.
+        for (label, news) in [("z", true), ("z", false)] {
             heard.take(Event::Init);
-            heard.take(Event::InitApply(namespace(listed, "y")));
+            heard.take(Event::InitApply(namespace("b", label)));
             assert_eq!(
-                heard.labels.contains_key("a"),
+                heard.labels["b"]["team"] == "y",
                 news,
                 "the old state stays until the list is complete"
             );
             assert_eq!(heard.take(Event::InitDone), news);
         }
+        heard.take(Event::Init);
+        assert!(!heard.take(Event::InitDone));
+        assert_eq!((&*heard.labels["a"]["team"], &*heard.labels["b"]["team"]), ("y", "z"));
         assert!(heard.take(Event::Delete(namespace("b", "y"))));
         assert!(!heard.take(Event::Delete(namespace("b", "y"))));
         let mut empty = Heard::default();

@@ -81,6 +81,7 @@ fn bad_luck_harms_nobody_else_and_passes() {
         let mut c = Unlucky::start(bin);
         older_than_a_rule(&mut c);
         namespace_goes(&mut c);
+        network_goes(&mut c);
         definitions_go(&mut c);
     });
 }
@@ -271,6 +272,26 @@ fn namespace_goes(c: &mut Unlucky) {
     assert!(!c.seed.rules().contains("192.168.200.4"), "{}", c.seed.rules());
     assert!(bystander.works());
     c.alive();
+}
+
+/// The network is deleted under its mapping, which says so and loses its rules, and works again when the network is back.
+fn network_goes(c: &mut Unlucky) {
+    c.api.kubectl("delete stagingnetwork segment-b --timeout=60s");
+    wait_until(seconds(30), "the mapping to say that there is no network", || {
+        c.said("natmap/vm03", "Accepted")[1] == "NetworkNotFound"
+    });
+    let [status, reason, message] = c.said("natmap/vm03", "Ready");
+    assert_eq!((&*status, &*reason), ("False", "NetworkNotFound"));
+    assert_eq!(
+        message,
+        "spec.networkRef.name must be the name of a StagingNetwork: there is none named \"segment-b\"; the mapping takes effect when there is"
+    );
+    wait_until(seconds(30), "rules and fence to go", || {
+        let rules = c.seed.rules();
+        !rules.contains("192.168.200.3") && !rules.contains("SNET-FO-") && c.seed.vm01.tcp(VIP_80).is_none()
+    });
+    c.alive();
+    c.as_ever();
 }
 
 /// The definitions are deleted, and every object with them. Nobody ends over it; what was known stays in force until an API server whose definitions are whole has said otherwise for a

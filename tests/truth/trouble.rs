@@ -141,7 +141,10 @@ fn compacted(cluster: &mut Cluster, dice: &mut Dice) {
     let last = touch_unseen(cluster, dice);
     pause(1000);
     let seen = cluster.faults.order(&json!({}));
-    assert!(seen["faults"].as_u64() > Some(0) || seen["requests"].as_u64() > Some(0), "{seen}");
+    assert!(
+        seen["faults"].as_u64() >= Some(8),
+        "watches of two agents and two controllers are told that they expired: {seen}"
+    );
     cluster.wait_watched();
     settle(cluster, &format!("{said}; etcd compacted; {more}; watches expired; {last}"));
 }

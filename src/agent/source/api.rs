@@ -8,16 +8,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::stream::StreamExt;
-use k8s_openapi::api::core::v1::Node;
-use kube::core::{DeserializeGuard, PartialObjectMeta};
+use kube::core::DeserializeGuard;
 use kube::runtime::watcher::Event;
 use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 
 use super::cache::{Cache, Change};
 use super::matter::{active, api_server, interfaces, trim, trim_gateway};
+use super::own_node::OwnNode;
 use super::topics::{News, Subscriptions, Topic};
-use super::{Problem, Snapshot, Snapshots};
+use super::{Snapshot, Snapshots};
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
 use crate::controller::definitions::Definition;
 use crate::controller::doubt::Believed;
@@ -44,15 +44,11 @@ struct State {
     topics: BTreeSet<Topic>,
     /// Whether the node takes routes to pools.
     client: bool,
-    /// Labels of the own Node. None: not known yet.
-    labels: Option<BTreeMap<String, String>>,
-    found: bool,
-    /// When the own Node, which a list lacks and nobody told to be deleted, is taken for deleted.
-    missed: Option<Instant>,
+    own: OwnNode,
     /// Whether what is told now to be deleted is.
     whole: Whole,
-    /// Kinds of which a watch fails, with the error.
-    away: BTreeMap<&'static str, String>,
+    /// What of that cannot be watched just now.
+    away: BTreeSet<Topic>,
 }
 
 /// Watches everything that concerns `node`, in a task of its own. `guard`: how long stays in force what lists lack and nobody tells to be deleted.
@@ -145,11 +141,9 @@ impl State {
             namespaces: None,
             topics: BTreeSet::from([Topic::Networks, Topic::OwnNode]),
             client: false,
-            labels: None,
-            found: false,
-            missed: None,
+            own: OwnNode::new(node, guard),
             whole: Whole::default(),
-            away: BTreeMap::new(),
+            away: BTreeSet::new(),
         }
     }
 
@@ -157,18 +151,18 @@ impl State {
     fn due(&self) -> Option<Instant> {
         let mappings = self.mappings.values().filter_map(Cache::due);
         let gateways = self.gateways.as_ref().and_then(Cache::due);
-        mappings.chain(self.networks.due()).chain(gateways).chain(self.missed).min()
+        mappings.chain(self.networks.due()).chain(gateways).chain(self.own.due()).min()
     }
 
     /// Takes for deleted what was held long enough.
     fn over(&mut self, now: Instant) -> Change {
         // Nobody can tell yet.
-        if self.away.contains_key("StagingNetwork") {
+        if self.away.contains(&Topic::Networks) {
             self.networks.postpone(now);
         }
         let mut change = self.networks.over(now);
-        for cache in self.mappings.values_mut() {
-            if self.away.contains_key("NatMapping") {
+        for (network, cache) in &mut self.mappings {
+            if self.away.contains(&Topic::Mappings(network.clone())) {
                 cache.postpone(now);
             }
             change = change.max(cache.over(now));
@@ -176,18 +170,13 @@ impl State {
         if let Some(cache) = &mut self.gateways {
             change = change.max(cache.over(now));
         }
-        if self.missed.is_some_and(|at| at <= now) {
-            self.missed = None;
-            self.labels = Some(BTreeMap::new());
-            change = Change::Meaning;
-        }
-        change
+        change.max(self.own.over(now))
     }
 
     fn take(&mut self, news: News, now: Instant) -> Change {
         match news {
             News::Network(event) => {
-                if self.back("StagingNetwork", &event) {
+                if self.back(&[Topic::Networks], &event) {
                     self.networks.postpone(now);
                 }
                 match *event {
@@ -196,47 +185,51 @@ impl State {
                 }
             }
             News::Mapping(network, event) => {
-                if self.back("NatMapping", &event) {
-                    self.mappings.values_mut().for_each(|cache| cache.postpone(now));
-                }
+                let back = self.back(&[Topic::Mappings((*network).to_owned())], &event);
                 // None: it has ceased to matter since this was said.
                 let Some(cache) = self.mappings.get_mut(&*network) else {
                     return Change::None;
                 };
+                if back {
+                    cache.postpone(now);
+                }
                 match event {
                     Event::Delete(object) if !self.whole.mappings => cache.hold(object, now),
                     event => cache.take(event, now),
                 }
             }
             News::Gateway(event) => {
-                self.back("GatewayNode", &event);
+                self.back(&[Topic::Gateways, Topic::OwnGateway], &event);
                 self.take_gateway(event, now)
             }
             News::Node(event) => {
-                self.back("Node", &event);
-                self.take_node(event, now)
+                self.back(&[Topic::OwnNode], &event);
+                self.own.take(event, now)
             }
             News::Namespace(event) => {
-                self.back("Namespace", &event);
+                self.back(&[Topic::Namespaces], &event);
                 let changed = self.namespaces.as_mut().is_some_and(|heard| heard.take(event));
                 if changed { Change::Meaning } else { Change::None }
             }
-            News::Away(kind, error) => {
-                if self.away.insert(kind, error.clone()).is_none() {
-                    tracing::warn!(kind, error, "watching; the last known state stays in force, it is tried again");
+            News::Away(topic, error) => {
+                if self.topics.contains(&topic) && self.away.insert(topic.clone()) {
+                    tracing::warn!(kind = %topic, error, "watching; the last known state stays in force, it is tried again");
                 }
                 Change::None
             }
         }
     }
 
-    /// Whether a watch says something again. Its beginning says nothing: it is told before anything was received.
-    fn back<K>(&mut self, kind: &'static str, event: &Event<K>) -> bool {
-        let back = !matches!(event, Event::Init) && self.away.remove(kind).is_some();
-        if back {
-            tracing::info!(kind, "watching again");
+    /// Whether one of the watches says something again. Its beginning says nothing: it is told before anything was received.
+    fn back<K>(&mut self, topics: &[Topic], event: &Event<K>) -> bool {
+        if self.away.is_empty() || matches!(event, Event::Init) {
+            return false;
         }
-        back
+        let back: Vec<&Topic> = topics.iter().filter(|topic| self.away.remove(topic)).collect();
+        for topic in &back {
+            tracing::info!(kind = %topic, "watching again");
+        }
+        !back.is_empty()
     }
 
     fn take_gateway(&mut self, event: Event<DeserializeGuard<GatewayNode>>, now: Instant) -> Change {
@@ -252,43 +245,9 @@ impl State {
         }
     }
 
-    fn take_node(&mut self, event: Event<PartialObjectMeta<Node>>, now: Instant) -> Change {
-        let known = self.labels.is_some() && !self.guard.is_zero();
-        // That it is back is to be told, also if it is as it was.
-        let was_missed = self.missed.is_some();
-        let labels = match event {
-            Event::Init => {
-                self.found = false;
-                return Change::None;
-            }
-            Event::InitApply(node) | Event::Apply(node) => {
-                self.found = true;
-                self.missed = None;
-                node.labels().clone()
-            }
-            Event::InitDone if self.found => return Change::None,
-            // Nobody has told that it was deleted: what it had to do stays in force for a while.
-            Event::InitDone if known => {
-                let first = self.missed.is_none();
-                self.missed.get_or_insert(now + self.guard);
-                return if first { Change::Meaning } else { Change::None };
-            }
-            Event::InitDone | Event::Delete(_) => {
-                self.found = false;
-                self.missed = None;
-                BTreeMap::new()
-            }
-        };
-        if self.labels.as_ref() == Some(&labels) && !was_missed {
-            return Change::None;
-        }
-        self.labels = Some(labels);
-        Change::Meaning
-    }
-
     /// Chooses what is watched from what is known. Returns whether that is anything else than before.
     fn choose(&mut self) -> bool {
-        let (Some(labels), true) = (&self.labels, self.networks.ready) else {
+        let (Some(labels), true) = (self.own.labels(), self.networks.ready) else {
             return false;
         };
         let own = self.own_facts(labels.clone());
@@ -332,6 +291,7 @@ impl State {
             };
             self.mappings.entry(network).or_insert_with(cache);
         }
+        self.away.retain(|topic| topics.contains(topic));
         self.topics = topics;
         true
     }
@@ -363,24 +323,9 @@ impl State {
             .flat_map(move |cache| cache.shared().filter(move |mapping| of(cache, mapping)))
     }
 
-    /// What is wrong if the own Node is not there.
-    fn no_node(&self) -> Option<Problem> {
-        let message = match self.missed {
-            Some(_) => format!(
-                "the API server does not list it, and nobody has told that it was deleted; what it has to do stays in force for {} s (--mass-removal-guard)",
-                self.guard.as_secs()
-            ),
-            None => "the cluster has no such Node; --node (NODE_NAME) must be the name that kubectl get nodes shows".to_owned(),
-        };
-        (!self.found).then(|| Problem {
-            place: format!("Node {}", self.node),
-            message,
-        })
-    }
-
     /// Everything, once all that is watched has been listed.
     fn snapshot(&self) -> Option<Snapshot> {
-        let labels = self.labels.clone()?;
+        let labels = self.own.labels().cloned()?;
         let listed = self.mappings.values().all(|cache| cache.ready) && self.gateways.as_ref().is_none_or(|cache| cache.ready);
         if !(self.networks.ready && listed) {
             return None;
@@ -402,7 +347,7 @@ impl State {
         if let Some(cache) = &self.gateways {
             cache.problems("GatewayNode", &mut problems);
         }
-        problems.extend(self.no_node());
+        problems.extend(self.own.problem());
         Some(Snapshot {
             networks: self.networks.objects().cloned().collect(),
             mappings: self.known_mappings().cloned().collect(),

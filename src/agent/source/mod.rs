@@ -4,6 +4,7 @@ pub mod api;
 mod cache;
 pub mod directory;
 mod matter;
+mod own_node;
 mod topics;
 
 use std::collections::BTreeMap;

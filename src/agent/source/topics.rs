@@ -1,7 +1,7 @@
 //! What is watched of the API server: each topic is a stream of its own, opened and closed as it begins and ceases to concern the node.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
+use std::fmt::{self, Debug, Display, Formatter};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -47,8 +47,20 @@ pub(super) enum News {
     Gateway(Event<DeserializeGuard<GatewayNode>>),
     Node(Event<PartialObjectMeta<Node>>),
     Namespace(Event<PartialObjectMeta<Namespace>>),
-    /// A watch of that kind failed; it is tried again by itself.
-    Away(&'static str, String),
+    /// That watch failed; it is tried again by itself.
+    Away(Topic, String),
+}
+
+impl Display for Topic {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Networks => "StagingNetwork",
+            Self::OwnNode => "Node",
+            Self::OwnGateway | Self::Gateways => "GatewayNode",
+            Self::Namespaces => "Namespace",
+            Self::Mappings(_) => "NatMapping",
+        })
+    }
 }
 
 impl News {
@@ -106,56 +118,34 @@ impl Subscriptions {
     fn stream(&self, topic: &Topic) -> BoxStream<'static, News> {
         let own = || format!("metadata.name={}", self.node);
         match topic {
-            Topic::Networks => self.objects("StagingNetwork", None, |event| News::Network(Box::new(event))),
-            Topic::OwnNode => {
-                let nodes: Api<PartialObjectMeta<Node>> = Api::all(self.client.clone());
-                events("Node", nodes, Some(own()), News::Node)
-            }
-            Topic::Namespaces => {
-                let namespaces: Api<PartialObjectMeta<Namespace>> = Api::all(self.client.clone());
-                events("Namespace", namespaces, None, News::Namespace)
-            }
-            Topic::OwnGateway => self.objects("GatewayNode", Some(own()), News::Gateway),
-            Topic::Gateways => self.objects("GatewayNode", None, News::Gateway),
+            Topic::Networks => self.watch(topic, None, |event| News::Network(Box::new(event))),
+            Topic::OwnNode => self.watch(topic, Some(own()), News::Node),
+            Topic::Namespaces => self.watch(topic, None, News::Namespace),
+            Topic::OwnGateway => self.watch(topic, Some(own()), News::Gateway),
+            Topic::Gateways => self.watch(topic, None, News::Gateway),
             Topic::Mappings(network) => {
                 let name: Arc<str> = network.as_str().into();
                 let fields = format!("spec.networkRef.name={network}");
-                self.objects("NatMapping", Some(fields), move |event| News::Mapping(name.clone(), event))
+                self.watch(topic, Some(fields), move |event| News::Mapping(name.clone(), event))
             }
         }
     }
 
-    /// Objects of a kind of ours, of which some may be undecodable.
-    fn objects<K>(
-        &self,
-        kind: &'static str,
-        fields: Option<String>,
-        news: impl Fn(Event<DeserializeGuard<K>>) -> News + Send + 'static,
-    ) -> BoxStream<'static, News>
+    fn watch<K>(&self, topic: &Topic, fields: Option<String>, news: impl Fn(Event<K>) -> News + Send + 'static) -> BoxStream<'static, News>
     where
-        K: Resource<DynamicType = ()> + DeserializeOwned + Clone + Debug + Send + 'static,
+        K: Resource + DeserializeOwned + Clone + Debug + Send + 'static,
+        K::DynamicType: Default,
     {
-        events(kind, Api::<DeserializeGuard<K>>::all(self.client.clone()), fields, news)
+        let config = watcher::Config {
+            field_selector: fields,
+            ..watcher::Config::default()
+        };
+        let topic = topic.clone();
+        watcher(Api::<K>::all(self.client.clone()), config)
+            .backoff(WatchBackoff::default())
+            .map(move |event| event.map_or_else(|e| News::Away(topic.clone(), chain(&e)), &news))
+            .boxed()
     }
-}
-
-fn events<K>(
-    kind: &'static str,
-    api: Api<K>,
-    fields: Option<String>,
-    news: impl Fn(Event<K>) -> News + Send + 'static,
-) -> BoxStream<'static, News>
-where
-    K: Resource + DeserializeOwned + Clone + Debug + Send + 'static,
-{
-    let config = watcher::Config {
-        field_selector: fields,
-        ..watcher::Config::default()
-    };
-    watcher(api, config)
-        .backoff(WatchBackoff::default())
-        .map(move |event| event.map_or_else(|e| News::Away(kind, chain(&e)), &news))
-        .boxed()
 }
 
 impl Stream for Subscriptions {

@@ -209,7 +209,7 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if hit && len(now.Codes) > 0 {
 		code = now.Codes[p.dice.IntN(len(now.Codes))]
 	}
-	if now.Down || hit {
+	if now.Down || hit || now.Expire && watching(r) {
 		p.seen.Faults++
 	}
 	client := r.Context()
