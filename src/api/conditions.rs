@@ -15,12 +15,13 @@
 //! | cannot be programmed until a person acts | True | False | False | `Stalled` |
 //! | the gateway is silent | True | Unknown | Unknown | nothing |
 //! | this version cannot read it | Unknown | Unknown | Unknown | nothing |
+//! | labels that decide whether it may claim cannot be read | Unknown | as before | Unknown | nothing |
 //! | in every kernel that should have it | True | True | True | nothing |
 //! | the same, but an interface is down (`LinkDown`) | True | True | False | `Reconciling` |
 //! | the same, but without a helper (`HelperMissing`, which `ResolvedRefs` says too) | True | True | False | `Stalled` |
 //!
 //! kstatus reads `Reconciling=True` as in progress, `Stalled=True` as failed, and without either a Ready of Unknown as in progress. Flux's checker wants
-//! Ready to be False beside `Reconciling` or `Stalled`. So a silent gateway, like an object that cannot be read, the two cases in which Ready is Unknown, has neither of the two: it is in progress
+//! Ready to be False beside `Reconciling` or `Stalled`. So a silent gateway, like an object or labels that cannot be read, the cases in which Ready is Unknown, has neither of the two: it is in progress
 //! for both, and it is not a lie, because nothing is being done here that would end it.
 //! The root's `observedGeneration` is the generation that was looked at, as the API conventions have it, also while work is under way.
 
@@ -160,6 +161,20 @@ pub fn mapping(facts: &MappingFacts, present: &[Condition], now: Timestamp) -> V
     let waits = unresolved.map(|why| Programmed::No(why.clone()));
     let programmed = waits.as_ref().unwrap_or(&facts.programmed);
     set.summary(facts.accepted.as_ref().err(), programmed, facts.impaired.as_ref());
+    merge(present, set.conditions, now)
+}
+
+/// The conditions of a `NatMapping` of which nobody knows whether it may claim. Whether it is programmed and what it refers to stays as it was said of the same spec.
+pub fn undecided(generation: i64, why: &Finding, present: &[Condition], now: Timestamp) -> Vec<Condition> {
+    let mut set = Builder::new(generation);
+    set.add(types::ACCEPTED, "Unknown", &why.reason, &why.message);
+    for kind in [types::RESOLVED_REFS, types::PROGRAMMED] {
+        match find(present, kind).filter(|told| told.observed_generation == Some(generation)) {
+            Some(told) => set.conditions.push(told.clone()),
+            None => set.add(kind, "Unknown", &why.reason, &why.message),
+        }
+    }
+    set.add(types::READY, "Unknown", &why.reason, &why.message);
     merge(present, set.conditions, now)
 }
 

@@ -29,16 +29,35 @@ const NAME: &str = "kubernetes";
 /// How long an address counts after it was last heard of.
 const KEPT: Duration = Duration::from_hours(1);
 
-/// Addresses that are there now. None: not known yet.
-pub type Present = watch::Receiver<Option<BTreeSet<IpAddr>>>;
+/// Addresses that are there now, as far as is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Whether both objects have been read. Until then what is not among the addresses may be there all the same.
+    pub complete: bool,
+}
+
+impl Found {
+    /// Where there is no API server that anybody could claim the address of.
+    pub fn nowhere() -> Self {
+        Self {
+            addresses: BTreeSet::new(),
+            complete: true,
+        }
+    }
+}
+
+/// What is known now.
+pub type Present = watch::Receiver<Found>;
 
 /// Follows the two objects and rings when addresses change.
 pub fn follow(client: Client, bell: Arc<Notify>) -> (Present, impl Future<Output = ()> + Send + 'static) {
-    let (tell, present) = watch::channel(None);
+    let (tell, present) = watch::channel(Found::default());
     (present, keep(client, tell, bell))
 }
 
-async fn keep(client: Client, tell: watch::Sender<Option<BTreeSet<IpAddr>>>, bell: Arc<Notify>) {
+async fn keep(client: Client, tell: watch::Sender<Found>, bell: Arc<Notify>) {
     let services: Api<Service> = Api::namespaced(client.clone(), NAMESPACE);
     let slices: Api<EndpointSlice> = Api::namespaced(client, NAMESPACE);
     let services = watch_object(services, NAME)
@@ -64,11 +83,18 @@ async fn keep(client: Client, tell: watch::Sender<Option<BTreeSet<IpAddr>>>, bel
                 "watching for the API server's addresses (Service and EndpointSlice {NAMESPACE}/{NAME}); those known stay in force, it is tried again"
             ),
         }
-        if let [Some(service), Some(slice)] = &known {
-            let all: BTreeSet<IpAddr> = service | slice;
-            if tell.send_if_modified(|present| present.replace(all.clone()) != Some(all)) {
-                bell.notify_one();
-            }
+        // One of the two is better than none.
+        let found = Found {
+            addresses: known.iter().flatten().flatten().copied().collect(),
+            complete: known.iter().all(Option::is_some),
+        };
+        let changed = |told: &mut Found| {
+            let differs = *told != found;
+            *told = found;
+            differs
+        };
+        if tell.send_if_modified(changed) {
+            bell.notify_one();
         }
     }
 }
@@ -89,7 +115,7 @@ pub struct Addresses(BTreeMap<IpAddr, Option<Instant>>);
 
 impl Addresses {
     /// What counts at `now`, given what is there and what the networks' statuses say from before.
-    pub fn count(&mut self, present: Option<&BTreeSet<IpAddr>>, networks: &[StagingNetwork], now: Instant) -> BTreeSet<IpAddr> {
+    pub fn count(&mut self, present: &Found, networks: &[StagingNetwork], now: Instant) -> BTreeSet<IpAddr> {
         let stored = networks.iter().filter_map(|network| network.status.as_ref());
         for address in stored
             .flat_map(|status| &status.api_server_addresses)
@@ -97,12 +123,15 @@ impl Addresses {
         {
             self.0.entry(address).or_insert(Some(now));
         }
-        if let Some(present) = present {
-            for (address, gone) in &mut self.0 {
-                *gone = if present.contains(address) { None } else { gone.or(Some(now)) };
-            }
-            self.0.extend(present.iter().map(|address| (*address, None)));
+        for (address, gone) in &mut self.0 {
+            *gone = match gone {
+                _ if present.addresses.contains(address) => None,
+                Some(since) if present.complete => Some(*since),
+                // As long as not everything can be read, nothing is known to be gone.
+                _ => Some(now),
+            };
         }
+        self.0.extend(present.addresses.iter().map(|address| (*address, None)));
         let counts = |gone: &Option<Instant>| gone.is_none_or(|gone| now.saturating_duration_since(gone) < KEPT);
         // Those that are there first, should there be too many.
         let mut all: Vec<_> = self
@@ -127,10 +156,17 @@ mod tests {
         of.iter().map(|a| a.parse().unwrap()).collect()
     }
 
+    fn found(addresses: &[&str]) -> Found {
+        Found {
+            addresses: set(addresses),
+            complete: true,
+        }
+    }
+
     #[test]
     fn an_address_that_goes_counts_for_an_hour() {
         let (mut addresses, start) = (Addresses::default(), Instant::now());
-        let mut count = |present: &[&str], after: Duration| addresses.count(Some(&set(present)), &[], start + after);
+        let mut count = |present: &[&str], after: Duration| addresses.count(&found(present), &[], start + after);
         assert_eq!(count(&["10.96.0.1", "192.0.2.1"], Duration::ZERO), set(&["10.96.0.1", "192.0.2.1"]));
         assert_eq!(count(&["10.96.0.1"], Duration::from_mins(10)).len(), 2);
         assert_eq!(count(&["10.96.0.1"], Duration::from_mins(69)).len(), 2);
@@ -148,14 +184,25 @@ mod tests {
             ..StagingNetworkStatus::default()
         });
         let objects = [object];
-        assert_eq!(addresses.count(None, &objects, start), set(&["192.0.2.1"]), "nothing is heard yet");
+        let nothing = Found::default();
         assert_eq!(
-            addresses.count(Some(&set(&["10.96.0.1"])), &objects, start),
-            set(&["10.96.0.1", "192.0.2.1"])
+            addresses.count(&nothing, &objects, start),
+            set(&["192.0.2.1"]),
+            "nothing is heard yet"
         );
+        let partly = Found {
+            complete: false,
+            ..found(&["10.96.0.1"])
+        };
+        let both = set(&["10.96.0.1", "192.0.2.1"]);
+        assert_eq!(addresses.count(&partly, &objects, start), both);
         assert_eq!(
-            addresses.count(Some(&set(&["10.96.0.1"])), &objects, start + KEPT),
-            set(&["10.96.0.1"])
+            addresses.count(&partly, &objects, start + 3 * KEPT),
+            both,
+            "the other object could not be read yet"
         );
+        let begun = start + 3 * KEPT;
+        assert_eq!(addresses.count(&found(&["10.96.0.1"]), &objects, begun), both);
+        assert_eq!(addresses.count(&found(&["10.96.0.1"]), &objects, begun + KEPT), set(&["10.96.0.1"]));
     }
 }

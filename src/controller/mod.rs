@@ -14,6 +14,7 @@
 //! | [`namespaces`] | labels of namespaces, while some network asks for them | |
 //! | [`nodes`] | makes `GatewayNode`s for agents to report to | which are missing |
 //! | [`api_server`] | under which addresses the API server is to be had | which ones count |
+//! | [`patience`] | how long a judgement waits for labels and these | yes |
 //! | [`backoff`] | how long a watch that failed rests | all but the clock |
 //! | [`definitions`] | whether an object was deleted by somebody, or went with its kind | the decision |
 //! | [`doubt`] | whether a list that lacks a lot may be believed | yes |
@@ -46,6 +47,7 @@ pub mod ledger;
 pub mod machines;
 pub mod namespaces;
 pub mod nodes;
+pub mod patience;
 pub mod publish;
 pub mod reconcile;
 pub mod seen;

@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use k8s_openapi::jiff::Timestamp;
 use kube::{Client, Resource as _, ResourceExt};
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use super::aggregate::memory::{Memory as Settled, Objects};
 use super::aggregate::{Inputs, Reports, Seen, Statuses};
-use super::api_server::{Addresses, Present};
+use super::api_server::{Addresses, Found, Present};
 use super::events::Announcer;
 use super::gather::{self, Known};
 use super::heartbeat::Life;
@@ -23,6 +23,7 @@ use super::ledger::{self, Failure, Ledger};
 use super::machines::Machines;
 use super::namespaces::Labels;
 use super::nodes;
+use super::patience::{Lacking, Patience};
 use super::unread::{Blanks, Unread};
 use super::watch::{Stores, decoded, place, unreadable};
 use super::write::{Outcome, Reported, write};
@@ -58,6 +59,9 @@ pub struct Reconciler {
     announcer: Announcer,
     metrics: Arc<Metrics>,
     outages: u32,
+    patience: Patience,
+    /// What the last judgement had to do without.
+    lacking: Option<String>,
 }
 
 impl Reconciler {
@@ -78,10 +82,12 @@ impl Reconciler {
             announcer,
             metrics,
             outages: 0,
+            patience: Patience::default(),
+            lacking: None,
         }
     }
 
-    /// Learns labels of namespaces and the API server's addresses from there. Without this nothing is judged while a network asks for labels.
+    /// Learns labels of namespaces and the API server's addresses from there. Without this no labels are known, and the API server has no addresses.
     #[must_use]
     pub fn asking(self, namespaces: Labels, api_server: Present) -> Self {
         Self {
@@ -99,6 +105,12 @@ impl Reconciler {
             // Taken before the pass, which may end after somebody has fallen silent whom it still took for alive.
             let lives = self.lives();
             let next = self.reconcile().await;
+            if health.hold_up(self.lacking.clone()) {
+                match &self.lacking {
+                    Some(unread) => warn!(unread, "judging without something that cannot be read; it is tried again"),
+                    None => info!("everything can be read again"),
+                }
+            }
             let rest = begun + REST.max(begun.elapsed().min(Duration::from_secs(1)));
             self.wait(next, &lives, health).await;
             tokio::time::sleep_until(rest.into()).await;
@@ -115,10 +127,20 @@ impl Reconciler {
         // There are few, and they are judged as a whole.
         let networks: Vec<StagingNetwork> = known.networks.iter().map(|network| StagingNetwork::clone(network)).collect();
         let needed = networks.iter().any(StagingNetwork::selects_namespaces);
-        // Their first list is on its way and ends the wait. Until then what was said stays said.
-        let namespaces = self.namespaces.ask(needed)?;
-        let present = self.api_server.as_ref().and_then(|present| present.borrow().clone());
-        let api_server = self.addresses.count(present.as_ref(), &networks, now);
+        let labels = self.namespaces.ask(needed);
+        let present = self.api_server.as_ref();
+        let found = present.map_or_else(Found::nowhere, |present| present.borrow().clone());
+        let api_server = self.addresses.count(&found, &networks, now);
+        let lacking = Lacking {
+            namespaces: labels.is_none(),
+            api_server: !found.complete,
+        };
+        // What is on its way ends the wait when it comes. Until then what was said stays said.
+        if let Some(until) = self.patience.until(lacking, now) {
+            return Some(until);
+        }
+        self.lacking = lacking.said();
+        let namespaces = labels.unwrap_or_default();
         self.seen.observe(&known.mappings);
         let (machines, judged) = self.machines.resolve(&known.networks, &known.mappings);
         let world = View {

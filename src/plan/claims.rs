@@ -131,6 +131,16 @@ pub(super) enum Claimed {
     Waiting(Box<Claim>, Refusal),
 }
 
+impl Claimed {
+    /// The same, to be served once `why` is no more.
+    pub(super) fn waiting(self, why: Refusal) -> Self {
+        match self {
+            Self::Complete(claim) => Self::Waiting(Box::new(claim), why),
+            Self::Waiting(claim, _) => Self::Waiting(claim, why),
+        }
+    }
+}
+
 /// The claim to addresses of network `name`, unless the network or the nodes forbid it. All problems are told; the first gives the reason.
 pub(super) fn claim(
     raw: &NatMapping,

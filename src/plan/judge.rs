@@ -155,6 +155,12 @@ fn differ<T>(objects: &[&T], same: impl Fn(&T, &T) -> bool) -> bool {
     objects.windows(2).any(|pair| matches!(pair, [a, b] if !same(a, b)))
 }
 
+/// Whether the object's status says that it is not accepted.
+fn refused(mapping: &NatMapping) -> bool {
+    let mut conditions = mapping.status.iter().flat_map(|status| &status.conditions);
+    conditions.any(|condition| condition.type_ == reasons::types::ACCEPTED && condition.status == "False")
+}
+
 fn declared_twice(kind: &str, name: &str) -> Refusal {
     Refusal {
         reason: reasons::INVALID,
@@ -196,6 +202,11 @@ fn mapping(
             message: format!("network {name} is not accepted itself: {}: {}", refusal.reason, refusal.message),
         }),
         Some(Ok(network)) => match tenancy::refusal(&key.namespace, network, namespaces) {
+            // What nobody knows yet is nobody else's meanwhile, or what stands would go to others because labels cannot be read just now. Nothing is told of what others have.
+            Some(unknown) if unknown.reason == reasons::NAMESPACE_UNKNOWN && !refused(raw) => {
+                let claimed = claims::claim(raw, name.clone(), valid, network, taken);
+                claimed.map_or_else(|_| Err(unknown.clone()), |claimed| Ok(claimed.waiting(unknown.clone())))
+            }
             // Whoever may not claim here is told nothing of what others have.
             Some(refusal) => Err(refusal),
             None => claims::claim(raw, name.clone(), valid, network, taken),

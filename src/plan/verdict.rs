@@ -105,8 +105,8 @@ pub struct MappingVerdict {
     pub accepted: Result<Claim, Refusal>,
     /// Whether what it refers to exists (the network).
     pub resolved_refs: Result<(), Refusal>,
-    /// The claim of a mapping that is not served only because no address of its machine is known: it holds its virtual address all the same, as a machine that comes and
-    /// goes must not make others come and go. `accepted` is an error then; the claim's target means nothing.
+    /// The claim of a mapping that is not served only because no address of its machine is known, or no labels of its namespace (`NamespaceUnknown`): it holds its virtual address
+    /// all the same, as what comes and goes must not make others come and go. `accepted` is an error then; the claim's target means nothing.
     pub waiting: Option<Box<Claim>>,
     /// Whether an older claim to the same thing won. Then `accepted` is an error too.
     pub conflicted: bool,

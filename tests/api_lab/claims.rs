@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use serde_json::Value;
+
 use crate::lab::{VIP, VIP_80, isolated_with_api, seconds, wait_until};
 use crate::{Backend, Cluster, ROOT};
 
@@ -100,6 +102,7 @@ fn claims_are_refused_in_words_and_lose_their_rules_with_the_permission() {
                 assert!(!c.seed.rules().contains(word), "{word}");
             }
             withdrawn(&c);
+            unreadable(&mut c);
             c.gateway.assert_alive();
         },
     );
@@ -147,4 +150,44 @@ fn withdrawn(c: &Cluster) {
             c.seed.vm01.tcp(VIP_80).is_some_and(|call| call.server == "vm03")
         });
     }
+}
+
+/// The controller may not list namespaces any more, and starts anew: what depends on labels stays as it is and says so, all the rest is judged, and so does `/readyz` say it.
+fn unreadable(c: &mut Cluster) {
+    let mut role: Value = serde_json::from_str(&c.api.kubectl("get clusterrole stagenet-controller -o json")).unwrap();
+    let rules = role["rules"].as_array_mut().unwrap();
+    rules.retain(|rule| !rule["resources"].to_string().contains("namespaces"));
+    fs::write("/run/lab/role.json", role.to_string()).unwrap();
+    c.api.kubectl("replace -f /run/lab/role.json");
+    works(c);
+    c.controller.signal("TERM");
+    wait_until(seconds(20), "the controller to end", || c.controller.has_ended());
+    c.controller = crate::controller(&c.api, &c.kubeconfigs[0]);
+
+    c.api
+        .apply(&mapping("lost", "192.168.100.7", "").replace("name: segment-b", "name: segment-z"));
+    wait_until(seconds(90), "what needs no labels to be judged", || {
+        told(c, "natmapping/lost -n shop").starts_with("NetworkNotFound: ")
+    });
+    let of = |kind: &str| {
+        let field = |name: &str| format!(".status.conditions[?(@.type==\"{kind}\")].{name}");
+        c.api.field(CLAIM, &format!("{}}}/{{{}", field("status"), field("reason")))
+    };
+    wait_until(seconds(60), "the claim to say so", || of("Accepted") == "Unknown/NamespaceUnknown");
+    assert_eq!([of("Programmed"), of("Ready")], ["True/Programmed", "Unknown/NamespaceUnknown"]);
+    assert!(
+        told(c, "natmapping/namespace -n lab").starts_with("NamespaceNotAllowed: "),
+        "what was refused stays refused"
+    );
+    assert_eq!(c.seed.vm01.tcp(VIP_80).expect("it keeps what it has").server, "vm03");
+    let ready = c.api.host.http(9470, "readyz");
+    assert!(ready.contains("503") && ready.contains("labels of namespaces"), "{ready}");
+
+    c.api.kubectl(&format!(
+        "apply --force-conflicts --server-side -f {ROOT}/deploy/base/rbac-controller.yaml"
+    ));
+    works(c);
+    wait_until(seconds(60), "the controller to be ready", || {
+        c.api.host.http(9470, "readyz").contains("200 OK")
+    });
 }

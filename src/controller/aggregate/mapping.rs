@@ -21,6 +21,14 @@ pub(super) fn status(
     network: Option<&StagingNetworkStatus>,
 ) -> NatMappingStatus {
     let before = object.status.as_ref().map_or(&[][..], |status| &status.conditions);
+    if let Some(why) = verdict
+        .accepted
+        .as_ref()
+        .err()
+        .filter(|why| why.reason == reasons::NAMESPACE_UNKNOWN)
+    {
+        return undecided(inputs, object, verdict.generation, &finding(why));
+    }
     let machine = inputs.machines.get(key);
     let found = machine::found(machine, before);
     let claim = verdict.accepted.as_ref().ok();
@@ -66,6 +74,21 @@ pub(super) fn status(
         announcement: active.and_then(|_| announced()),
         target: target(object, machine),
         conditions: conditions::mapping(&facts, before, inputs.now),
+    }
+}
+
+/// The status of a mapping of which nobody knows whether its namespace may claim. What was refused stays refused; else all that was said of it stays, but for what depends on that.
+fn undecided(inputs: &Inputs<'_>, object: &NatMapping, generation: i64, why: &Finding) -> NatMappingStatus {
+    let before = object.status.clone().unwrap_or_default();
+    let said = before.observed_generation == Some(generation);
+    let refused = conditions::find(&before.conditions, types::ACCEPTED).is_some_and(|told| told.status == "False");
+    if said && refused {
+        return before;
+    }
+    NatMappingStatus {
+        observed_generation: Some(generation),
+        conditions: conditions::undecided(generation, why, &before.conditions, inputs.now),
+        ..before
     }
 }
 

@@ -181,3 +181,28 @@ fn nobody_claims_or_leads_to_the_api_server() {
         );
     }
 }
+
+/// Labels that cannot be read take nothing from anybody: the claim is not served, and its address is not free for a younger one. What was refused before holds nothing.
+#[test]
+fn a_claim_of_a_namespace_that_nobody_knows_holds_its_address_unless_it_was_refused() {
+    let team = json!({"from": "Selector", "selector": {"matchLabels": {"team": "staging"}}});
+    let mut world = world(&team, None);
+    world.networks.push(network("open", 5, json!({})));
+    let mut younger = mapping("team/later", 9, "192.168.100.3", "192.168.200.3", json!({}));
+    younger.spec.network_ref.name = "open".into();
+    world.mappings.push(younger);
+    let verdicts = judge(&world);
+    let older = &verdicts.mappings[&key("shop/vm03")];
+    assert_eq!(older.accepted.as_ref().unwrap_err().reason, reasons::NAMESPACE_UNKNOWN);
+    assert!(older.standing().is_some());
+    assert!(verdicts.mappings[&key("team/later")].conflicted);
+    let refusal = crate::controller::testing::condition(reasons::types::ACCEPTED, "False", reasons::NAMESPACE_NOT_ALLOWED);
+    world.mappings[0].status.get_or_insert_default().conditions = vec![refusal];
+    let verdicts = judge(&world);
+    assert_eq!(said(&world).0, reasons::NAMESPACE_UNKNOWN);
+    assert!(
+        verdicts.mappings[&key("team/later")].accepted.is_ok(),
+        "{:?}",
+        verdicts.mappings[&key("team/later")].accepted
+    );
+}

@@ -321,3 +321,32 @@ fn silence_hides_neither_trouble_of_the_next_gateway_nor_what_was_never_programm
     assert_eq!(handed_over(|s| s.mapping.status = None), pending, "a new mapping");
     assert_eq!(handed_over(|s| s.mapping.metadata.generation = Some(2)), pending, "a new spec");
 }
+
+/// Labels of namespaces cannot be read: nobody knows whether the claim stands, and nothing else is unsaid.
+#[test]
+fn a_claim_that_depends_on_unread_labels_says_so_and_keeps_the_rest() {
+    let mut scene = Scene::well();
+    let well = scene.mapping_status();
+    scene.mapping_verdict.waiting = scene.mapping_verdict.accepted.clone().ok().map(Box::new);
+    scene.mapping_verdict.accepted = Err(refuse(reasons::NAMESPACE_UNKNOWN));
+    let said = |scene: &Scene| row(&scene.mapping_status().conditions);
+    let unknown = "Accepted=Unknown/NamespaceUnknown ResolvedRefs=Unknown/NamespaceUnknown Programmed=Unknown/NamespaceUnknown Ready=Unknown/NamespaceUnknown";
+    assert_eq!(said(&scene), unknown, "a new mapping");
+    scene.mapping.status = Some(well.clone());
+    let kept = scene.mapping_status();
+    assert_eq!(
+        row(&kept.conditions),
+        "Accepted=Unknown/NamespaceUnknown ResolvedRefs=True/Resolved Programmed=True/Programmed Ready=Unknown/NamespaceUnknown"
+    );
+    assert_eq!((&kept.gateway, &kept.announcement), (&well.gateway, &well.announcement));
+    scene.mapping_verdict.generation = 2;
+    assert_eq!(said(&scene), unknown, "of a new spec nothing is known");
+    scene.mapping_verdict.generation = 1;
+    scene.mapping.status = Some(kept.clone());
+    scene.second += 60;
+    assert_eq!(scene.mapping_status(), kept, "it is said once");
+    let mut refused = well;
+    refused.conditions = vec![condition(types::ACCEPTED, "False", reasons::NAMESPACE_NOT_ALLOWED)];
+    scene.mapping.status = Some(refused.clone());
+    assert_eq!(scene.mapping_status(), refused, "what was refused stays refused");
+}
