@@ -106,9 +106,10 @@ impl Reconciler {
             let lives = self.lives();
             let next = self.reconcile().await;
             if health.hold_up(self.lacking.clone()) {
-                match &self.lacking {
-                    Some(unread) => warn!(unread, "judging without something that cannot be read; it is tried again"),
-                    None => info!("everything can be read again"),
+                if let Some(lacking) = &self.lacking {
+                    warn!(lacking, "judging without something that cannot be read; it is tried again");
+                } else {
+                    info!("everything can be read again");
                 }
             }
             let rest = begun + REST.max(begun.elapsed().min(Duration::from_secs(1)));
