@@ -18,15 +18,36 @@ use crate::telemetry::chain;
 const ATTEMPTS: usize = 3;
 const PAUSE: Duration = Duration::from_millis(300);
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// For how long an answer counts: thousands of objects may be deleted one by one.
-const FRESH: Duration = Duration::from_millis(100);
+/// For how long an answer counts: thousands of objects may be deleted one by one. A definition may be deleted the moment after it was asked for; one that cannot be asked for
+/// will not be at once.
+const FRESH: (Duration, Duration) = (Duration::from_millis(20), Duration::from_secs(2));
+/// How often a definition is asked for while something is held for its sake.
+pub const ASK: Duration = Duration::from_secs(5);
+
+/// How a definition stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is there, and was so when the object was.
+    Whole,
+    /// It is being deleted, or gone, or younger than the object.
+    Broken,
+    /// It cannot be asked for.
+    Unknown,
+}
 
 /// Asks for the definition of one kind.
 pub struct Definition {
     api: Api<CustomResourceDefinition>,
     name: String,
-    /// When it was last asked for, and what was found; None: it cannot be had.
-    last: Option<(Instant, Option<ObjectMeta>)>,
+    /// When it was last answered for, and how.
+    last: Option<(Instant, Found)>,
+}
+
+/// What the API server says.
+enum Found {
+    There(ObjectMeta),
+    Nowhere,
+    NoAnswer,
 }
 
 impl Definition {
@@ -43,38 +64,48 @@ impl Definition {
         }
     }
 
-    /// Whether the definition is whole, and was so when an object was there that was created at `created`. Who may not ask takes it for whole.
-    pub async fn whole(&mut self, created: Option<Timestamp>) -> bool {
-        let fresh = self.last.take_if(|(asked, _)| asked.elapsed() < FRESH);
-        let (asked, found) = match fresh {
+    /// How the definition stands for an object that was created at `created`. Who may not ask takes it for whole.
+    pub async fn standing(&mut self, created: Option<Timestamp>) -> Standing {
+        let fresh = self.last.take_if(|(answered, found)| {
+            let fresh = if matches!(found, Found::NoAnswer) { FRESH.1 } else { FRESH.0 };
+            answered.elapsed() < fresh
+        });
+        let known = match fresh {
             Some(known) => known,
-            None => (Instant::now(), self.ask().await),
+            None => {
+                let found = self.ask().await;
+                (Instant::now(), found)
+            }
         };
-        let whole = found.as_ref().is_some_and(|definition| is_of(definition, created));
-        self.last = Some((asked, found));
-        whole
+        let standing = match &known.1 {
+            Found::There(definition) if is_of(definition, created) => Standing::Whole,
+            Found::There(_) | Found::Nowhere => Standing::Broken,
+            Found::NoAnswer => Standing::Unknown,
+        };
+        self.last = Some(known);
+        standing
     }
 
-    async fn ask(&self) -> Option<ObjectMeta> {
+    async fn ask(&self) -> Found {
         let object = format!("CustomResourceDefinition {}", self.name);
         for attempt in 1..=ATTEMPTS {
             let error = match tokio::time::timeout(TIMEOUT, self.api.get_metadata(&self.name)).await {
-                Ok(Ok(found)) => return Some(found.metadata),
-                Ok(Err(kube::Error::Api(answer))) if answer.is_not_found() => return None,
+                Ok(Ok(found)) => return Found::There(found.metadata),
+                Ok(Err(kube::Error::Api(answer))) if answer.is_not_found() => return Found::Nowhere,
                 Ok(Err(kube::Error::Api(answer))) if answer.is_forbidden() => {
                     warn!(object, error = %answer.message, "may not be asked for; deletions are taken as they are told");
-                    return Some(ObjectMeta::default());
+                    return Found::There(ObjectMeta::default());
                 }
                 Ok(Err(error)) => chain(&error),
                 Err(_) => format!("no answer within {TIMEOUT:?}"),
             };
             if attempt == ATTEMPTS {
-                warn!(object, error, "cannot be asked for; deletions are doubted");
+                warn!(object, error, "cannot be asked for; deletions are doubted until it can");
             } else {
                 tokio::time::sleep(PAUSE).await;
             }
         }
-        None
+        Found::NoAnswer
     }
 }
 

@@ -5,10 +5,13 @@
 //! is held for a while: until it is listed or told of again, until it is told to be deleted, or until the guard's time is over, because
 //! objects may as well have been deleted while nobody watched.
 //!
-//! What is told to be deleted while the definition of its kind goes is held as well ([`super::definitions`]), until that long after the definition is back.
+//! What is told to be deleted while the definition of its kind goes is held as well ([`super::definitions`]), until the definition is back and the guard's time is over; and what is told to be deleted
+//! while nobody answers for the definition, until somebody does. Whoever holds it asks again ([`Doubt::asks`]).
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
+
+use super::definitions::Standing;
 
 /// How much may be missing from a list without doubt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,8 +29,8 @@ pub struct Doubt<Key> {
     believed: Believed,
     since: Option<Instant>,
     held: BTreeSet<Key>,
-    /// Whether what is held went with the definition of its kind.
-    undefined: bool,
+    /// How the definition of the kind stands, if something is held for its sake.
+    definition: Option<Standing>,
 }
 
 impl<Key: Ord + Clone> Doubt<Key> {
@@ -38,7 +41,7 @@ impl<Key: Ord + Clone> Doubt<Key> {
             believed,
             since: None,
             held: BTreeSet::new(),
-            undefined: false,
+            definition: None,
         }
     }
 
@@ -56,25 +59,39 @@ impl<Key: Ord + Clone> Doubt<Key> {
         let holds = (doubtful || begun.is_some()) && now.saturating_duration_since(since) < self.guard;
         self.since = holds.then_some(since);
         self.held = if holds { missing } else { BTreeSet::new() };
-        self.undefined &= holds;
+        if !holds {
+            self.definition = None;
+        }
         &self.held
     }
 
-    /// An object is told to be deleted, and the definition of its kind is not whole. Returns whether it is held.
-    pub fn hold(&mut self, key: Key, now: Instant) -> bool {
-        if self.guard.is_zero() {
+    /// An object is told to be deleted, and the definition of its kind stands like this. Returns whether it is held.
+    pub fn hold(&mut self, key: Key, definition: Standing, now: Instant) -> bool {
+        if self.guard.is_zero() || definition == Standing::Whole {
             return false;
         }
         self.since = Some(now);
-        self.undefined = true;
+        if self.definition != Some(Standing::Broken) {
+            self.definition = Some(definition);
+        }
         self.held.insert(key);
         true
     }
 
-    /// Nothing can be told of the kind now, or can be told again only now: the time begins anew.
-    pub fn postpone(&mut self, now: Instant) {
-        if self.since.is_some() {
-            self.since = Some(now);
+    /// Whether the definition is to be asked for: something is held for its sake.
+    pub fn asks(&self) -> bool {
+        self.definition.is_some()
+    }
+
+    /// The definition stands like this now.
+    pub fn asked(&mut self, definition: Standing, now: Instant) {
+        match (self.definition, definition) {
+            (None, _) => {}
+            (_, Standing::Broken) => (self.since, self.definition) = (Some(now), Some(Standing::Broken)),
+            (_, Standing::Unknown) => self.since = Some(now),
+            // Somebody meant it: only could nobody be asked when it was told.
+            (Some(Standing::Unknown), Standing::Whole) => self.since = now.checked_sub(self.guard),
+            (Some(_), Standing::Whole) => {}
         }
     }
 
@@ -83,7 +100,7 @@ impl<Key: Ord + Clone> Doubt<Key> {
         self.held.remove(key);
         if self.held.is_empty() {
             self.since = None;
-            self.undefined = false;
+            self.definition = None;
         }
     }
 
@@ -103,7 +120,7 @@ impl<Key: Ord + Clone> Doubt<Key> {
             return BTreeSet::new();
         }
         self.since = None;
-        self.undefined = false;
+        self.definition = None;
         std::mem::take(&mut self.held)
     }
 
@@ -117,16 +134,18 @@ impl<Key: Ord + Clone> Doubt<Key> {
         let others = if more == 0 { String::new() } else { format!(" and {more} more") };
         let seconds = self.guard.as_secs();
         let what = format!("{}{others}", first.join(", "));
-        Some(if self.undefined {
-            format!(
+        Some(match self.definition {
+            Some(Standing::Broken) => format!(
                 "{what} went with the definition (CustomResourceDefinition) of {kind}s; what was known of them stays in force until {seconds} s after the definition is back \
                  (--mass-removal-guard). Apply the definition and the objects again; if they are to go for good, run stagenet cleanup on the nodes"
-            )
-        } else {
-            format!(
+            ),
+            Some(_) => format!(
+                "{what} were deleted, but the API server does not say whether that is because the definition (CustomResourceDefinition) of {kind}s goes; what was known of them stays in force until it does"
+            ),
+            None => format!(
                 "the API server's list of {kind}s lacks {what}, and nobody has told that they were deleted; what was known of them stays in force for {seconds} s \
                  (--mass-removal-guard). If they are to go, nothing needs to be done; if not, see whether etcd was restored, and apply them again",
-            )
+            ),
         })
     }
 }
@@ -183,17 +202,26 @@ mod tests {
         assert_eq!(list(&mut doubt, &["a", "b", "c"], &["a", "b", "c"], start), set(&[]));
         assert_eq!(doubt.due(), None);
         // What goes with its definition is held until the definition has been back for a while.
-        assert!(doubt.hold("a", start));
-        assert!(
-            doubt
-                .message("NatMapping", ToString::to_string)
-                .is_some_and(|m| m.starts_with("a went with the definition"))
-        );
-        doubt.postpone(start + GUARD);
-        assert_eq!(list(&mut doubt, &["a"], &[], start + GUARD + GUARD / 2), set(&["a"]));
-        assert_eq!(doubt.over(start + GUARD + GUARD), set(&["a"]));
+        assert!(!doubt.hold("a", Standing::Whole, start) && !doubt.asks());
+        assert!(doubt.hold("a", Standing::Broken, start) && doubt.asks());
+        let said = doubt.message("NatMapping", ToString::to_string).unwrap_or_default();
+        assert!(said.starts_with("a went with the definition"), "{said}");
+        for unsaid in [Standing::Broken, Standing::Unknown] {
+            doubt.asked(unsaid, start + GUARD);
+            assert_eq!(doubt.over(start + GUARD), set(&[]), "it is not back");
+        }
+        doubt.asked(Standing::Whole, start + GUARD * 3 / 2);
+        assert_eq!(list(&mut doubt, &["a"], &[], start + GUARD * 3 / 2), set(&["a"]));
+        assert_eq!(doubt.over(start + GUARD * 2), set(&["a"]));
+        assert!(!doubt.asks());
+        // What nobody answered for goes as soon as somebody says that it was meant.
+        assert!(doubt.hold("a", Standing::Unknown, start));
+        let said = doubt.message("NatMapping", ToString::to_string).unwrap_or_default();
+        assert!(said.contains("does not say whether"), "{said}");
+        doubt.asked(Standing::Whole, start + GUARD);
+        assert_eq!(doubt.over(start + GUARD), set(&["a"]));
         let mut believer = Doubt::new(Duration::ZERO, Believed::All);
-        assert!(!believer.hold("a", start));
+        assert!(!believer.hold("a", Standing::Broken, start));
         assert_eq!(list(&mut believer, &["a"], &[], start), set(&[]));
     }
 }

@@ -23,7 +23,7 @@ use tokio::task::JoinSet;
 use tracing::warn;
 
 use super::backoff::WatchBackoff;
-use super::definitions::Definition;
+use super::definitions::{ASK, Definition};
 use super::doubt::{Believed, Doubt};
 use super::heartbeat::{Heartbeats, LEASE_PREFIX};
 use super::stored::Stored;
@@ -244,14 +244,23 @@ async fn follow<K>(
     let reader = writer.as_reader();
     let mut doubt = Doubt::new(follow.guard, Believed::Half);
     let mut listed = BTreeSet::new();
+    let mut asked = Instant::now();
     // managedFields are half of an object and nothing to us.
     let events = watcher(api, watcher::Config::default()).modify(|object| object.meta_mut().managed_fields = None);
     let mut events = std::pin::pin!(events.backoff(WatchBackoff::default()));
     loop {
-        let due = doubt.due().unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
+        let ask = doubt.asks().then_some(asked + ASK);
+        let idle = Instant::now() + Duration::from_hours(1);
+        let due = doubt.due().into_iter().chain(ask).min().unwrap_or(idle);
         let event = tokio::select! {
             event = events.next() => event,
             () = tokio::time::sleep_until(due.into()) => {
+                // Nothing that is held for the definition's sake is let go without asking.
+                if let (true, Some(definition)) = (doubt.asks(), &mut follow.definition) {
+                    let standing = definition.standing(None).await;
+                    asked = Instant::now();
+                    doubt.asked(standing, asked);
+                }
                 let gone = doubt.over(Instant::now());
                 let objects = reader.state().into_iter().filter(|object| gone.contains(&key(&**object)));
                 objects.for_each(|object| writer.apply_watcher_event(&Event::Delete(K::clone(&object))));
@@ -266,8 +275,6 @@ async fn follow<K>(
             Some(Ok(event)) => event,
             Some(Err(error)) => {
                 warn!(kind, error = %chain(&error), "watching failed; trying again");
-                // Nobody can tell yet.
-                doubt.postpone(Instant::now());
                 continue;
             }
             None => return,
@@ -279,8 +286,10 @@ async fn follow<K>(
         }
         if let Event::Delete(object) = &event
             && let Some(definition) = &mut follow.definition
-            && !definition.whole(object.meta().creation_timestamp.as_ref().map(|time| time.0)).await
-            && doubt.hold(key(object), Instant::now())
+            && let standing = definition
+                .standing(object.meta().creation_timestamp.as_ref().map(|time| time.0))
+                .await
+            && doubt.hold(key(object), standing, Instant::now())
         {
             if let Some(message) = doubt.message(&kind, Clone::clone) {
                 warn!(kind, "{message}");

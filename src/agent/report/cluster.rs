@@ -92,7 +92,12 @@ pub async fn keep(
                 again = Some(Instant::now() + MIN_INTERVAL);
             }
             Err(kube::Error::Api(refusal)) if refusal.is_not_found() => {
-                own = Own::Absent;
+                // Once may be the word of one API server that lags behind.
+                own = match own {
+                    Own::Present(stored) => Own::Doubtful(stored),
+                    _ => Own::Absent,
+                };
+                again = Some(Instant::now() + wait);
                 continue;
             }
             Err(error) => {

@@ -14,12 +14,13 @@ use kube::{Client, ResourceExt};
 use tokio::sync::watch;
 
 use super::cache::{Cache, Change};
+use super::definitions::{Definitions, Standings};
 use super::matter::{active, api_server, interfaces, trim, trim_gateway};
 use super::own_node::OwnNode;
 use super::topics::{News, Subscriptions, Topic};
 use super::{Snapshot, Snapshots};
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
-use crate::controller::definitions::Definition;
+use crate::controller::definitions::ASK;
 use crate::controller::doubt::Believed;
 use crate::controller::gather;
 use crate::controller::namespaces::Heard;
@@ -45,8 +46,8 @@ struct State {
     /// Whether the node takes routes to pools.
     client: bool,
     own: OwnNode,
-    /// Whether what is told now to be deleted is.
-    whole: Whole,
+    /// How the definitions stand for what is told now to be deleted.
+    definitions: Standings,
     /// What of that cannot be watched just now.
     away: BTreeSet<Topic>,
 }
@@ -58,22 +59,28 @@ pub fn watch(client: &Client, node: &str, guard: Duration) -> (Snapshots, tokio:
     let mut news = Subscriptions::new(client, node);
     news.follow(&state.topics);
     let mut news = news.ready_chunks(BATCH);
-    let mut definitions = (Definition::of::<StagingNetwork>(client), Definition::of::<NatMapping>(client));
+    let mut definitions = Definitions::of(client);
     let task = tokio::spawn(async move {
         let mut late: Option<Instant> = None;
+        let mut asked = Instant::now();
         loop {
             let idle = Instant::now() + Duration::from_hours(1);
-            let deadline = late.into_iter().chain(state.due()).min().unwrap_or(idle);
+            let ask = state.asks().contains(&true).then_some(asked + ASK);
+            let deadline = late.into_iter().chain(state.due()).chain(ask).min().unwrap_or(idle);
             let change = tokio::select! {
                 batch = news.next() => match batch {
                     Some(batch) => {
-                        state.whole = whole(&mut definitions, &batch).await;
+                        state.definitions = definitions.standing(&batch).await;
                         batch.into_iter().map(|n| state.take(n, Instant::now())).max().unwrap_or(Change::None)
                     }
                     None => return,
                 },
                 () = tokio::time::sleep_until(deadline.into()) => {
-                    let now = Instant::now();
+                    // Nothing that is held for a definition's sake is let go without asking.
+                    let standing = definitions.again(state.asks()).await;
+                    asked = Instant::now();
+                    state.asked(standing, asked);
+                    let now = asked;
                     let late = if late.is_some_and(|late| late <= now) { Change::Meaning } else { Change::None };
                     late.max(state.over(now))
                 }
@@ -97,37 +104,6 @@ pub fn watch(client: &Client, node: &str, guard: Duration) -> (Snapshots, tokio:
     (receiver, task)
 }
 
-/// Whether the definitions of networks and of mappings are whole, as far as `batch` tells of deletions.
-async fn whole((networks, mappings): &mut (Definition, Definition), batch: &[News]) -> Whole {
-    let oldest = |network: bool| {
-        let deleted = batch.iter().filter_map(News::deleted).filter(|(of, _)| *of == network);
-        deleted.map(|(_, created)| created).min()
-    };
-    let mut whole = Whole::default();
-    if let Some(created) = oldest(true) {
-        whole.networks = networks.whole(created).await;
-    }
-    if let Some(created) = oldest(false) {
-        whole.mappings = mappings.whole(created).await;
-    }
-    whole
-}
-
-/// Which deletions are believed.
-struct Whole {
-    networks: bool,
-    mappings: bool,
-}
-
-impl Default for Whole {
-    fn default() -> Self {
-        Self {
-            networks: true,
-            mappings: true,
-        }
-    }
-}
-
 impl State {
     fn new(node: &str, guard: Duration) -> Self {
         Self {
@@ -142,7 +118,7 @@ impl State {
             topics: BTreeSet::from([Topic::Networks, Topic::OwnNode]),
             client: false,
             own: OwnNode::new(node, guard),
-            whole: Whole::default(),
+            definitions: Standings::default(),
             away: BTreeSet::new(),
         }
     }
@@ -154,17 +130,21 @@ impl State {
         mappings.chain(self.networks.due()).chain(gateways).chain(self.own.due()).min()
     }
 
+    /// Of networks and mappings, whether the definition is to be asked for.
+    fn asks(&self) -> [bool; 2] {
+        [self.networks.asks(), self.mappings.values().any(Cache::asks)]
+    }
+
+    /// The definitions stand like this now.
+    fn asked(&mut self, standing: Standings, now: Instant) {
+        self.networks.asked(standing.networks, now);
+        self.mappings.values_mut().for_each(|cache| cache.asked(standing.mappings, now));
+    }
+
     /// Takes for deleted what was held long enough.
     fn over(&mut self, now: Instant) -> Change {
-        // Nobody can tell yet.
-        if self.away.contains(&Topic::Networks) {
-            self.networks.postpone(now);
-        }
         let mut change = self.networks.over(now);
-        for (network, cache) in &mut self.mappings {
-            if self.away.contains(&Topic::Mappings(network.clone())) {
-                cache.postpone(now);
-            }
+        for cache in self.mappings.values_mut() {
             change = change.max(cache.over(now));
         }
         if let Some(cache) = &mut self.gateways {
@@ -176,25 +156,20 @@ impl State {
     fn take(&mut self, news: News, now: Instant) -> Change {
         match news {
             News::Network(event) => {
-                if self.back(&[Topic::Networks], &event) {
-                    self.networks.postpone(now);
-                }
+                self.back(&[Topic::Networks], &event);
                 match *event {
-                    Event::Delete(object) if !self.whole.networks => self.networks.hold(object, now),
+                    Event::Delete(object) => self.networks.hold(object, self.definitions.networks, now),
                     event => self.networks.take(event, now),
                 }
             }
             News::Mapping(network, event) => {
-                let back = self.back(&[Topic::Mappings((*network).to_owned())], &event);
+                self.back(&[Topic::Mappings((*network).to_owned())], &event);
                 // None: it has ceased to matter since this was said.
                 let Some(cache) = self.mappings.get_mut(&*network) else {
                     return Change::None;
                 };
-                if back {
-                    cache.postpone(now);
-                }
                 match event {
-                    Event::Delete(object) if !self.whole.mappings => cache.hold(object, now),
+                    Event::Delete(object) => cache.hold(object, self.definitions.mappings, now),
                     event => cache.take(event, now),
                 }
             }
@@ -220,16 +195,14 @@ impl State {
         }
     }
 
-    /// Whether one of the watches says something again. Its beginning says nothing: it is told before anything was received.
-    fn back<K>(&mut self, topics: &[Topic], event: &Event<K>) -> bool {
+    /// One of the watches says something again. Its beginning says nothing: it is told before anything was received.
+    fn back<K>(&mut self, topics: &[Topic], event: &Event<K>) {
         if self.away.is_empty() || matches!(event, Event::Init) {
-            return false;
+            return;
         }
-        let back: Vec<&Topic> = topics.iter().filter(|topic| self.away.remove(topic)).collect();
-        for topic in &back {
+        for topic in topics.iter().filter(|topic| self.away.remove(topic)) {
             tracing::info!(kind = %topic, "watching again");
         }
-        !back.is_empty()
     }
 
     fn take_gateway(&mut self, event: Event<DeserializeGuard<GatewayNode>>, now: Instant) -> Change {

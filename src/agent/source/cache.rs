@@ -11,6 +11,7 @@ use kube::runtime::watcher::Event;
 use kube::{Resource, ResourceExt};
 
 use super::Problem;
+use crate::controller::definitions::Standing;
 use crate::controller::doubt::{Believed, Doubt};
 
 /// Namespace and name.
@@ -92,21 +93,27 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
     pub(super) fn over(&mut self, now: Instant) -> Change {
         let gone = self.doubt.over(now);
         self.objects.retain(|key, _| !gone.contains(key));
+        self.bad.retain(|key, _| !gone.contains(key));
         if gone.is_empty() { Change::None } else { Change::Meaning }
     }
 
-    /// An object was deleted while the definition of its kind was not whole: it stays in force for now, unless every word is believed.
-    pub(super) fn hold(&mut self, object: DeserializeGuard<K>, now: Instant) -> Change {
+    /// An object is told to be deleted, and the definition of its kind stands like this: if it is not whole the object stays in force for now.
+    pub(super) fn hold(&mut self, object: DeserializeGuard<K>, definition: Standing, now: Instant) -> Change {
         let key = key(&object);
-        if self.objects.contains_key(&key) && self.doubt.hold(key, now) {
+        if self.objects.contains_key(&key) && self.doubt.hold(key, definition, now) {
             return Change::Meaning;
         }
         self.take(Event::Delete(object), now)
     }
 
-    /// Nothing can be told of the kind now, or can be told again only now.
-    pub(super) fn postpone(&mut self, now: Instant) {
-        self.doubt.postpone(now);
+    /// Whether the definition is to be asked for: something is held for its sake.
+    pub(super) fn asks(&self) -> bool {
+        self.doubt.asks()
+    }
+
+    /// The definition stands like this now.
+    pub(super) fn asked(&mut self, definition: Standing, now: Instant) {
+        self.doubt.asked(definition, now);
     }
 
     /// Whether the last list lacked an object that stays in force for a while.

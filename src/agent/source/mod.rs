@@ -2,6 +2,7 @@
 
 pub mod api;
 mod cache;
+mod definitions;
 pub mod directory;
 mod matter;
 mod own_node;
