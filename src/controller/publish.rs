@@ -14,6 +14,7 @@ use k8s_openapi::api::events::v1::{Event, EventSeries};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, ObjectMeta, Patch, PatchParams, PostParams};
+use kube::core::Status;
 use kube::{Client, ResourceExt};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -32,6 +33,8 @@ const PAUSE_MAX: u32 = 30;
 /// First wait after the API server could not be reached; doubled up to [`RETRY_MAX`].
 const RETRY: Duration = Duration::from_millis(500);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+/// For how long an API server that forbids is asked again: one that has just started does not know yet who may do what.
+const FORBIDDEN: Duration = Duration::from_mins(1);
 /// How long a write may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest note of an Event, in bytes (`events.k8s.io/v1`).
@@ -104,6 +107,7 @@ struct Reporter {
 async fn publish(client: Client, reporter: Reporter, mut said: mpsc::Receiver<Said>) {
     let mut book = Book::default();
     let (mut wait, mut not_before) = (RETRY, Instant::now());
+    let mut forbidden: Option<Instant> = None;
     loop {
         let now = Instant::now();
         let due = book.next_due().map(|due| due.max(not_before));
@@ -127,7 +131,7 @@ async fn publish(client: Client, reporter: Reporter, mut said: mpsc::Receiver<Sa
         let now = Instant::now();
         match answer {
             Ok(Ok(name)) => {
-                wait = RETRY;
+                (wait, forbidden) = (RETRY, None);
                 book.written(&write, name, now);
             }
             // Somebody deleted it, or its time was over: the next write makes a new one.
@@ -135,7 +139,9 @@ async fn publish(client: Client, reporter: Reporter, mut said: mpsc::Receiver<Sa
             // Made by an earlier try whose answer got lost: counted from now on.
             Ok(Err(kube::Error::Api(status))) if status.code == 409 && write.name.is_none() => book.named(&write),
             // Not permitted, a namespace that is about to go, not what the API server takes: trying again helps nobody.
-            Ok(Err(error @ kube::Error::Api(_))) if refused(&error) => {
+            Ok(Err(error @ kube::Error::Api(_)))
+                if refused(&error) && !(forbids(&error) && forbidden.get_or_insert(now).elapsed() < FORBIDDEN) =>
+            {
                 warn!(object = write.object(), reason = write.said.0.reason, error = %chain(&error), "could not publish an event");
                 book.abandon(&write);
             }
@@ -146,6 +152,15 @@ async fn publish(client: Client, reporter: Reporter, mut said: mpsc::Receiver<Sa
             Err(_) => (not_before, wait) = (now + wait, (wait * 2).min(RETRY_MAX)),
         }
     }
+}
+
+/// Whether whoever says it may know better soon: not of a namespace that is about to go.
+fn forbids(error: &kube::Error) -> bool {
+    let goes = |status: &Status| {
+        let causes = status.details.iter().flat_map(|details| &details.causes);
+        causes.into_iter().any(|cause| cause.reason == "NamespaceTerminating")
+    };
+    matches!(error, kube::Error::Api(status) if [401, 403].contains(&status.code) && !goes(status))
 }
 
 fn refused(error: &kube::Error) -> bool {

@@ -56,6 +56,13 @@ impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for Stored<K> {
                 metadata: ObjectMeta::default(),
                 status: Value::Null,
             }),
+            // A status that another version wrote is nobody's word but the controller's, which writes it anew.
+            Err(_) if let Some(object) = without_status(&value) => Ok(Self {
+                object: Some(Arc::new(object)),
+                error: None,
+                metadata: ObjectMeta::default(),
+                status: Value::Null,
+            }),
             Err(error) => Ok(Self {
                 object: None,
                 error: Some(error.to_string()),
@@ -64,6 +71,12 @@ impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for Stored<K> {
             }),
         }
     }
+}
+
+fn without_status<K: DeserializeOwned>(value: &Value) -> Option<K> {
+    let mut value = value.clone();
+    value.as_object_mut()?.remove("status")?;
+    serde_json::from_value(value).ok()
 }
 
 impl<K: Resource + Clone> Resource for Stored<K> {
@@ -114,6 +127,19 @@ mod tests {
             "status": {"observedGeneration": 7, "conditions": []},
         }))
         .unwrap()
+    }
+
+    #[test]
+    fn a_status_that_cannot_be_read_is_none() {
+        let strange: Stored<NatMapping> = serde_json::from_value(json!({
+            "apiVersion": "stagenet.dev/v1alpha1", "kind": "NatMapping", "metadata": {"name": "a", "namespace": "b"},
+            "spec": {"networkRef": {"name": "n"}, "virtual": {"address": "192.168.100.3"}, "target": {"address": "192.168.200.3"}},
+            "status": {"announcement": "OfANewerVersion"},
+        }))
+        .unwrap();
+        let object = strange.object.unwrap();
+        assert_eq!((strange.error, &object.status), (None, &None));
+        assert_eq!(object.spec.r#virtual.address.as_deref(), Some("192.168.100.3"));
     }
 
     #[test]

@@ -23,6 +23,8 @@ pub trait Reported: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug +
     type Status: Clone + std::fmt::Debug + PartialEq + Serialize + Send + Sync;
     /// Its kind, for metrics and logs.
     const KIND: &'static str;
+    /// The fields of its status.
+    const FIELDS: &'static [&'static str];
     /// The stored status.
     fn status(&self) -> Option<&Self::Status>;
     /// The generation that a status is about.
@@ -41,6 +43,7 @@ pub trait Reported: kube::Resource<DynamicType = ()> + Clone + std::fmt::Debug +
 impl Reported for NatMapping {
     type Status = NatMappingStatus;
     const KIND: &'static str = "NatMapping";
+    const FIELDS: &'static [&'static str] = &["observedGeneration", "gateway", "announcement", "target", "conditions"];
     fn status(&self) -> Option<&Self::Status> {
         self.status.as_ref()
     }
@@ -66,6 +69,13 @@ impl Reported for NatMapping {
 impl Reported for StagingNetwork {
     type Status = StagingNetworkStatus;
     const KIND: &'static str = "StagingNetwork";
+    const FIELDS: &'static [&'static str] = &[
+        "observedGeneration",
+        "activeGateway",
+        "isolation",
+        "apiServerAddresses",
+        "conditions",
+    ];
     fn status(&self) -> Option<&Self::Status> {
         self.status.as_ref()
     }
@@ -162,8 +172,13 @@ fn classify<K>(error: &kube::Error) -> Outcome<K> {
 /// what is there no more, because a merge patch leaves alone what it does not name.
 pub fn merge_patch<K: Reported>(change: &Change<K>) -> serde_json::Result<Value> {
     let mut status = serde_json::to_value(&change.status)?;
-    if let Some(stored) = change.object.status() {
-        null_what_is_gone(&serde_json::to_value(stored)?, &mut status);
+    match change.object.status() {
+        Some(stored) => null_what_is_gone(&serde_json::to_value(stored)?, &mut status),
+        // There is none, or one that cannot be read: whatever it has goes.
+        None => {
+            let all: Map<String, Value> = K::FIELDS.iter().map(|field| ((*field).to_owned(), Value::Null)).collect();
+            null_what_is_gone(&Value::Object(all), &mut status);
+        }
     }
     let mut metadata = Map::new();
     if let Some(version) = change.object.resource_version() {
@@ -189,6 +204,23 @@ fn null_what_is_gone(old: &Value, new: &mut Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_fields_of_a_status_are_those_of_its_definition() {
+        fn fields<K: Reported + kube::CustomResourceExt>() -> Vec<String> {
+            let definition = serde_json::to_value(K::crd()).unwrap_or_default();
+            let status = &definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"];
+            status.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect()
+        }
+        for (mut known, mut said) in [
+            (NatMapping::FIELDS.to_vec(), fields::<NatMapping>()),
+            (StagingNetwork::FIELDS.to_vec(), fields::<StagingNetwork>()),
+        ] {
+            known.sort_unstable();
+            said.sort_unstable();
+            assert_eq!(known, said);
+        }
+    }
 
     #[test]
     fn there_is_a_blank_of_each_kind() {
