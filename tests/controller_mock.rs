@@ -106,6 +106,8 @@ fn gateway() -> Value {
 
 fn with_status(mut object: Value, patch: &Value, version: &str) -> Value {
     object["status"] = patch["status"].clone();
+    // A merge patch takes away what it names as null (RFC 7386).
+    object["status"].as_object_mut().unwrap().retain(|_, value| !value.is_null());
     object["metadata"]["resourceVersion"] = version.into();
     object
 }

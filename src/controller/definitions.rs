@@ -45,7 +45,7 @@ pub struct Definition {
 
 /// What the API server says.
 enum Found {
-    There(ObjectMeta),
+    There(Box<ObjectMeta>),
     Nowhere,
     NoAnswer,
 }
@@ -70,12 +70,11 @@ impl Definition {
             let fresh = if matches!(found, Found::NoAnswer) { FRESH.1 } else { FRESH.0 };
             answered.elapsed() < fresh
         });
-        let known = match fresh {
-            Some(known) => known,
-            None => {
-                let found = self.ask().await;
-                (Instant::now(), found)
-            }
+        let known = if let Some(known) = fresh {
+            known
+        } else {
+            let found = self.ask().await;
+            (Instant::now(), found)
         };
         let standing = match &known.1 {
             Found::There(definition) if is_of(definition, created) => Standing::Whole,
@@ -90,11 +89,11 @@ impl Definition {
         let object = format!("CustomResourceDefinition {}", self.name);
         for attempt in 1..=ATTEMPTS {
             let error = match tokio::time::timeout(TIMEOUT, self.api.get_metadata(&self.name)).await {
-                Ok(Ok(found)) => return Found::There(found.metadata),
+                Ok(Ok(found)) => return Found::There(Box::new(found.metadata)),
                 Ok(Err(kube::Error::Api(answer))) if answer.is_not_found() => return Found::Nowhere,
                 Ok(Err(kube::Error::Api(answer))) if answer.is_forbidden() => {
                     warn!(object, error = %answer.message, "may not be asked for; deletions are taken as they are told");
-                    return Found::There(ObjectMeta::default());
+                    return Found::There(Box::default());
                 }
                 Ok(Err(error)) => chain(&error),
                 Err(_) => format!("no answer within {TIMEOUT:?}"),

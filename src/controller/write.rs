@@ -172,13 +172,12 @@ fn classify<K>(error: &kube::Error) -> Outcome<K> {
 /// what is there no more, because a merge patch leaves alone what it does not name.
 pub fn merge_patch<K: Reported>(change: &Change<K>) -> serde_json::Result<Value> {
     let mut status = serde_json::to_value(&change.status)?;
-    match change.object.status() {
-        Some(stored) => null_what_is_gone(&serde_json::to_value(stored)?, &mut status),
+    if let Some(stored) = change.object.status() {
+        null_what_is_gone(&serde_json::to_value(stored)?, &mut status);
+    } else {
         // There is none, or one that cannot be read: whatever it has goes.
-        None => {
-            let all: Map<String, Value> = K::FIELDS.iter().map(|field| ((*field).to_owned(), Value::Null)).collect();
-            null_what_is_gone(&Value::Object(all), &mut status);
-        }
+        let all: Map<String, Value> = K::FIELDS.iter().map(|field| ((*field).to_owned(), Value::Null)).collect();
+        null_what_is_gone(&Value::Object(all), &mut status);
     }
     let mut metadata = Map::new();
     if let Some(version) = change.object.resource_version() {
