@@ -3,6 +3,16 @@
 use crate::lab::{self, Api, Backend, Ns, VIP, bridge, isolated_with_api, seconds, wait_until};
 use crate::{Cluster, controller};
 
+/// A network with the inside that all clones have, behind that interface of the gateways.
+pub(crate) fn network(name: &str, interface: &str) -> String {
+    lab::network(name, "192.168.100.0/24", "192.168.200.0/24", "")
+        .replace("nodeSelector: {}", "nodeSelector: {matchLabels: {stagenet.dev/gateway: \"true\"}}")
+        .replace(
+            "interface: eth1\n",
+            &format!("interface: {interface}\n    gatewayAddresses: [192.168.200.9]\n"),
+        )
+}
+
 /// Two networks with the same inside: the controller gives each an identifier, which it keeps; both serve, and one comes and goes beside the other.
 #[test]
 fn clones_are_told_apart_for_their_lives() {
@@ -13,14 +23,6 @@ fn clones_are_told_apart_for_their_lives() {
         bridge::attach(&c.seed.vm02, "eth2", "to-twin", &twin, "eth0");
         twin.sh("ip addr add 192.168.200.3/24 dev eth0 && ip route add default via 192.168.200.9");
         let _server = twin.serve(80);
-        let network = |name: &str, interface: &str| {
-            lab::network(name, "192.168.100.0/24", "192.168.200.0/24", "")
-                .replace("nodeSelector: {}", "nodeSelector: {matchLabels: {stagenet.dev/gateway: \"true\"}}")
-                .replace(
-                    "interface: eth1\n",
-                    &format!("interface: {interface}\n    gatewayAddresses: [192.168.200.9]\n"),
-                )
-        };
         let make = |api: &Api, network: &str, name: &str, virtual_at: &str| {
             api.apply(network);
             api.apply(&lab::mapping(

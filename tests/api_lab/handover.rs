@@ -6,6 +6,7 @@ use std::process::{Child, Stdio};
 
 use serde_json::Value;
 
+use crate::clones::network;
 use crate::lab::{self, Agent, Api, Backend, Ns, Seed, VIP, VIP_80, isolated_with_api, seconds, stagenet, wait_until};
 
 /// How long a gateway may say nothing before it counts as silent.
@@ -198,14 +199,6 @@ fn the_next_gateway_serves_and_the_old_one_stands_by() {
             c.api.join(&c.second, "10.99.0.3", label),
         ];
         let _controller = crate::controller(&c.api, &c.api.controller());
-        let network = |name: &str, interface: &str| {
-            lab::network(name, "192.168.100.0/24", "192.168.200.0/24", "")
-                .replace("nodeSelector: {}", "nodeSelector: {matchLabels: {stagenet.dev/gateway: \"true\"}}")
-                .replace(
-                    "interface: eth1\n",
-                    &format!("interface: {interface}\n    gatewayAddresses: [192.168.200.9]\n"),
-                )
-        };
         let first = Pair::agent(&c.seed.vm02, &kubeconfigs[0]);
         for (name, interface, mapping, address) in [("segment-b", "eth1", "vm03", VIP), ("segment-c", "eth2", "twin", "192.168.100.4")] {
             c.api.apply(&network(name, interface));

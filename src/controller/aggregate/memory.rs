@@ -117,11 +117,6 @@ impl Memory {
         self.networks = contexts;
         Statuses { networks, mappings }
     }
-
-    /// How many mappings are settled.
-    pub fn settled(&self) -> usize {
-        self.settled.len()
-    }
 }
 
 /// Whether a status says something that holds until something else changes than how far a gateway has come.

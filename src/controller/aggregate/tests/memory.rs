@@ -222,16 +222,10 @@ fn play(steps: &[Step]) -> Result<usize, TestCaseError> {
         cluster.step(step, &said);
         let objects: Vec<Arc<NatMapping>> = cluster.mappings.values().cloned().collect();
         seen.observe(&objects);
-        let nodes: Vec<_> = cluster
-            .reports
-            .iter()
-            .map(|(name, report)| {
-                let mut object = gateway(name);
-                object.status = Some(report.status.clone());
-                object
-            })
-            .collect();
-        let nodes = gather::nodes(&nodes, NODES.map(|name| (name.to_owned(), BTreeMap::new())).into());
+        let nodes = gather::nodes(
+            &gateways(&cluster.reports),
+            NODES.map(|name| (name.to_owned(), BTreeMap::new())).into(),
+        );
         let namespaces = Arc::default();
         let world = View {
             networks: &cluster.networks,

@@ -15,7 +15,7 @@ use super::*;
 use crate::api::gatewaynode::{FailureReport, GatewayNodeStatus, InterfaceStatus, NetworkReport, Role};
 use crate::api::mapping::Side;
 use crate::api::network::{ActiveGateway, SourceTranslation};
-use crate::api::{NatMapping, StagingNetwork, reasons};
+use crate::api::{GatewayNode, NatMapping, StagingNetwork, reasons};
 use crate::controller::gather;
 use crate::controller::testing::{gateway, mapping, network, report};
 use crate::netfilter::IfName;
@@ -88,6 +88,16 @@ fn on(node: &str) -> ActiveGateway {
     }
 }
 
+/// The objects that bear these reports.
+fn gateways(reports: &Reports) -> Vec<GatewayNode> {
+    let one = |(name, report): (&String, &Report)| {
+        let mut object = gateway(name);
+        object.status = Some(report.status.clone());
+        object
+    };
+    reports.iter().map(one).collect()
+}
+
 impl Scene {
     /// Everything is as it should be: node-a serves, its kernel holds the mapping.
     fn well() -> Self {
@@ -151,15 +161,7 @@ impl Scene {
     }
 
     fn statuses(&self) -> Statuses {
-        let gateways: Vec<_> = self
-            .reports
-            .iter()
-            .map(|(name, report)| {
-                let mut object = gateway(name);
-                object.status = Some(report.status.clone());
-                object
-            })
-            .collect();
+        let gateways = gateways(&self.reports);
         let labels = self.reports.keys().map(|name| (name.clone(), BTreeMap::new())).collect();
         let world = World {
             networks: vec![self.network.clone()],
