@@ -28,14 +28,22 @@ where
     K: Resource<DynamicType = ()> + HasStatus + Clone,
     K::Status: DeserializeOwned,
 {
-    /// Keeps the last spec of `old`, the same object before, if the new one cannot be read.
+    /// Keeps the last spec of `old`, the same object before, if the new one cannot be read. The generation stays that of the spec: gateways, which keep it too, say by that
+    /// what they hold.
     pub fn keep(&mut self, old: &Self) {
         let Some(known) = old.object.as_ref().filter(|_| self.object.is_none()) else {
             return;
         };
         if known.uid() == self.metadata.uid {
-            self.object = Some(Arc::new(self.dressed(K::clone(known))));
+            let mut kept = self.dressed(K::clone(known));
+            kept.meta_mut().generation = known.meta().generation;
+            self.object = Some(Arc::new(kept));
         }
+    }
+
+    /// The generation that cannot be read.
+    pub fn unread_generation(&self) -> i64 {
+        self.metadata.generation.unwrap_or_default()
     }
 
     /// `blank` with the metadata and the status that are stored.
@@ -122,7 +130,7 @@ mod tests {
     fn stored(version: &str, address: &Value) -> Stored<NatMapping> {
         serde_json::from_value(json!({
             "apiVersion": "stagenet.dev/v1alpha1", "kind": "NatMapping",
-            "metadata": {"name": "a", "namespace": "b", "uid": "1", "resourceVersion": version},
+            "metadata": {"name": "a", "namespace": "b", "uid": "1", "resourceVersion": version, "generation": version.parse::<i64>().unwrap()},
             "spec": {"networkRef": {"name": "n"}, "virtual": {"address": address}, "target": {"address": "192.168.200.3"}},
             "status": {"observedGeneration": 7, "conditions": []},
         }))
@@ -156,10 +164,12 @@ mod tests {
             (kept.resource_version(), kept.status.as_ref().unwrap().observed_generation),
             (Some("2".into()), Some(7))
         );
+        assert_eq!((kept.metadata.generation, bad.unread_generation()), (Some(1), 2));
         // Once more, and one that was deleted and made anew.
         let mut again = stored("3", &json!(["newer still"]));
         again.keep(&bad);
-        assert_eq!(again.object.as_ref().unwrap().resource_version(), Some("3".into()));
+        let kept = again.object.as_deref().unwrap();
+        assert_eq!((kept.resource_version(), kept.metadata.generation), (Some("3".into()), Some(1)));
         let mut other = stored("4", &json!(1));
         other.metadata.uid = Some("2".into());
         other.keep(&good);

@@ -12,11 +12,11 @@ use super::stored::Stored;
 use super::write::Reported;
 use crate::api::{NatMapping, StagingNetwork};
 
-/// Objects that cannot be read, and why.
+/// Objects that cannot be read: why, and of which generation they are.
 #[derive(Default)]
 pub(super) struct Unread {
-    networks: BTreeMap<String, String>,
-    mappings: BTreeMap<String, String>,
+    networks: BTreeMap<String, (String, i64)>,
+    mappings: BTreeMap<String, (String, i64)>,
 }
 
 /// Those of them of which no spec was ever known: what a status is written to.
@@ -32,11 +32,11 @@ impl Unread {
         let unread = Self {
             networks: networks
                 .iter()
-                .map(|n| (n.name_any(), n.error.clone().unwrap_or_default()))
+                .map(|n| (n.name_any(), (n.error.clone().unwrap_or_default(), n.unread_generation())))
                 .collect(),
             mappings: mappings
                 .iter()
-                .map(|m| (full_name(&**m), m.error.clone().unwrap_or_default()))
+                .map(|m| (full_name(&**m), (m.error.clone().unwrap_or_default(), m.unread_generation())))
                 .collect(),
         };
         let blanks = Blanks {
@@ -60,26 +60,21 @@ impl Unread {
             return;
         }
         for network in known.networks.iter().chain(&blanks.networks) {
-            if let Some(error) = self.networks.get(&network.name_any()) {
-                let status = unreadable::network(network.status.as_ref(), network.metadata.generation.unwrap_or_default(), error, now);
+            if let Some((error, generation)) = self.networks.get(&network.name_any()) {
+                let status = unreadable::network(network.status.as_ref(), *generation, error, now);
                 statuses.networks.insert(network.name_any(), status);
             }
         }
         for mapping in known.mappings.iter().chain(&blanks.mappings) {
             let network = &mapping.spec.network_ref.name;
             let unknown = blanks.networks.iter().any(|blank| blank.name_any() == *network);
-            let (what, error) = match (self.mappings.get(&full_name(&**mapping)), self.networks.get(network)) {
-                (Some(error), _) => ("the object".to_owned(), error),
-                (None, Some(error)) if unknown => (format!("StagingNetwork {network}"), error),
+            let known = mapping.metadata.generation.unwrap_or_default();
+            let (what, error, generation) = match (self.mappings.get(&full_name(&**mapping)), self.networks.get(network)) {
+                (Some((error, generation)), _) => ("the object".to_owned(), error, *generation),
+                (None, Some((error, _))) if unknown => (format!("StagingNetwork {network}"), error, known),
                 _ => continue,
             };
-            let status = unreadable::mapping(
-                mapping.status.as_ref(),
-                mapping.metadata.generation.unwrap_or_default(),
-                &what,
-                error,
-                now,
-            );
+            let status = unreadable::mapping(mapping.status.as_ref(), generation, &what, error, now);
             statuses.mappings.insert(key(mapping), status);
         }
     }
