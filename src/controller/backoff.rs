@@ -10,8 +10,9 @@ use backon::{BackoffBuilder, ExponentialBackoff, ExponentialBuilder};
 use kube::runtime::utils::Backoff;
 use tokio::time::Instant;
 
-/// The first pause and the longest; each is lengthened by a random share of itself, so that a cluster's agents do not come all at once.
-const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+/// The first pause and the longest; each is lengthened by a random share of itself, so that a cluster's agents do not come all at once. The longest is what is
+/// not known, at most twice over, once an API server is back; hundreds of agents that ask every few seconds are less to it than what they do when they are well.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 /// A watch that held for as long as this, and twice as long as its last pause, has recovered.
 const RECOVERED: Duration = Duration::from_secs(5);
 
