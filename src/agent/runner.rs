@@ -162,7 +162,10 @@ impl<H: Host> Runner<H> {
                     poll = after(check::poll_interval(self.kept.rules()));
                 }
                 // Without a condition: it is also what tells that the runner lives while there is nothing to do.
-                _ = count.tick() => self.count().await,
+                _ = count.tick() => {
+                    self.see_fight_end();
+                    self.count().await;
+                }
                 Some(reply) = self.questions.recv() => {
                     // Whoever asked may have given up.
                     let _ = reply.send(self.page().await);
@@ -201,17 +204,20 @@ impl<H: Host> Runner<H> {
         self.schedule.want();
     }
 
+    /// Only a pass reports that a fight has ended.
+    fn see_fight_end(&mut self) {
+        let contended = self.reports.borrow().as_ref().is_some_and(|report| report.contended);
+        if contended && !self.schedule.contended(Instant::now()) {
+            self.schedule.want();
+        }
+    }
+
     /// Looks whether anything has changed that no event told of. Returns the time until it is looked again.
     async fn look(&mut self) -> Duration {
         let started = Instant::now();
         if self.kept.stands(&mut self.host).await {
             super::report::succeeded(&self.metrics);
         } else {
-            self.schedule.want();
-        }
-        // Only a pass reports that a fight has ended.
-        let contended = self.reports.borrow().as_ref().is_some_and(|report| report.contended);
-        if contended && !self.schedule.contended(Instant::now()) {
             self.schedule.want();
         }
         check::look_interval(self.options.resync, started.elapsed())

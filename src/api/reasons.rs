@@ -24,8 +24,21 @@ pub struct TypeDoc {
     pub name: &'static str,
     /// The kinds that carry it.
     pub on: &'static str,
+    /// What it is that True says.
+    pub polarity: Polarity,
     /// What True means, and when it is there.
     pub what: &'static str,
+}
+
+/// What it is that a condition says by being True.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Polarity {
+    /// All is well (positive polarity).
+    Good,
+    /// Something is wrong, or not done yet (negative polarity): there only while True, and never beside Ready=True.
+    Bad,
+    /// Something worth knowing that is no fault: it says nothing about Ready, either way.
+    Notice,
 }
 
 macro_rules! reasons {
@@ -38,64 +51,65 @@ macro_rules! reasons {
 
 /// Condition types.
 pub mod types {
+    use super::Polarity::{Bad, Good, Notice};
     use super::TypeDoc;
 
     macro_rules! condition_types {
-        ($($name:ident = $word:literal, $on:literal, $what:literal;)*) => {
+        ($($name:ident = $word:literal, $polarity:ident, $on:literal, $what:literal;)*) => {
             $(#[doc = $what] pub const $name: &str = $word;)*
-            /// Every condition type, in the order in which `status.conditions` lists them.
-            pub const ALL: &[TypeDoc] = &[$(TypeDoc { name: $word, on: $on, what: $what }),*];
+            /// Every condition type, in the order in which `status.conditions` lists them: of several that are bad the first says what Ready says.
+            pub const ALL: &[TypeDoc] = &[$(TypeDoc { name: $word, on: $on, polarity: $polarity, what: $what }),*];
         };
     }
 
     condition_types! {
-        ACCEPTED = "Accepted", "StagingNetwork, NatMapping",
+        ACCEPTED = "Accepted", Good, "StagingNetwork, NatMapping",
             "The object is valid and stands: for a mapping, the claim is its own. Always present.";
-        RESOLVED_REFS = "ResolvedRefs", "NatMapping",
+        RESOLVED_REFS = "ResolvedRefs", Good, "NatMapping",
             "What the object refers to exists: the network, the virtual machine and an address of it that may be used, and on the gateway the kernel's helpers. Always present.";
-        PROGRAMMED = "Programmed", "StagingNetwork, NatMapping",
+        PROGRAMMED = "Programmed", Good, "StagingNetwork, NatMapping",
             "Every gateway that should serve it has read it back from its kernel. Always present. Unknown while a gateway is silent.";
-        READY = "Ready", "StagingNetwork, NatMapping, GatewayNode",
-            "Summary: all of the above. On a GatewayNode: the node holds all that it was asked to hold. Always present.";
-        CONFLICTED = "Conflicted", "NatMapping",
+        READY = "Ready", Good, "StagingNetwork, NatMapping, GatewayNode",
+            "Summary: all of the above. On a GatewayNode: the node holds all that it was asked to hold, and nobody takes it away again. Always present.";
+        CONFLICTED = "Conflicted", Bad, "NatMapping",
             "An older claim to the same virtual address and ports won. Present only while true.";
-        TARGET_ON_OTHER_NETWORK = "TargetOnOtherNetwork", "NatMapping",
+        TARGET_ON_OTHER_NETWORK = "TargetOnOtherNetwork", Bad, "NatMapping",
             "The interface of the running virtual machine that the mapping names is attached to another network than the closed one, so nothing leads there. Present only while true.";
-        EGRESS_LIMITED = "EgressLimited", "StagingNetwork",
+        EGRESS_LIMITED = "EgressLimited", Notice, "StagingNetwork",
             "Something may leave the network, but only machines with a 1:1 mapping (one of all protocols) have an address to leave under, in the families that the message names; all others are denied. Nothing is broken, so Ready may be True beside it. Present only while true.";
-        DRIFTED = "Drifted", "GatewayNode",
+        DRIFTED = "Drifted", Bad, "GatewayNode",
             "Somebody else changed what stagenet holds in the kernel and it could not be put back yet. Present only while true.";
-        RECONCILING = "Reconciling", "StagingNetwork, NatMapping",
+        RECONCILING = "Reconciling", Bad, "StagingNetwork, NatMapping",
             "Work is under way or waits for something that is expected to come by itself (kstatus). Present only while true, never beside Stalled.";
-        STALLED = "Stalled", "StagingNetwork, NatMapping",
+        STALLED = "Stalled", Bad, "StagingNetwork, NatMapping",
             "Nothing will come of it until a person changes an object or a node (kstatus). Present only while true, never beside Reconciling.";
-        PERMISSIONS = "Permissions", "GatewayNode",
+        PERMISSIONS = "Permissions", Good, "GatewayNode",
             "The agent may change netfilter, routes, addresses and interface settings (NET_ADMIN), and send ARP (NET_RAW).";
-        BACKEND = "Backend", "GatewayNode",
+        BACKEND = "Backend", Good, "GatewayNode",
             "The iptables tools are there, and the variant (nft or legacy) is known. False: no tool. The message says which one was chosen and why.";
-        LOCK = "Lock", "GatewayNode",
+        LOCK = "Lock", Good, "GatewayNode",
             "The xtables lock was to be had. False: somebody holds it, the message says who if that is known.";
-        INTERFACES = "Interfaces", "GatewayNode",
+        INTERFACES = "Interfaces", Good, "GatewayNode",
             "Every interface that a network of this node needs is there, once.";
-        REVERSE_PATH_FILTER = "ReversePathFilter", "GatewayNode",
+        REVERSE_PATH_FILTER = "ReversePathFilter", Good, "GatewayNode",
             "The reverse path filter lets answers through: it is off or loose on the interfaces in use, or strict where that does no harm.";
-        FOREIGN_FORWARD = "ForeignForwardDrop", "GatewayNode",
+        FOREIGN_FORWARD = "ForeignForwardDrop", Notice, "GatewayNode",
             "A finding, not a fault. True: another program drops forwarded packets by policy or rule (docker, firewalld, ...); stagenet's accepts stand ahead of it.";
-        BRIDGE_NETFILTER = "BridgeNetfilter", "GatewayNode",
+        BRIDGE_NETFILTER = "BridgeNetfilter", Notice, "GatewayNode",
             "A finding, not a fault. True: bridged packets pass iptables too (net.bridge.bridge-nf-call-iptables=1, as Kubernetes sets it); stagenet's rules allow for it.";
-        CONNTRACK_ROOM = "ConntrackRoom", "GatewayNode",
+        CONNTRACK_ROOM = "ConntrackRoom", Good, "GatewayNode",
             "The connection table has room: less than nine tenths of nf_conntrack_max are in use.";
-        IPV6_FENCE = "Ipv6Fence", "GatewayNode",
+        IPV6_FENCE = "Ipv6Fence", Good, "GatewayNode",
             "IPv6 of the closed networks is fenced off, or the kernel has no IPv6.";
-        IPV6_FORWARDING = "Ipv6Forwarding", "GatewayNode",
+        IPV6_FORWARDING = "Ipv6Forwarding", Good, "GatewayNode",
             "IPv6 forwarding is on, or no network of this node has IPv6 addresses.";
-        PROXY_NDP = "ProxyNdp", "GatewayNode",
+        PROXY_NDP = "ProxyNdp", Good, "GatewayNode",
             "The kernel answers neighbour discovery for proxied addresses on the interfaces that have IPv6 virtual addresses.";
-        FWMARK_REFLECT = "FwmarkReflect", "GatewayNode",
+        FWMARK_REFLECT = "FwmarkReflect", Good, "GatewayNode",
             "What the node answers into isolated networks bears their mark, or there is no isolated network on this node.";
-        HELPERS = "Helpers", "GatewayNode",
+        HELPERS = "Helpers", Notice, "GatewayNode",
             "A finding, not a fault. True: the kernel has every connection tracking helper that stagenet knows, with its part in NAT. False: it lacks some; the message says which it has and what to load.";
-        FENCE = "Fence", "GatewayNode",
+        FENCE = "Fence", Good, "GatewayNode",
             "The fence of every closed network of this node was read back from the kernel.";
     }
 }
@@ -242,6 +256,11 @@ reasons! {
 
 }
 
+/// The condition types that say something bad by being True, the most telling first.
+pub fn negative() -> impl Iterator<Item = &'static str> {
+    types::ALL.iter().filter(|doc| doc.polarity == Polarity::Bad).map(|doc| doc.name)
+}
+
 /// The page of a reason.
 pub fn describe(reason: &str) -> Option<&'static ReasonDoc> {
     ALL.iter().find(|doc| doc.reason == reason)
@@ -288,6 +307,19 @@ mod tests {
             assert!(camel_case(doc.name), "{}", doc.name);
             assert!(seen.insert(doc.name), "{} twice", doc.name);
         }
+    }
+
+    /// What is there only while true is not something good, and what is bad is there only while true.
+    #[test]
+    fn what_is_bad_is_there_only_while_true() {
+        for doc in types::ALL {
+            let fleeting = doc.what.contains("Present only while true");
+            assert!(!fleeting || doc.polarity != Polarity::Good, "{}", doc.name);
+            assert!(fleeting || doc.polarity != Polarity::Bad, "{}", doc.name);
+            let told = doc.what.contains("not a fault") || doc.what.contains("Ready may be True beside it");
+            assert_eq!(told, doc.polarity == Polarity::Notice, "{}", doc.name);
+        }
+        assert_eq!(negative().last(), Some(types::STALLED), "kstatus' own come last");
     }
 
     #[test]

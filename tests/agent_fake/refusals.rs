@@ -212,7 +212,7 @@ async fn what_a_node_refuses_by_what_only_it_knows_is_reported() {
         by: None,
         contended: false,
     };
-    let status = stagenet::agent::report::status::node(&report, None, k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
+    let status = stagenet::agent::report::status::node(&report, 1, None, k8s_openapi::jiff::Timestamp::UNIX_EPOCH);
     let listed = &status.interfaces.iter().find(|i| i.name == "kube-ipvs0").unwrap().addresses;
     assert!(!listed.contains(&"192.168.100.120/32".to_owned()), "the list is cut");
     let refused: Vec<_> = status.refused.iter().map(|r| (&*r.name, &*r.reason)).collect();

@@ -238,6 +238,9 @@ async fn a_fight_is_bounded_and_reported() {
     let standing = standing(&report, &Standing::default(), k8s_openapi::jiff::Timestamp::now());
     let drifted = conditions::find(&standing.node.conditions, types::DRIFTED).unwrap();
     assert!(drifted.message.contains("iptables (pid 4711)"), "{}", drifted.message);
+    let ready = conditions::find(&standing.node.conditions, types::READY).unwrap();
+    assert_eq!((ready.status.as_str(), &ready.reason), ("False", &drifted.reason));
+    assert_eq!(ready.message, drifted.message);
     running.end().await;
 }
 

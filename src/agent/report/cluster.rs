@@ -81,7 +81,7 @@ pub async fn keep(
             continue;
         }
         again = None;
-        match write(&api, &node, &report, altered.as_told(&stored.status), !listed).await {
+        match write(&api, &node, &report, (stored.generation, altered.as_told(&stored.status)), !listed).await {
             Ok(None) => {}
             Ok(Some((wanted, written))) => {
                 metrics.reports.get_or_create(&ResultLabel { result: "written" }).inc();
@@ -126,6 +126,7 @@ enum Own {
 
 struct Stored {
     uid: Option<String>,
+    generation: i64,
     version: String,
     status: GatewayNodeStatus,
 }
@@ -134,6 +135,7 @@ impl Stored {
     fn of(object: &GatewayNode) -> Self {
         Self {
             uid: object.uid(),
+            generation: object.metadata.generation.unwrap_or_default(),
             version: object.resource_version().unwrap_or_default(),
             status: object.status.clone().unwrap_or_default(),
         }
@@ -155,6 +157,7 @@ impl Own {
             // Written by another version: written anew.
             Err(_) => Stored {
                 uid: found.uid(),
+                generation: found.meta().generation.unwrap_or_default(),
                 version: found.resource_version().unwrap_or_default(),
                 status: GatewayNodeStatus::default(),
             },
@@ -241,10 +244,10 @@ async fn write(
     api: &Api<GatewayNode>,
     node: &str,
     report: &Report,
-    stored: &GatewayNodeStatus,
+    (generation, stored): (i64, &GatewayNodeStatus),
     doubtful: bool,
 ) -> kube::Result<Option<(GatewayNodeStatus, GatewayNode)>> {
-    let wanted = status::node(report, Some(stored), Timestamp::now());
+    let wanted = status::node(report, generation, Some(stored), Timestamp::now());
     if *stored == wanted && !doubtful {
         return Ok(None);
     }

@@ -105,7 +105,7 @@ impl Parts {
 
 /// What the objects' statuses are after a pass, given what they were.
 pub fn standing(report: &Report, before: &Standing, now: Timestamp) -> Standing {
-    let node = status::node(report, Some(&before.node), now);
+    let node = status::node(report, 0, Some(&before.node), now);
     let parts = Parts::new(report, &node, &before.statuses.networks, now);
     let inputs = parts.inputs();
     let networks = aggregate::networks(&inputs);
@@ -139,7 +139,7 @@ impl Memory {
     /// Writes the objects with their statuses after a pass into a file, as a `List` that `kubectl` could read: whole or not at all, JSON, or YAML if its name says
     /// so. The answer is whether there was anything new to write.
     pub fn write(&mut self, path: &Path, report: &Report, now: Timestamp) -> io::Result<bool> {
-        let node = status::node(report, Some(&self.node), now);
+        let node = status::node(report, 0, Some(&self.node), now);
         let parts = Parts::new(report, &node, &self.networks, now);
         let inputs = parts.inputs();
         let networks = aggregate::networks(&inputs);

@@ -24,18 +24,19 @@ const INTERFACES_MAX: usize = 64;
 /// `status.interfaces[].addresses` holds at most this many.
 const ADDRESSES_MAX: usize = 16;
 
-/// The status that the node should have. Equal to `present` if nothing has changed in meaning.
-pub fn node(report: &Report, present: Option<&GatewayNodeStatus>, now: Timestamp) -> GatewayNodeStatus {
+/// The status that the node should have, of an object of that generation. Equal to `present` if nothing has changed in meaning.
+pub fn node(report: &Report, generation: i64, present: Option<&GatewayNodeStatus>, now: Timestamp) -> GatewayNodeStatus {
     let outcome = &report.outcome;
     let empty = GatewayNodeStatus::default();
     let present = present.unwrap_or(&empty);
     let mut status = GatewayNodeStatus {
+        observed_generation: Some(generation),
         agent_version: Some(env!("CARGO_PKG_VERSION").to_owned()),
         backend: outcome.backend.map(|b| match b {
             crate::host::Backend::Nft => "nft".to_owned(),
             crate::host::Backend::Legacy => "legacy".to_owned(),
         }),
-        conditions: conditions::node(&findings(report), 0, &present.conditions, now),
+        conditions: conditions::node(&findings(report), generation, &present.conditions, now),
         interfaces: interfaces(&outcome.facts),
         helpers: outcome.facts.kernel.helper_names().iter().map(ToString::to_string).collect(),
         ..GatewayNodeStatus::default()
@@ -216,24 +217,40 @@ pub(super) fn findings(report: &Report) -> Vec<NodeFinding> {
             message,
         });
     }
-    let unrepaired = !outcome.complete && !outcome.drift.is_empty();
-    if unrepaired || report.contended {
-        let what = outcome.drift.first().map_or("something of ours".to_owned(), |d| d.what.clone());
-        let by = report.by.as_ref().map(|by| format!("; it was {by}")).unwrap_or_default();
-        let message = if report.contended {
-            format!("Another program keeps changing what stagenet holds; it is put back once a second at most: {what}{by}")
+    let mut summary = ready(report);
+    if let Some(drift) = drifted(report) {
+        // One word for both: what is told to be wrong by a condition of its own is what the summary says.
+        if summary.status == Some(true) {
+            summary.reason = reasons::DRIFT_FOUND;
+            summary.message = drift;
         } else {
-            format!("Changed by another program and not put back yet: {what}{by}")
-        };
+            summary.message = format!("{drift}. {}", summary.message);
+        }
+        summary.status = Some(false);
         all.push(NodeFinding {
             kind: types::DRIFTED,
             status: Some(true),
-            reason: reasons::DRIFT_FOUND,
-            message,
+            ..summary.clone()
         });
     }
-    all.push(ready(report));
+    all.push(summary);
     all
+}
+
+/// What somebody else changed that is not put back yet, or not for long.
+fn drifted(report: &Report) -> Option<String> {
+    let outcome = &report.outcome;
+    let unrepaired = !outcome.complete && !outcome.drift.is_empty();
+    if !unrepaired && !report.contended {
+        return None;
+    }
+    let what = outcome.drift.first().map_or("something of ours".to_owned(), |d| d.what.clone());
+    let by = report.by.as_ref().map(|by| format!("; it was {by}")).unwrap_or_default();
+    Some(if report.contended {
+        format!("Another program keeps changing what stagenet holds; it is put back once a second at most: {what}{by}")
+    } else {
+        format!("Changed by another program and not put back yet: {what}{by}")
+    })
 }
 
 fn ready(report: &Report) -> NodeFinding {

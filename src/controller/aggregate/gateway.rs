@@ -49,7 +49,7 @@ pub(super) fn state<'a>(node: &str, report: Option<&'a Report>, network: &str, g
 /// Why a gateway is behind: what keeps it from working, if it says so, or else just that it is.
 pub(super) fn behind(node: &str, report: &Report, what: &str) -> Finding {
     // Reasons of the node's summary that say nothing about why this very object is not there yet.
-    const NO_ANSWER: &[&str] = &[reasons::DEGRADED, reasons::NOTHING_TO_DO];
+    const NO_ANSWER: &[&str] = &[reasons::DEGRADED, reasons::DRIFT_FOUND, reasons::NOTHING_TO_DO];
     match conditions::find(&report.status.conditions, types::READY) {
         Some(ready) if ready.status == "False" && !NO_ANSWER.contains(&ready.reason.as_str()) => {
             Finding::new(ready.reason.as_str(), format!("Node {node}: {}", ready.message))
