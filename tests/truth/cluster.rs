@@ -25,7 +25,7 @@ const SETTLES: Duration = seconds(90);
 /// A gateway node.
 pub struct Gateway {
     pub ns: Ns,
-    backend: Backend,
+    pub backend: Backend,
     pub kubeconfig: String,
     pub agent: Option<Agent>,
 }
@@ -37,7 +37,7 @@ impl Gateway {
         let args = ["--node", self.ns.name(), "--state-dir", &state, "--backend", self.backend.name()];
         let guard = GUARD.to_string();
         let args = [&args[..], &["--lease-duration", &lease, "--mass-removal-guard", &guard]].concat();
-        let clock = format!("/run/lab/clock-{}", self.ns.name());
+        let clock = clock_of(self.ns.name());
         let wrong = [("LD_PRELOAD", "/run/lab/clock.so"), ("LAB_CLOCK", &clock)];
         self.agent = Some(Agent::run_in(&self.ns, "agent", &self.kubeconfig, &args, &wrong));
     }
@@ -47,11 +47,6 @@ impl Gateway {
         if let Some(agent) = self.agent.take() {
             agent.stop("KILL");
         }
-    }
-
-    /// By how many seconds the node's clock is wrong from now on.
-    pub fn set_clock(&self, offset: i64) {
-        fs::write(format!("/run/lab/clock-{}", self.ns.name()), offset.to_string()).unwrap();
     }
 }
 
@@ -79,7 +74,8 @@ impl Cluster {
         let clock = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/truth/clock.c");
         seed.vm01
             .sh(&format!("cc -O1 -shared -fPIC -o /run/lab/clock.so {} -ldl", clock.display()));
-        let api = Api::start(bin);
+        let mut api = Api::start(bin);
+        api.start_manager();
         let desk = Desk::open(&api.host, "/run/lab/admin.kubeconfig");
         let faults = Faults::between(tools, &api.host);
         let label = "stagenet.dev/gateway: \"true\"";
@@ -111,19 +107,11 @@ impl Cluster {
 
     fn controller(&self, n: usize) -> Agent {
         let identity = format!("replica-{n}");
-        Agent::run(
-            &self.api.host,
-            "controller",
-            &self.controller_kubeconfig,
-            &[
-                "--listen",
-                "none",
-                "--identity",
-                &identity,
-                "--mass-removal-guard",
-                &GUARD.to_string(),
-            ],
-        )
+        let guard = GUARD.to_string();
+        let args = ["--listen", "none", "--identity", &identity, "--mass-removal-guard", &guard];
+        let clock = clock_of(&identity);
+        let wrong = [("LD_PRELOAD", "/run/lab/clock.so"), ("LAB_CLOCK", &clock)];
+        Agent::run_in(&self.api.host, "controller", &self.controller_kubeconfig, &args, &wrong)
     }
 
     /// New tokens for the agents, as a kubelet gets them.
@@ -214,6 +202,8 @@ impl Cluster {
         loop {
             self.supervise();
             self.accuse(after);
+            let alive = self.gateways.iter().filter(|gateway| gateway.agent.is_some() && !self.model.silent);
+            self.model.reporting = alive.map(|gateway| gateway.ns.name().to_owned()).collect();
             let sight = self.desk.sight();
             let open = self.model.unsettled(&sight);
             if open.is_empty() {
@@ -233,9 +223,9 @@ impl Cluster {
     }
 
     /// The judges that are not ours.
-    fn judge(&mut self, after: &str) {
+    pub fn judge(&mut self, after: &str) {
         let sight = self.desk.sight();
-        let objects: Vec<Value> = [&sight.mappings, &sight.networks]
+        let objects: Vec<Value> = [&sight.mappings, &sight.networks, &sight.gateways]
             .iter()
             .flat_map(|kind| kind.objects.values().map(|told| told.object.clone()))
             .collect();
@@ -318,6 +308,11 @@ impl Cluster {
             self.diary.join("\n")
         );
     }
+}
+
+/// The file that says by how many seconds the clock of a node or of a controller is wrong.
+pub fn clock_of(name: &str) -> String {
+    format!("/run/lab/clock-{name}")
 }
 
 /// A copy of a kubeconfig that leads through the proxy.

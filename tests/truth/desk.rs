@@ -42,6 +42,8 @@ pub struct Told {
 pub struct Sight {
     pub mappings: Kind,
     pub networks: Kind,
+    /// What gateways report.
+    pub gateways: Kind,
 }
 
 impl Sight {
@@ -89,6 +91,7 @@ impl Desk {
         };
         desk.watch("NatMapping", "natmappings", |sight| &mut sight.mappings);
         desk.watch("StagingNetwork", "stagingnetworks", |sight| &mut sight.networks);
+        desk.watch("GatewayNode", "gatewaynodes", |sight| &mut sight.gateways);
         desk
     }
 

@@ -3,6 +3,9 @@
 use crate::claims::{MAIN, OTHER};
 use crate::lab::{self, Ns, Seed};
 
+/// The gateway nodes.
+pub const GATEWAYS: [&str; 2] = ["vm02", "vm05"];
+
 /// Adds to the seed's hosts, and returns the second gateway, `vm05`.
 pub fn furnish(seed: &Seed) -> Ns {
     let gateways = [seed.vm02.clone(), Ns::new("vm05")];

@@ -27,6 +27,8 @@ fn writes(cluster: &Cluster) -> BTreeMap<String, u64> {
 /// A minute in which nothing happens: no write but heartbeats, which are Leases.
 pub fn minute(cluster: &mut Cluster) {
     cluster.log("a minute in which nothing happens");
+    cluster.model.fought = false;
+    cluster.settle("everything");
     // What the last step led to is written first: agents report resource versions that mean nothing new a second late.
     let mut before = writes(cluster);
     wait_until(seconds(60), "everybody to have written what there was to write", || {

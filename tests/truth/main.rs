@@ -5,17 +5,22 @@
 #![allow(clippy::unwrap_used, clippy::panic, unreachable_pub, missing_docs)]
 
 mod claims;
+mod clocks;
 mod cluster;
 mod desk;
+mod hands;
 mod hosts;
 mod idle;
+mod judged;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod model;
+mod nodes;
 mod objects;
 mod steps;
 mod tools;
 mod trouble;
+mod unread;
 mod watchman;
 mod words;
 
@@ -23,7 +28,7 @@ use cluster::Cluster;
 use steps::Dice;
 
 /// Steps between two troubles.
-const STEPS: usize = 2;
+const STEPS: usize = 1;
 
 /// A long random scenario, with everything that can go wrong in between.
 #[test]
@@ -42,6 +47,7 @@ fn status_is_true_whatever_happens() {
             cluster.create_network(network);
         }
         steps::settle(&mut cluster, "the networks are created");
+        let mut took = Vec::new();
         let only = std::env::var("STAGENET_TROUBLE").ok();
         for (name, trouble) in dice.shuffled(trouble::ALL.to_vec()) {
             if only
@@ -54,10 +60,16 @@ fn status_is_true_whatever_happens() {
                 steps::step(&mut cluster, &mut dice);
             }
             cluster.log(name);
+            let begun = cluster.watchman.clock();
             trouble(&mut cluster, &mut dice);
+            took.push((cluster.watchman.clock() - begun, name));
         }
         if only.is_none_or(|only| only.contains("idle")) {
             idle::minute(&mut cluster);
+        }
+        took.sort_by(|a, b| b.0.total_cmp(&a.0));
+        for (seconds, name) in took.iter().take(6) {
+            println!("measured: {seconds:.0} s: {name}");
         }
         let (judged, excused) = cluster.watchman.tally();
         println!("measured: seed {seed}: {judged} dials judged, {excused} excused");

@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use crate::claims::{Claim, NETWORKS};
 use crate::desk::{Sight, condition};
+use crate::hosts::GATEWAYS;
 use crate::words;
 
 /// What was asked for and what the hosts are like.
@@ -22,6 +23,15 @@ pub struct Model {
     pub down: BTreeSet<String>,
     /// Mappings that this version cannot read.
     pub unreadable: BTreeSet<String>,
+    /// Networks that this version cannot read, and those of them of which controllers know no earlier version.
+    pub unreadable_networks: BTreeSet<String>,
+    pub forgotten_networks: BTreeSet<String>,
+    /// Gateways whose agents report: what the others said last stays as it is.
+    pub reporting: BTreeSet<String>,
+    /// Gateways whose Nodes are deleted.
+    pub departed: BTreeSet<String>,
+    /// Somebody else changed kernels, and gateways may say so for a while.
+    pub fought: bool,
 }
 
 /// What a status must say: Ready and its reason.
@@ -41,7 +51,8 @@ impl Model {
         let mut standing: Vec<&Claim> = Vec::new();
         let verdict = |name: &String| {
             let claim = &self.claims[name];
-            let verdict = if self.unreadable.contains(name) {
+            let forgotten = self.forgotten_networks.contains(&claim.network);
+            let verdict = if forgotten || self.unreadable.contains(name) {
                 standing.push(claim);
                 ("Unknown", "Unreadable")
             } else if !self.networks.contains(&claim.network) {
@@ -67,7 +78,9 @@ impl Model {
 
     /// What a network must say.
     fn network(&self, name: &str) -> Verdict {
-        if self.silent || self.silent_standby {
+        if self.unreadable_networks.contains(name) {
+            ("Unknown", "Unreadable")
+        } else if self.silent || self.silent_standby {
             ("Unknown", "GatewaySilent")
         } else if self.down.contains(name) {
             ("False", "LinkDown")
@@ -79,7 +92,7 @@ impl Model {
     /// What is not yet as it must be. Empty: the objects have settled.
     pub fn unsettled(&self, sight: &Sight) -> Vec<String> {
         let mut open = Vec::new();
-        if sight.mappings.blind || sight.networks.blind {
+        if sight.mappings.blind || sight.networks.blind || sight.gateways.blind {
             open.push("the API server tells nothing".to_owned());
         }
         let wanted = self.verdicts(sight);
@@ -114,6 +127,25 @@ impl Model {
             }
             let how = network.and_then(|told| words::differ(&told.object, words::network(self.network(name))));
             open.extend(how.map(|how| format!("network {name} {how}")));
+        }
+        open.extend(self.unsettled_gateways(sight));
+        open
+    }
+
+    /// What gateways do not yet say as they must.
+    fn unsettled_gateways(&self, sight: &Sight) -> Vec<String> {
+        let mut open = Vec::new();
+        for name in GATEWAYS {
+            let gateway = sight.gateways.objects.get(name);
+            if gateway.is_some() == self.departed.contains(name) {
+                open.push(format!("GatewayNode {name} should be there: {}", gateway.is_none()));
+            }
+            let Some(told) = gateway.filter(|_| self.reporting.contains(name)) else {
+                continue;
+            };
+            let unread = !self.unreadable.is_empty() || !self.unreadable_networks.is_empty();
+            let how = words::gateway(&told.object, unread, self.fought);
+            open.extend(how.map(|how| format!("GatewayNode {name} {how}")));
         }
         open
     }

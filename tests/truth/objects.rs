@@ -1,95 +1,25 @@
-//! Troubles with objects: what this version cannot read, lists that lack what nobody deleted, everything deleted at once.
+//! Troubles with objects: networks that go, lists that lack what nobody deleted, everything deleted at once.
 
 use std::time::Instant;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::claims::{Claim, MAIN, NETWORKS, POOL};
 use crate::cluster::{Cluster, GUARD};
-use crate::desk::{Desk, condition};
+use crate::desk::Desk;
+use crate::hosts::GATEWAYS;
 use crate::lab::{seconds, wait_until};
 use crate::steps::{Dice, settle, touch};
-use crate::trouble::{pause, touch_unseen};
+use crate::trouble::pause;
 
-/// Lets the API server take anything for a virtual address.
-pub fn anything_goes(definition: &mut Value) {
-    for version in definition["spec"]["versions"].as_array_mut().unwrap() {
-        let schema = &mut version["schema"]["openAPIV3Schema"];
-        schema.as_object_mut().unwrap().remove("x-kubernetes-validations");
-        let spec = &mut schema["properties"]["spec"];
-        spec.as_object_mut().unwrap().remove("x-kubernetes-validations");
-        let anything = json!({"x-kubernetes-preserve-unknown-fields": true});
-        for field in ["virtual", "target", "ports"] {
-            spec["properties"][field] = anything.clone();
-        }
-    }
-}
-
-/// Puts a definition back.
-pub fn restore(cluster: &Cluster, plural: &str, before: &Value) {
-    cluster
-        .desk
-        .redefine(plural, |definition| definition["spec"] = before["spec"].clone());
-}
-
-/// Writes what the definition did not allow before: it takes a moment until it does.
-pub fn patch_once_allowed(cluster: &Cluster, name: &str, patch: &Value) {
-    wait_until(seconds(30), "the API server to take what no rule allows", || {
-        cluster.desk.ask("PATCH", &Desk::mapping_path(name), Some(patch)).0 == 200
-    });
-}
-
-/// An object of a newer version: its last good version stays in force, nobody takes its address, and status says that nobody knows.
-pub fn unreadable(cluster: &mut Cluster, dice: &mut Dice) {
-    let address = POOL[0].to_owned();
-    let rivals: Vec<String> = cluster
-        .model
-        .claims
-        .iter()
-        .filter(|(_, c)| c.place == address)
-        .map(|(n, _)| n.clone())
-        .collect();
-    for name in &rivals {
-        cluster.delete(name);
-    }
-    let claim = Claim::whole(&address, "192.168.200.3");
-    cluster.create("newer", claim.clone());
-    settle(cluster, "newer is created");
-
-    let before = cluster.desk.redefine("natmappings", anything_goes);
-    patch_once_allowed(
-        cluster,
-        "newer",
-        &json!({"spec": {"virtual": {"address": {"from": "a newer version"}}}}),
-    );
-    cluster.model.unreadable.insert("newer".to_owned());
-    settle(cluster, "newer cannot be read any more");
-    let sight = cluster.desk.sight();
-    let [_, _, message] = condition(&sight.mappings.objects["newer"].object, "Ready");
-    assert!(
-        message.contains("cannot read the object: invalid type: map, expected a string"),
-        "{message}"
-    );
-    let gateway = cluster.active(MAIN.name);
-    wait_until(seconds(20), "the gateway to say so", || {
-        let told = cluster
-            .api
-            .field(&format!("gwnode/{gateway}"), ".status.conditions[?(@.type==\"Ready\")].message");
-        told.contains("NatMapping default/newer: cannot be decoded")
-    });
-    restore(cluster, "natmappings", &before);
-    // The rules are back and what breaks them is stored: its status can be written all the same, also by a controller that never could read it.
-    for n in 0..cluster.controllers.len() {
-        cluster.controllers[n].signal("TERM");
-        wait_until(seconds(20), "the controller to end", || cluster.controllers[n].has_ended());
-    }
-    let said = touch_unseen(cluster, dice);
-    settle(cluster, &format!("controllers are started anew; {said}"));
-    cluster.desk.patch(&Desk::mapping_path("newer"), &claim.patch());
-    cluster.model.unreadable.clear();
-    settle(cluster, "newer is mended");
-    cluster.delete("newer");
-    settle(cluster, "newer is deleted");
+/// The network is deleted under its mappings, and comes back.
+pub fn network_goes(cluster: &mut Cluster, dice: &mut Dice) {
+    cluster.desk.delete(&Desk::network_path(MAIN.name));
+    cluster.model.networks.remove(MAIN.name);
+    let said = format!("the network is deleted; {}", touch(cluster, dice));
+    settle(cluster, &said);
+    cluster.create_network(MAIN);
+    settle(cluster, "the network is created anew");
 }
 
 /// An API server that forgot everything: nothing is taken away until it has said so for a while, and it remembers before.
@@ -102,7 +32,7 @@ pub fn empty_lists(cluster: &mut Cluster, dice: &mut Dice) {
     let begun = Instant::now();
     let lacks = format!("list of StagingNetworks lacks {}", MAIN.name);
     // Nobody is excused: what is Ready goes on to be so, and to work.
-    for gateway in ["vm02", "vm05"] {
+    for gateway in GATEWAYS {
         wait_until(seconds(GUARD - 2), "the gateways to say what they hold", || {
             cluster.accuse("every list is empty");
             let told = cluster
@@ -117,8 +47,9 @@ pub fn empty_lists(cluster: &mut Cluster, dice: &mut Dice) {
     assert!(begun.elapsed() < seconds(GUARD), "this machine is too slow to tell");
     cluster.faults.order(&json!({"cut": true}));
     cluster.faults.none();
+    cluster.wait_watched();
     settle(cluster, "lists are whole again");
-    for gateway in ["vm02", "vm05"] {
+    for gateway in GATEWAYS {
         wait_until(seconds(20), "the gateways to be content", || {
             cluster
                 .api

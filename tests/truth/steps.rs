@@ -1,9 +1,7 @@
 //! What people and hosts do in the scenario, at random.
 
-use crate::claims::{Claim, MAIN, NETWORKS, OTHER, OTHERS, POOL, POOL6, PORTS, PREFIX, SHARED, SPECIFIC};
+use crate::claims::{Claim, OTHER, OTHERS, POOL, POOL6, PORTS, PREFIX, SHARED, SPECIFIC};
 use crate::cluster::Cluster;
-use crate::desk::Desk;
-use crate::lab::{self, seconds, wait_until};
 use crate::model::Model;
 
 /// Names that mappings of the main network may have. Those of the other one are `x` and `y`: a mapping cannot change its network.
@@ -128,84 +126,11 @@ pub fn touch(cluster: &mut Cluster, dice: &mut Dice) -> String {
 
 /// One step, settled.
 pub fn step(cluster: &mut Cluster, dice: &mut Dice) {
-    match dice.below(20) {
-        0 => network_goes(cluster, dice),
-        1 => link(cluster, ["eth0", "eth1", "eth2"][dice.below(3)]),
-        2 => tampered(cluster, dice),
-        3 => machine_goes(cluster, ["vm03", "vm04"][dice.below(2)]),
-        4..=7 => {
-            let many: Vec<String> = (0..4).map(|_| touch(cluster, dice)).collect();
-            settle(cluster, &many.join("; "));
-        }
-        _ => {
-            let said = touch(cluster, dice);
-            settle(cluster, &said);
-        }
-    }
+    let many: Vec<String> = (0..*dice.one(&[1, 1, 1, 4])).map(|_| touch(cluster, dice)).collect();
+    settle(cluster, &many.join("; "));
 }
 
 pub fn settle(cluster: &mut Cluster, what: &str) {
     cluster.log(what);
     cluster.settle(what);
-}
-
-/// The network is deleted under its mappings, and comes back.
-fn network_goes(cluster: &mut Cluster, dice: &mut Dice) {
-    cluster.desk.delete(&Desk::network_path(MAIN.name));
-    cluster.model.networks.remove(MAIN.name);
-    let said = format!("the network is deleted; {}", touch(cluster, dice));
-    settle(cluster, &said);
-    cluster.create_network(MAIN);
-    settle(cluster, "the network is created anew");
-}
-
-/// A cable of the gateway that is active for the main network is pulled and plugged. Networks that use it there cannot be reached.
-fn link(cluster: &mut Cluster, interface: &str) {
-    let n = cluster.active_gateway();
-    let ns = cluster.gateways[n].ns.clone();
-    let hit = NETWORKS
-        .iter()
-        .filter(|network| interface == "eth0" || interface == network.interface);
-    let hit = hit.filter(|network| cluster.active(network.name) == ns.name());
-    cluster.model.down = hit.map(|network| network.name.to_owned()).collect();
-    ns.sh(&format!("ip link set {interface} down"));
-    settle(cluster, &format!("{interface} of {} goes down", ns.name()));
-    ns.sh(&format!("ip link set {interface} up"));
-    cluster.model.down.clear();
-    settle(cluster, &format!("{interface} of {} comes up", ns.name()));
-}
-
-/// Somebody else changes the active gateway's kernel.
-fn tampered(cluster: &mut Cluster, dice: &mut Dice) {
-    let n = cluster.active_gateway();
-    let tool = if n == 0 { "iptables-nft" } else { "iptables-legacy" };
-    let line = match dice.below(3) {
-        0 => format!("{tool} -w -t nat -F SNET-DNAT"),
-        1 => format!("{tool} -w -t mangle -F SNET-FWD"),
-        _ => "for a in $(ip neigh show proxy | cut -d' ' -f1); do ip neigh del proxy $a dev eth0; done".to_owned(),
-    };
-    let ns = cluster.gateways[n].ns.clone();
-    if line.starts_with("iptables-legacy") {
-        cluster.watchman.excuse.lock().unwrap().unread_tables = Some(ns.name().to_owned());
-    }
-    ns.try_sh(&line);
-    settle(cluster, &format!("{line} on {}", ns.name()));
-}
-
-/// A restored machine is switched off and on. No gateway can know.
-fn machine_goes(cluster: &mut Cluster, name: &str) {
-    let vm = lab::Ns::existing(name);
-    cluster.watchman.excuse.lock().unwrap().gone.insert(name.to_owned());
-    vm.sh("ip link set eth0 down");
-    settle(cluster, &format!("{name} is switched off"));
-    vm.sh("ip link set eth0 up && ip route replace default via 192.168.200.254");
-    cluster.log(&format!("{name} is switched on"));
-    let gateway = cluster.gateways[cluster.active_gateway()].ns.clone();
-    let number = name.trim_start_matches("vm0");
-    wait_until(seconds(20), "the machine to be back", || {
-        let reached = |address: String| gateway.try_sh(&format!("ping -c1 -W1 {address}")).code == 0;
-        reached(format!("192.168.200.{number}")) && reached(format!("fd00:200::{number}"))
-    });
-    cluster.watchman.excuse.lock().unwrap().gone.clear();
-    settle(cluster, &format!("{name} is back"));
 }

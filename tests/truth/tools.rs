@@ -6,6 +6,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
 
+use stagenet::api::reasons;
+
 use crate::lab::Ns;
 
 /// Builds the programs if need be and returns their folder.
@@ -52,8 +54,12 @@ impl Drop for Lines {
 pub struct Judges(Lines);
 
 impl Judges {
+    /// What is bad by being True they are told by the product, so that no type can be forgotten.
     pub fn seated(folder: &Path) -> Self {
-        Self(Lines::start(&mut Command::new(folder.join("judges"))))
+        let negative: Vec<&str> = reasons::negative().collect();
+        Self(Lines::start(
+            Command::new(folder.join("judges")).args(["--negative", &negative.join(",")]),
+        ))
     }
 
     /// kstatus' word for an object, after both judges found its conditions in order.

@@ -9,6 +9,7 @@ use crate::claims::MAIN;
 use crate::cluster::{Cluster, LEASE};
 use crate::lab::{seconds, wait_until};
 use crate::steps::{Dice, Touch, settle, touch};
+use crate::{clocks, hands, nodes, objects, unread};
 
 pub type Trouble = fn(&mut Cluster, &mut Dice);
 
@@ -26,13 +27,23 @@ pub const ALL: &[(&str, Trouble)] = &[
     ("500", errors),
     ("slow answers", slow),
     ("the API server cannot be reached", down),
-    ("the active gateway's Node is deleted and created anew", node_again),
-    ("clocks jump", clocks_jump),
+    ("the active gateway's Node is deleted and created anew", nodes::deleted_and_created),
+    ("a Node is replaced within a moment", nodes::replaced),
+    ("the nodes' clocks jump", clocks::of_nodes),
+    ("the leader's clock jumps", clocks::of_the_leader),
     ("the leader is paused and wakes up", leader_pauses),
-    ("a newer version writes what this one cannot read", crate::objects::unreadable),
-    ("lists are empty by mistake", crate::objects::empty_lists),
-    ("everything is deleted", crate::objects::all_deleted),
-    ("definitions go unheard and come back", crate::objects::definitions_go),
+    ("a newer version writes a mapping that this one cannot read", unread::mapping),
+    ("a newer version writes a network that this one cannot read", unread::network),
+    ("the network is deleted under its mappings", objects::network_goes),
+    ("lists are empty by mistake", objects::empty_lists),
+    ("everything is deleted", objects::all_deleted),
+    ("definitions go unheard and come back", objects::definitions_go),
+    ("the outside cable is pulled", hands::outside_cable),
+    ("the inside cable is pulled", hands::inside_cable),
+    ("the other network's inside cable is pulled", hands::other_cable),
+    ("somebody changes the kernels", hands::tampered),
+    ("somebody goes on changing a kernel", hands::fight),
+    ("a machine is switched off", hands::machine_goes),
 ];
 
 /// Does something to a mapping while somebody cannot hear of it who has to. Nothing is excused for it but what this mapping claimed and claims.
@@ -215,65 +226,20 @@ fn down(cluster: &mut Cluster, dice: &mut Dice) {
     settle(cluster, &format!("nobody reached the API server; {said}"));
 }
 
-fn node_again(cluster: &mut Cluster, dice: &mut Dice) {
-    let n = cluster.active_gateway();
-    let name = cluster.gateways[n].ns.name().to_owned();
-    cluster.desk.delete(&format!("/api/v1/nodes/{name}"));
-    wait_until(seconds(60), "the other gateway to be active", || {
-        cluster.supervise();
-        cluster.active(MAIN.name) != name
-    });
-    settle(cluster, &format!("Node {name} is deleted"));
-    let said = touch(cluster, dice);
-    settle(cluster, &said);
-    cluster.api.apply(&format!(
-        "apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\n  labels: {{stagenet.dev/gateway: \"true\"}}\n"
-    ));
-    // Its old token was bound to the old Node. A kubelet would start the pod anew.
-    cluster.gateways[n].kill();
-    cluster.renew_token(n);
-    cluster.gateways[n].start();
-    let said = touch(cluster, dice);
-    settle(cluster, &format!("Node {name} is created anew; {said}"));
-}
-
-/// The node's wall clock jumps half an hour ahead and an hour back. Lives are told by monotonic clocks, and nobody compares those of two machines.
-fn clocks_jump(cluster: &mut Cluster, dice: &mut Dice) {
-    for offset in [1800, -1800, 0] {
-        let renewed = |cluster: &Cluster, n: usize| {
-            let lease = format!(
-                "/apis/coordination.k8s.io/v1/namespaces/stagenet-system/leases/stagenet-agent-{}",
-                cluster.gateways[n].ns.name()
-            );
-            let (_, lease) = cluster.desk.ask("GET", &lease, None);
-            lease["spec"]["renewTime"].as_str().unwrap_or_default().to_owned()
-        };
-        let before = [0, 1].map(|n| renewed(cluster, n));
-        cluster.gateways.iter().for_each(|gateway| gateway.set_clock(offset));
-        let said = touch(cluster, dice);
-        // A whole Lease's time, by which a node that lived by the clock would be dead.
-        wait_until(seconds(LEASE * 4), "heartbeats by the clock that jumped", || {
-            [0, 1].iter().all(|n| {
-                let (before, now) = (&before[*n], renewed(cluster, *n));
-                if offset < 0 { now < *before } else { now > *before }
-            })
-        });
-        settle(cluster, &format!("the nodes' clocks are {offset} s off; {said}"));
-    }
+/// The replica that leads.
+pub fn leader(cluster: &Cluster) -> String {
+    let lease = "/apis/coordination.k8s.io/v1/namespaces/stagenet-system/leases/stagenet-controller";
+    let (_, lease) = cluster.desk.ask("GET", lease, None);
+    lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
 }
 
 fn leader_pauses(cluster: &mut Cluster, dice: &mut Dice) {
-    let holder = |cluster: &Cluster| {
-        let lease = "/apis/coordination.k8s.io/v1/namespaces/stagenet-system/leases/stagenet-controller";
-        let (_, lease) = cluster.desk.ask("GET", lease, None);
-        lease["spec"]["holderIdentity"].as_str().unwrap_or_default().to_owned()
-    };
-    let leader = holder(cluster);
-    let n = usize::from(leader == "replica-1");
+    let led = leader(cluster);
+    let n = usize::from(led == "replica-1");
     cluster.controllers[n].signal("STOP");
     let said = touch_unseen(cluster, dice);
-    wait_until(seconds(60), "the other replica to lead", || holder(cluster) != leader);
-    settle(cluster, &format!("{leader} is paused; {said}"));
+    wait_until(seconds(60), "the other replica to lead", || leader(cluster) != led);
+    settle(cluster, &format!("{led} is paused; {said}"));
     let said = touch(cluster, dice);
     cluster.controllers[n].signal("CONT");
     wait_until(seconds(30), "the old leader to see that it leads no more", || {
@@ -281,6 +247,6 @@ fn leader_pauses(cluster: &mut Cluster, dice: &mut Dice) {
     });
     let words = cluster.controllers[n].log();
     assert!(words.contains("leader lease"), "the old leader says why it ends: {words}");
-    settle(cluster, &format!("{leader} woke up; {said}"));
-    assert_ne!(holder(cluster), leader);
+    settle(cluster, &format!("{led} woke up; {said}"));
+    assert_ne!(leader(cluster), led);
 }

@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use crate::desk::condition;
 use crate::model::Verdict;
 
 /// Type, status and reason.
@@ -43,6 +44,7 @@ pub fn network((status, reason): Verdict) -> Vec<Word<'static>> {
     let ready = ("Ready", status, reason);
     match status {
         "True" => vec![stands, held, ready],
+        "Unknown" if reason == "Unreadable" => vec![("Accepted", status, reason), ("Programmed", status, reason), ready],
         "Unknown" => vec![stands, ("Programmed", status, reason), ready],
         _ => vec![stands, held, ("Reconciling", "True", reason), ready],
     }
@@ -66,8 +68,13 @@ pub fn differ(object: &Value, mut words: Vec<Word<'_>>) -> Option<String> {
         let messages: Vec<String> = conditions.iter().map(|c| text(c, "message")).collect();
         return Some(format!("should say {words:?}, says {told:?} ({messages:?})"));
     }
-    let generation = &object["metadata"]["generation"];
-    let status = &object["status"];
+    outdated(object)
+}
+
+/// What of an object's status is not about the object as it is, or says nothing.
+fn outdated(object: &Value) -> Option<String> {
+    let (generation, status) = (&object["metadata"]["generation"], &object["status"]);
+    let conditions = status["conditions"].as_array().map_or(&[][..], Vec::as_slice);
     let all = conditions
         .iter()
         .map(|c| &c["observedGeneration"])
@@ -78,6 +85,31 @@ pub fn differ(object: &Value, mut words: Vec<Word<'_>>) -> Option<String> {
     }
     conditions
         .iter()
-        .any(|c| text(c, "message").is_empty())
+        .any(|c| c["message"].as_str().unwrap_or_default().is_empty())
         .then(|| format!("has a condition that says nothing: {status}"))
+}
+
+/// How a gateway's report differs from what it must say. `unread`: there is an object that it cannot read; `fought`: somebody else changed its kernel lately.
+pub fn gateway(object: &Value, unread: bool, fought: bool) -> Option<String> {
+    for kind in ["Permissions", "Backend", "Interfaces", "Fence"] {
+        if condition(object, kind)[0] != "True" {
+            return Some(format!("should say {kind}=True, says {:?}", condition(object, kind)));
+        }
+    }
+    let [status, reason, message] = condition(object, "Ready");
+    let drifted = condition(object, "Drifted");
+    let (holds, cannot) = (message.contains("--mass-removal-guard"), message.contains("cannot be decoded"));
+    let right = match (status, reason) {
+        ("True", "AsPlanned") => !unread && drifted[0].is_empty(),
+        // One word for both, and the rest behind it.
+        ("False", _) if !drifted[0].is_empty() => fought && drifted == ["True", reason, message] && (cannot || !unread),
+        // What was deleted while nobody could follow may be held for a while.
+        ("False", "Degraded") => holds || unread && cannot,
+        _ => false,
+    };
+    if right {
+        outdated(object)
+    } else {
+        Some(format!("says Ready={status} {reason} ({message}), Drifted {drifted:?}"))
+    }
 }

@@ -1,6 +1,8 @@
 // Command judges says what two programs that are not ours make of an object's status: kstatus (sigs.k8s.io/cli-utils), by which GitOps engines
 // and tools wait, and the checker of conditions that Flux has for authors of controllers (fluxcd/pkg/runtime/conditions/check).
 //
+//	judges --negative TYPE,TYPE,…
+//
 // One JSON object a line on stdin, one JSON verdict a line on stdout, in the same order, until stdin ends.
 package main
 
@@ -9,6 +11,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"log"
 	"os"
 	"strings"
@@ -21,9 +24,6 @@ import (
 
 // longest is the longest line that is read: the API server takes objects of 1.5 MiB.
 const longest = 4 << 20
-
-// negative are our condition types that say something bad by being True, the most telling first.
-var negative = []string{"Conflicted", "Stalled", "Reconciling"}
 
 type verdict struct {
 	// Kstatus is Current, InProgress, Failed, Terminating, NotFound or Unknown.
@@ -38,11 +38,17 @@ type verdict struct {
 }
 
 func main() {
+	negative := flag.String("negative", "", "condition types that say something bad by being True, the most telling first")
+	flag.Parse()
+	if *negative == "" {
+		log.Fatal("--negative is missing")
+	}
+	known := &check.Conditions{NegativePolarity: strings.Split(*negative, ",")}
 	lines := bufio.NewScanner(os.Stdin)
 	lines.Buffer(make([]byte, 0, 1<<16), longest)
 	answers := json.NewEncoder(os.Stdout)
 	for lines.Scan() {
-		if err := answers.Encode(judge(lines.Bytes())); err != nil {
+		if err := answers.Encode(judge(lines.Bytes(), known)); err != nil {
 			log.Fatal(err)
 		}
 	}
@@ -51,7 +57,7 @@ func main() {
 	}
 }
 
-func judge(line []byte) verdict {
+func judge(line []byte, known *check.Conditions) verdict {
 	object := &unstructured.Unstructured{}
 	// Not json.Unmarshal: that makes floating-point numbers of generations.
 	if err := object.UnmarshalJSON(line); err != nil {
@@ -61,7 +67,7 @@ func judge(line []byte) verdict {
 	if err != nil {
 		return verdict{Error: err.Error()}
 	}
-	checker := check.NewChecker(nil, &check.Conditions{NegativePolarity: negative})
+	checker := check.NewChecker(nil, known)
 	checker.DisableFetch = true
 	fail, warn := checker.Check(context.Background(), conditions.UnstructuredGetter(object))
 	return verdict{
