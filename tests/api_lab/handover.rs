@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -110,7 +111,7 @@ impl Recorder {
         let answers = || self.so_far().iter().skip(before).filter_map(answer).collect::<BTreeSet<_>>();
         wait_until(seconds(10), "an answer to be recorded", || !answers().is_empty());
         // A second one comes as soon as the first.
-        std::thread::sleep(std::time::Duration::from_millis(500));
+        std::thread::sleep(Duration::from_millis(500));
         answers()
     }
 }
@@ -162,11 +163,22 @@ impl Kernel {
             attracting: format!("{}{proxies}{addresses}", attracting.join("\n")),
         }
     }
+
+    fn stands_by_for(&self, active: &Self) -> bool {
+        self.attracting.is_empty() && self.rules == active.rules && self.policies == active.policies && self.ways == active.ways
+    }
 }
 
-/// The one kernel holds what the other does, but for what attracts traffic.
+/// The one kernel holds what the other does, but for what attracts traffic. Whoever has just started gets there in several steps, the fence first, and what its object says
+/// may still be from its former life; so this waits.
 fn stands_by(standby: &Ns, active: &Ns) {
-    let (standby, active) = (Kernel::of(standby), Kernel::of(active));
+    let deadline = Instant::now() + seconds(60);
+    let both = || (Kernel::of(standby), Kernel::of(active));
+    let (mut standby, mut active) = both();
+    while !standby.stands_by_for(&active) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(200));
+        (standby, active) = both();
+    }
     assert!(
         active
             .rules
@@ -249,10 +261,6 @@ fn the_next_gateway_serves_and_the_old_one_stands_by() {
             let before = heard.so_far().len();
             let mut agent = Pair::agent(&c.seed.vm02, &kubeconfigs[0]);
             c.wait_roles(&c.seed.vm02, "Standby Standby");
-            wait_until(seconds(60), "the old gateway to have given everything up", || {
-                let kernel = Kernel::of(&c.seed.vm02);
-                kernel.attracting.is_empty() && !kernel.rules.is_empty()
-            });
             stands_by(&c.seed.vm02, &c.second);
             let of_the_old = |line: &&String| line.contains(&old) && ["192.168.100.3", "192.168.100.4"].iter().any(|a| line.contains(a));
             let lines = heard.so_far();
