@@ -18,6 +18,10 @@ use std::process::{Command, Stdio};
 
 use cluster::Size;
 
+/// The program's: agents in memory are to cost what agents cost.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Set in the inner run: the folder of the control plane.
 const INNER: &str = "STAGENET_BENCH_CLUSTER";
 

@@ -95,16 +95,21 @@ impl Objects {
         self.0.request_text(request).await.unwrap()
     }
 
-    /// How large the reports are.
-    pub async fn reports(&self) {
+    /// Fails unless `node` is the active gateway of every network of the group.
+    pub async fn served_by(&self, of: usize, node: &str) {
+        let api: Api<StagingNetwork> = Api::all(self.0.clone());
+        for n in (0..NETWORKS).filter(|n| group(*n) == of) {
+            let network = api.get_status(&format!("net-{n:02}")).await.unwrap();
+            let active = network.status.and_then(|status| status.active_gateway).map(|active| active.node);
+            assert_eq!(active.as_deref(), Some(node), "net-{n:02}");
+        }
+    }
+
+    /// Bytes of the largest report.
+    pub async fn reports(&self) -> usize {
         let api: Api<GatewayNode> = Api::all(self.0.clone());
         let sizes = api.list(&ListParams::default()).await.unwrap().items.into_iter();
-        let sizes: Vec<usize> = sizes.map(|object| serde_json::to_vec(&object).unwrap().len()).collect();
-        println!(
-            "- {} GatewayNodes, the largest {} bytes with its managed fields",
-            sizes.len(),
-            sizes.iter().max().unwrap()
-        );
+        sizes.map(|object| serde_json::to_vec(&object).unwrap().len()).max().unwrap()
     }
 
     /// How many watches are open.

@@ -40,8 +40,9 @@ impl Requests {
         Self(counts)
     }
 
-    /// Prints what has been added since, divided by `share`.
-    pub async fn since(&self, objects: &Objects, what: &str, share: f64) {
+    /// Prints what has been added since, divided by `share`. Returns how many of these were writes of anything but Leases.
+    pub async fn since(&self, objects: &Objects, what: &str, share: f64) -> f64 {
+        let mut written = 0.0;
         let now = Self::read(objects).await;
         println!("\n| {what}: verb, or watch events sent | resource | count |\n|---|---|---:|");
         for ((verb, resource), count) in &now.0 {
@@ -49,29 +50,38 @@ impl Requests {
             let ours = ["natmappings", "stagingnetworks", "gatewaynodes", "nodes", "leases", "events"];
             if added > 0.0 && ours.iter().any(|o| resource.starts_with(o)) {
                 println!("| {verb} | {resource} | {:.2} |", added / share);
+                if ["POST", "PUT", "PATCH", "APPLY", "DELETE"].contains(&verb.as_str()) && resource != "leases" {
+                    written += added / share;
+                }
             }
         }
         println!();
+        written
     }
 }
 
 /// What a process takes.
 pub struct Usage {
     pub resident: u64,
+    /// The most that ever was.
+    pub peak: u64,
     pub processor: Duration,
 }
 
 /// Of a process, the tools that it has started and waited for included.
 pub fn usage(process: u32) -> Usage {
     let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let kilobytes = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).unwrap();
-    let kilobytes: u64 = kilobytes.trim().trim_end_matches(" kB").parse().unwrap();
+    let bytes = |field: &str| {
+        let kilobytes = status.lines().find_map(|l| l.strip_prefix(field)).unwrap();
+        kilobytes.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1024
+    };
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     // utime, stime, cutime, cstime: fields 14 to 17 of proc(5), in hundredths of a second.
     let ticks: u64 = fields[11..15].iter().map(|f| f.parse::<u64>().unwrap()).sum();
     Usage {
-        resident: kilobytes * 1024,
+        resident: bytes("VmRSS:"),
+        peak: bytes("VmHWM:"),
         processor: Duration::from_millis(ticks * 10),
     }
 }

@@ -25,7 +25,7 @@ pub fn snapshot(size: usize) -> Snapshot {
     }))
     .unwrap();
     Snapshot {
-        networks: vec![network],
+        networks: vec![Arc::new(network)],
         mappings: (0..size).map(|i| Arc::new(mapping(i, 0))).collect(),
         ..Snapshot::default()
     }

@@ -115,7 +115,7 @@ pub struct Addresses(BTreeMap<IpAddr, Option<Instant>>);
 
 impl Addresses {
     /// What counts at `now`, given what is there and what the networks' statuses say from before.
-    pub fn count(&mut self, present: &Found, networks: &[StagingNetwork], now: Instant) -> BTreeSet<IpAddr> {
+    pub fn count(&mut self, present: &Found, networks: &[Arc<StagingNetwork>], now: Instant) -> BTreeSet<IpAddr> {
         let stored = networks.iter().filter_map(|network| network.status.as_ref());
         for address in stored
             .flat_map(|status| &status.api_server_addresses)
@@ -183,7 +183,7 @@ mod tests {
             api_server_addresses: vec!["192.0.2.1".into(), "rubbish".into()],
             ..StagingNetworkStatus::default()
         });
-        let objects = [object];
+        let objects = [Arc::new(object)];
         let nothing = Found::default();
         assert_eq!(
             addresses.count(&nothing, &objects, start),

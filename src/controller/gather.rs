@@ -23,7 +23,7 @@ pub struct Known {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
     /// Its words.
-    pub status: GatewayNodeStatus,
+    pub status: Arc<GatewayNodeStatus>,
     /// Whether they still count.
     pub life: Life,
 }
@@ -31,34 +31,62 @@ pub struct Report {
 /// Reports by name of the node. A node that never reported is absent.
 pub type Reports = BTreeMap<String, Report>;
 
-/// Puts together what is known of nodes. `labels` are the cluster's nodes: a `GatewayNode` whose node has left the cluster is left out, and a
-/// node without report is in with its labels alone, so that a selected node without agent is missed instead of overlooked.
-pub fn nodes<'a>(
-    gateways: impl IntoIterator<Item = &'a GatewayNode>,
-    labels: BTreeMap<String, BTreeMap<String, String>>,
-) -> Vec<NodeFacts> {
-    let reported = |gateway: &GatewayNode| Some((gateway.name_any(), facts(&gateway.status.as_ref()?.interfaces)));
-    let mut interfaces: BTreeMap<String, BTreeMap<String, InterfaceFacts>> = gateways.into_iter().filter_map(reported).collect();
-    let one = |(name, labels): (String, BTreeMap<String, String>)| NodeFacts {
-        interfaces: interfaces.remove(&name).unwrap_or_default(),
-        name,
-        labels: Some(labels),
-        ..NodeFacts::default()
-    };
-    labels.into_iter().map(one).collect()
+/// What was made of each node and report last: of hundreds mostly none has changed. An object is taken for the same only if it is the very same piece of memory.
+#[derive(Debug, Default)]
+pub struct Memory {
+    nodes: BTreeMap<String, (Option<Arc<GatewayNode>>, Arc<NodeFacts>)>,
+    reports: BTreeMap<String, (Arc<GatewayNode>, Arc<GatewayNodeStatus>)>,
 }
 
-/// What the agents say. `life` judges by the name of the node.
-pub fn reports<'a>(gateways: impl IntoIterator<Item = &'a GatewayNode>, life: impl Fn(&str) -> Life) -> Reports {
-    let report = |gateway: &GatewayNode| {
-        let name = gateway.name_any();
-        let report = Report {
-            status: gateway.status.clone()?,
-            life: life(&name),
+impl Memory {
+    /// Puts together what is known of nodes, by name. `labels` are the cluster's nodes: a `GatewayNode` whose node has left the cluster is left out, and a
+    /// node without report is in with its labels alone, so that a selected node without agent is missed instead of overlooked.
+    pub fn nodes(&mut self, gateways: &[Arc<GatewayNode>], labels: &BTreeMap<String, BTreeMap<String, String>>) -> Vec<Arc<NodeFacts>> {
+        let by_name: BTreeMap<&str, &Arc<GatewayNode>> = gateways.iter().filter_map(|g| Some((g.metadata.name.as_deref()?, g))).collect();
+        self.nodes.retain(|name, _| labels.contains_key(name));
+        let one = |(name, labels): (&String, &BTreeMap<String, String>)| {
+            let gateway = by_name.get(name.as_str()).copied();
+            let known = self
+                .nodes
+                .get(name)
+                .filter(|(of, facts)| of.as_ref().map(Arc::as_ptr) == gateway.map(Arc::as_ptr) && facts.labels.as_ref() == Some(labels));
+            if let Some((_, facts)) = known {
+                return facts.clone();
+            }
+            let facts = Arc::new(node(name, labels, gateway.map(AsRef::as_ref)));
+            self.nodes.insert(name.clone(), (gateway.cloned(), facts.clone()));
+            facts
         };
-        Some((name, report))
-    };
-    gateways.into_iter().filter_map(report).collect()
+        labels.iter().map(one).collect()
+    }
+
+    /// What the agents say. `life` judges by the name of the node.
+    pub fn reports(&mut self, gateways: &[Arc<GatewayNode>], life: impl Fn(&str) -> Life) -> Reports {
+        let mut before = std::mem::take(&mut self.reports);
+        let report = |gateway: &Arc<GatewayNode>| {
+            let name = gateway.name_any();
+            let known = before.remove(&name).filter(|(of, _)| Arc::ptr_eq(of, gateway));
+            let status = match known {
+                Some((_, status)) => status,
+                None => Arc::new(gateway.status.clone()?),
+            };
+            let life = life(&name);
+            self.reports.insert(name.clone(), (gateway.clone(), status.clone()));
+            Some((name, Report { status, life }))
+        };
+        gateways.iter().filter_map(report).collect()
+    }
+}
+
+/// What is known of one node.
+pub fn node(name: &str, labels: &BTreeMap<String, String>, gateway: Option<&GatewayNode>) -> NodeFacts {
+    let reported = gateway.and_then(|gateway| gateway.status.as_ref());
+    NodeFacts {
+        name: name.to_owned(),
+        labels: Some(labels.clone()),
+        interfaces: reported.map(|status| facts(&status.interfaces)).unwrap_or_default(),
+        ..NodeFacts::default()
+    }
 }
 
 /// Interfaces as reported. What is no address with prefix length is left out: it is an agent of another version that wrote it.
@@ -102,7 +130,9 @@ mod tests {
             mac: "02:00:00:00:00:01".into(),
             addresses: vec!["192.168.100.2/24".into(), "rubbish".into()],
         }];
-        let nodes = nodes(&[a, gateway("left-the-cluster")], labels(&["node-a", "without-agent"]));
+        let mut memory = Memory::default();
+        let gateways = [a, gateway("left-the-cluster")].map(Arc::new);
+        let nodes = memory.nodes(&gateways, &labels(&["node-a", "without-agent"]));
         let names: Vec<&str> = nodes.iter().map(|node| node.name.as_str()).collect();
         assert_eq!(names, ["node-a", "without-agent"]);
         let eth0 = &nodes[0].interfaces["eth0"];
@@ -110,13 +140,27 @@ mod tests {
         assert_eq!((eth0.index, eth0.mtu, eth0.up), (2, 1500, true));
         assert_eq!(nodes[1].labels.as_ref().unwrap()["k"], "v");
         assert!(nodes[1].interfaces.is_empty());
+        let again = memory.nodes(&gateways, &labels(&["node-a", "without-agent"]));
+        assert!(again.iter().zip(&nodes).all(|(now, before)| Arc::ptr_eq(now, before)));
+        let mut other = labels(&["node-a"]);
+        other.entry("node-a".into()).or_default().insert("k".into(), "w".into());
+        assert_eq!(memory.nodes(&gateways, &other)[0].labels.as_ref().unwrap()["k"], "w");
+        assert!(memory.nodes(&[], &other)[0].interfaces.is_empty(), "its report is gone");
     }
 
     #[test]
     fn a_gateway_that_never_reported_has_no_report() {
         let mut fresh = gateway("node-b");
         fresh.status = None;
-        let reports = reports(&[gateway("node-a"), fresh], |_| Life::Alive);
-        assert_eq!(reports.keys().collect::<Vec<_>>(), ["node-a"]);
+        let mut memory = Memory::default();
+        let gateways = [gateway("node-a"), fresh].map(Arc::new);
+        let said = memory.reports(&gateways, |_| Life::Alive);
+        assert_eq!(said.keys().collect::<Vec<_>>(), ["node-a"]);
+        let later = memory.reports(&gateways, |_| Life::Silent);
+        assert!(Arc::ptr_eq(&said["node-a"].status, &later["node-a"].status) && later["node-a"].life == Life::Silent);
+        let mut news = gateway("node-a");
+        news.status.as_mut().unwrap().networks.clear();
+        let last = memory.reports(&[Arc::new(news)], |_| Life::Alive);
+        assert!(last["node-a"].status.networks.is_empty());
     }
 }

@@ -28,7 +28,7 @@ use super::unread::{Blanks, Unread};
 use super::watch::{Stores, decoded, place, unreadable};
 use super::write::{Outcome, Reported, write};
 use crate::api::{NatMapping, StagingNetwork};
-use crate::plan::{MappingKey, Mappings, Memory, NodeFacts, Verdicts, View, isolation, judge_again};
+use crate::plan::{Borrowed, MappingKey, Memory, NodeFacts, Verdicts, View, isolation, judge_again};
 use crate::telemetry::metrics::ReconcileLabels;
 use crate::telemetry::{Health, Metrics, object_key};
 
@@ -49,6 +49,7 @@ pub struct Reconciler {
     stores: Stores,
     machines: Machines,
     seen: Seen,
+    gathered: gather::Memory,
     judged: Memory,
     settled: Settled,
     networks: Ledger<StagingNetwork>,
@@ -72,6 +73,7 @@ impl Reconciler {
             stores,
             machines,
             seen: Seen::default(),
+            gathered: gather::Memory::default(),
             judged: Memory::default(),
             settled: Settled::default(),
             networks: Ledger::default(),
@@ -125,13 +127,11 @@ impl Reconciler {
         let (unread, mut blanks) = Unread::sort(&unreadable(&self.stores.networks), &unreadable(&self.stores.mappings));
         let known = self.objects(&mut blanks);
         let (nodes, reports) = self.nodes(now);
-        // There are few, and they are judged as a whole.
-        let networks: Vec<StagingNetwork> = known.networks.iter().map(|network| StagingNetwork::clone(network)).collect();
-        let needed = networks.iter().any(StagingNetwork::selects_namespaces);
+        let needed = known.networks.iter().any(|network| network.selects_namespaces());
         let labels = self.namespaces.ask(needed);
         let present = self.api_server.as_ref();
         let found = present.map_or_else(Found::nowhere, |present| present.borrow().clone());
-        let api_server = self.addresses.count(&found, &networks, now);
+        let api_server = self.addresses.count(&found, &known.networks, now);
         let lacking = Lacking {
             namespaces: labels.is_none(),
             api_server: !found.complete,
@@ -145,9 +145,9 @@ impl Reconciler {
         self.seen.observe(&known.mappings);
         let (machines, judged) = self.machines.resolve(&known.networks, &known.mappings);
         let world = View {
-            networks: &networks,
-            mappings: Mappings::Shared(&judged),
-            nodes: &nodes,
+            networks: Borrowed::Shared(&known.networks),
+            mappings: Borrowed::Shared(&judged),
+            nodes: Borrowed::Shared(&nodes),
             namespaces: &namespaces,
         };
         let verdicts = judge_again(world, &mut self.judged);
@@ -206,18 +206,17 @@ impl Reconciler {
     }
 
     /// The nodes, and what their agents say.
-    fn nodes(&self, now: Instant) -> (Vec<NodeFacts>, Reports) {
+    fn nodes(&mut self, now: Instant) -> (Vec<Arc<NodeFacts>>, Reports) {
         let gateways = decoded(&self.stores.gateways);
-        let gateways = || gateways.iter().map(AsRef::as_ref);
         let labels = self.stores.labels();
         let mut heartbeats = self.stores.heartbeats();
         heartbeats.retain(|node| labels.contains_key(node));
-        for gateway in gateways() {
+        for gateway in &gateways {
             heartbeats.expect(&gateway.name_any(), now);
         }
-        let reports = gather::reports(gateways(), |node| heartbeats.life(node, now));
+        let reports = self.gathered.reports(&gateways, |node| heartbeats.life(node, now));
         drop(heartbeats);
-        (gather::nodes(gateways(), labels), reports)
+        (self.gathered.nodes(&gateways, &labels), reports)
     }
 
     /// How long to leave the API server alone.

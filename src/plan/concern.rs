@@ -9,7 +9,7 @@ use ipnet::IpNet;
 
 use super::prefixes::meet;
 use super::validate::{self, ValidNetwork};
-use super::{Mappings, NodeFacts, Verdicts, View, judge, links, selector};
+use super::{Borrowed, NodeFacts, Verdicts, View, judge, links, selector};
 use crate::api::mapping::Side;
 
 /// What one node has to know besides the networks and its own labels.
@@ -28,8 +28,8 @@ pub struct Concern {
 /// What node `own` has to know. Of its facts labels are looked at and, where it takes routes to pools, interfaces; none, if they are not known yet. `world` is what is known so far; its nodes do not matter.
 pub fn concern(world: View<'_>, own: &NodeFacts) -> Concern {
     let nobody = View {
-        mappings: Mappings::Shared(&[]),
-        nodes: std::slice::from_ref(own),
+        mappings: Borrowed::default(),
+        nodes: Borrowed::Owned(std::slice::from_ref(own)),
         ..world
     };
     let verdicts = judge(nobody);
@@ -82,7 +82,7 @@ fn reachable(world: View<'_>, verdicts: &Verdicts, serving: &impl Fn(&str) -> bo
     let allowed = served().flat_map(|network| network.egress.iter().map(|rule| rule.to));
     let targets = world
         .mappings
-        .objects()
+        .iter()
         .filter(|mapping| mapping.spec.side == Some(Side::Inside) && serving(&mapping.spec.network_ref.name));
     let targets = targets.filter_map(|mapping| validate::mapping(mapping).ok()?.target);
     (allowed.chain(targets).collect(), served().any(|network| network.egress_allowed))

@@ -14,7 +14,7 @@ use super::memory::{ByKey, Memory};
 use super::tenancy::{self, Namespaces};
 use super::validate;
 use super::verdict::{MappingKey, MappingVerdict, NetworkVerdict, Refusal, Verdicts};
-use super::{Mappings, View, selector};
+use super::{Borrowed, View, selector};
 use crate::api::{NatMapping, StagingNetwork, reasons};
 
 /// See [`super::judge_again`].
@@ -29,11 +29,11 @@ pub(super) fn judge(world: View<'_>, memory: &mut Memory) -> Verdicts {
     };
     let judged = |(object, (key, verdict))| Judged { key, object, verdict };
     let all: Vec<Judged<'_>> = match world.mappings {
-        Mappings::Owned(objects) => {
+        Borrowed::Owned(objects) => {
             let all = objects.iter().map(|object| (object, alone(object, memory.taken())));
             all.map(judged).collect()
         }
-        Mappings::Shared(objects) => match memory.recall(objects, alone) {
+        Borrowed::Shared(objects) => match memory.recall(objects, alone) {
             (_, Some(by_key)) => return undisputed(networks, by_key),
             (all, None) => objects.iter().map(AsRef::as_ref).zip(all.iter().cloned()).map(judged).collect(),
         },
@@ -87,7 +87,7 @@ struct Judged<'a> {
 
 fn networks(world: View<'_>) -> BTreeMap<String, NetworkVerdict> {
     let mut by_name: BTreeMap<&str, Vec<&StagingNetwork>> = BTreeMap::new();
-    for network in world.networks {
+    for network in world.networks.iter() {
         by_name
             .entry(network.metadata.name.as_deref().unwrap_or_default())
             .or_default()

@@ -286,7 +286,7 @@ fn client_networks<'a>(world: View<'_>, verdicts: &'a Verdicts, facts: &NodeFact
         return Vec::new();
     };
     let mut found: BTreeMap<&str, Client<'_>> = BTreeMap::new();
-    for raw in world.networks {
+    for raw in world.networks.iter() {
         let Some((name, verdict)) = raw.metadata.name.as_ref().and_then(|name| verdicts.networks.get_key_value(name)) else {
             continue;
         };

@@ -139,30 +139,45 @@ pub struct World {
 #[derive(Clone, Copy, Debug)]
 pub struct View<'a> {
     /// See [`World::networks`].
-    pub networks: &'a [StagingNetwork],
+    pub networks: Borrowed<'a, StagingNetwork>,
     /// See [`World::mappings`].
-    pub mappings: Mappings<'a>,
+    pub mappings: Borrowed<'a, NatMapping>,
     /// See [`World::nodes`].
-    pub nodes: &'a [NodeFacts],
+    pub nodes: Borrowed<'a, NodeFacts>,
     /// See [`World::namespaces`].
     pub namespaces: &'a Arc<Namespaces>,
 }
 
-/// Mappings that belong to others.
-#[derive(Clone, Copy, Debug)]
-pub enum Mappings<'a> {
+/// Objects that belong to others.
+#[derive(Debug)]
+pub enum Borrowed<'a, T> {
     /// One after the other.
-    Owned(&'a [NatMapping]),
-    /// Each by itself, as they are where ten thousand of them outlive the change of one.
-    Shared(&'a [Arc<NatMapping>]),
+    Owned(&'a [T]),
+    /// Each by itself, as they are where thousands of them outlive the change of one.
+    Shared(&'a [Arc<T>]),
 }
 
-impl<'a> Mappings<'a> {
+// Not derived: that would ask the same of `T`.
+impl<T> Clone for Borrowed<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Borrowed<'_, T> {}
+
+impl<T> Default for Borrowed<'_, T> {
+    fn default() -> Self {
+        Self::Owned(&[])
+    }
+}
+
+impl<'a, T> Borrowed<'a, T> {
     /// All of them.
-    pub fn objects(self) -> impl Iterator<Item = &'a NatMapping> {
-        let (owned, shared): (&[NatMapping], &[_]) = match self {
-            Mappings::Owned(objects) => (objects, &[]),
-            Mappings::Shared(objects) => (&[], objects),
+    pub fn iter(self) -> impl Iterator<Item = &'a T> {
+        let (owned, shared): (&[T], &[_]) = match self {
+            Self::Owned(objects) => (objects, &[]),
+            Self::Shared(objects) => (&[], objects),
         };
         owned.iter().chain(shared.iter().map(AsRef::as_ref))
     }
@@ -171,9 +186,9 @@ impl<'a> Mappings<'a> {
 impl<'a> From<&'a World> for View<'a> {
     fn from(world: &'a World) -> Self {
         Self {
-            networks: &world.networks,
-            mappings: Mappings::Owned(&world.mappings),
-            nodes: &world.nodes,
+            networks: Borrowed::Owned(&world.networks),
+            mappings: Borrowed::Owned(&world.mappings),
+            nodes: Borrowed::Owned(&world.nodes),
             namespaces: &world.namespaces,
         }
     }

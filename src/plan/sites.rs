@@ -251,7 +251,7 @@ pub(super) fn sites<'a>(world: View<'a>, verdicts: &'a Verdicts, node: &NodeFact
 fn named_insides<'a>(world: View<'a>, refused: &[(&str, &NetworkVerdict, &Refusal)]) -> BTreeMap<&'a str, IfName> {
     let refused: BTreeSet<&str> = refused.iter().map(|(name, ..)| *name).collect();
     let mut found: BTreeMap<&str, IfName> = BTreeMap::new();
-    for raw in world.networks {
+    for raw in world.networks.iter() {
         let name = raw.metadata.name.as_deref().unwrap_or_default();
         let Some(interface) = validate::named_inside(raw).filter(|_| refused.contains(name)) else {
             continue;

@@ -82,7 +82,8 @@ impl Files {
 }
 
 fn given(snapshot: &Snapshot) -> Vec<(String, Option<Isolation>)> {
-    let one = |n: &stagenet::api::StagingNetwork| (n.metadata.name.clone().unwrap(), n.status.as_ref().and_then(|s| s.isolation));
+    let one =
+        |n: &std::sync::Arc<stagenet::api::StagingNetwork>| (n.metadata.name.clone().unwrap(), n.status.as_ref().and_then(|s| s.isolation));
     snapshot.networks.iter().map(one).collect()
 }
 

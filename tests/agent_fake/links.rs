@@ -110,7 +110,7 @@ async fn another_gateway_of_ours_is_nobody_else() {
     };
     other.interfaces.insert("eth0".to_owned(), facts(7, "192.168.100.9/24"));
     other.interfaces.get_mut("eth0").unwrap().mac = "02:aa:00:00:00:07".to_owned();
-    snapshot.others = vec![other];
+    snapshot.others = vec![other.into()];
     let outcome = pass(&host, &mut kept, &snapshot).await;
     assert!(
         outcome.mappings.values().all(|s| matches!(s, MappingState::Planned { .. })),

@@ -61,7 +61,7 @@ fn snapshot(text: &str) -> Arc<Snapshot> {
     assert_eq!(read.problems, []);
     Arc::new(Snapshot {
         namespaces: stagenet::plan::declared(read.namespaces, &read.mappings),
-        networks: read.networks,
+        networks: read.networks.into_iter().map(Into::into).collect(),
         mappings: read.mappings.into_iter().map(Arc::new).collect(),
         ..Snapshot::default()
     })

@@ -83,7 +83,7 @@ fn clones() -> Arc<Snapshot> {
     let text = format!("{}---\n{}", network("one", 1, "eth1"), network("two", 2, "eth2"));
     let mut clones = (*snapshot(&text)).clone();
     for (network, (identifier, zone)) in clones.networks.iter_mut().zip([(1, 0), (2, 2)]) {
-        network.status.get_or_insert_default().isolation = Some(Isolation { identifier, zone });
+        Arc::make_mut(network).status.get_or_insert_default().isolation = Some(Isolation { identifier, zone });
     }
     Arc::new(clones)
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use proptest::sample::Index;
 use stagenet::api::{NatMapping, StagingNetwork};
-use stagenet::plan::{HostOptions, Mappings, Memory, Namespaces, NodeFacts, Verdicts, View, World, host_plan, judge, judge_again};
+use stagenet::plan::{Borrowed, HostOptions, Memory, Namespaces, NodeFacts, Verdicts, View, World, host_plan, judge, judge_again};
 
 use crate::wide::wide_worlds;
 use crate::{NODE, worlds};
@@ -22,9 +22,9 @@ struct Hands {
 impl Hands {
     fn view(&self) -> View<'_> {
         View {
-            networks: &self.networks,
-            mappings: Mappings::Shared(&self.mappings),
-            nodes: &self.nodes,
+            networks: Borrowed::Owned(&self.networks),
+            mappings: Borrowed::Shared(&self.mappings),
+            nodes: Borrowed::Owned(&self.nodes),
             namespaces: &self.namespaces,
         }
     }

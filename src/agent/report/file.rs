@@ -25,7 +25,7 @@ use crate::api::gatewaynode::GatewayNodeStatus;
 use crate::api::network::Isolation;
 use crate::api::{GatewayNode, GatewayNodeSpec, NatMapping, NatMappingStatus, StagingNetwork, StagingNetworkStatus};
 use crate::controller::aggregate::{self, Inputs, Life, Resolutions, Seen, Statuses};
-use crate::plan::{self, Verdicts, World};
+use crate::plan::{self, Borrowed, Namespaces, NodeFacts, Verdicts, View};
 use crate::telemetry::Metrics;
 use crate::telemetry::metrics::ResultLabel;
 
@@ -43,8 +43,10 @@ pub struct Standing {
 
 /// What statuses are made from.
 struct Parts {
-    /// With the statuses that they had; without mappings.
-    world: World,
+    /// With the statuses that they had.
+    networks: Vec<StagingNetwork>,
+    nodes: Vec<Arc<NodeFacts>>,
+    namespaces: Arc<Namespaces>,
     isolation: BTreeMap<String, Isolation>,
     verdicts: Verdicts,
     reports: aggregate::Reports,
@@ -55,15 +57,15 @@ struct Parts {
 
 impl Parts {
     fn new(report: &Report, node: &GatewayNodeStatus, networks: &BTreeMap<String, StagingNetworkStatus>, now: Timestamp) -> Self {
-        let given = |network: &StagingNetwork| Some((network.name_any(), network.status.as_ref()?.isolation?));
+        let given = |network: &Arc<StagingNetwork>| Some((network.name_any(), network.status.as_ref()?.isolation?));
         let facts = report.outcome.facts.clone();
         let told = aggregate::Report {
-            status: node.clone(),
+            status: Arc::new(node.clone()),
             life: Life::Alive,
         };
-        let with_status = |network: &StagingNetwork| StagingNetwork {
+        let with_status = |network: &Arc<StagingNetwork>| StagingNetwork {
             status: networks.get(&network.name_any()).cloned(),
-            ..network.clone()
+            ..StagingNetwork::clone(network)
         };
         let nodes = report.snapshot.nodes(facts.clone());
         // The pass has judged them, too, but verdicts on ten thousand mappings are not kept for whoever may want them. None were made without facts.
@@ -76,12 +78,9 @@ impl Parts {
             verdicts,
             isolation: report.snapshot.networks.iter().filter_map(given).collect(),
             reports: BTreeMap::from([(facts.name, told)]),
-            world: World {
-                networks: report.snapshot.networks.iter().map(with_status).collect(),
-                mappings: Vec::new(),
-                nodes,
-                namespaces: report.snapshot.namespaces.clone(),
-            },
+            networks: report.snapshot.networks.iter().map(with_status).collect(),
+            nodes,
+            namespaces: report.snapshot.namespaces.clone(),
             // Without a cluster there are none.
             machines: Resolutions::new(),
             seen: Seen::default(),
@@ -91,7 +90,12 @@ impl Parts {
 
     fn inputs(&self) -> Inputs<'_> {
         Inputs {
-            world: (&self.world).into(),
+            world: View {
+                networks: Borrowed::Owned(&self.networks),
+                mappings: Borrowed::default(),
+                nodes: Borrowed::Shared(&self.nodes),
+                namespaces: &self.namespaces,
+            },
             verdicts: &self.verdicts,
             reports: &self.reports,
             isolation: &self.isolation,
@@ -256,7 +260,7 @@ impl Serialize for Items<'_> {
         let Self(list) = self;
         let mut items = to.serialize_seq(None)?;
         for network in &list.report.snapshot.networks {
-            let mut network = network.clone();
+            let mut network = StagingNetwork::clone(network);
             network.status = list.networks.get(&network.name_any()).cloned();
             items.serialize_element(&network)?;
         }

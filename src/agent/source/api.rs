@@ -24,7 +24,7 @@ use crate::controller::definitions::ASK;
 use crate::controller::doubt::Believed;
 use crate::controller::gather;
 use crate::controller::namespaces::Heard;
-use crate::plan::{Mappings, NodeFacts, View, concern};
+use crate::plan::{Borrowed, View, concern};
 
 /// Resource versions that mean nothing new are passed on this late: the controller's own status writes come by the thousand.
 const VERSION_DELAY: Duration = Duration::from_secs(1);
@@ -46,6 +46,8 @@ struct State {
     /// Whether the node takes routes to pools.
     client: bool,
     own: OwnNode,
+    /// What was made of other nodes' reports.
+    gathered: gather::Memory,
     /// How the definitions stand for what is told now to be deleted.
     definitions: Standings,
     /// What of that cannot be watched just now.
@@ -118,6 +120,7 @@ impl State {
             topics: BTreeSet::from([Topic::Networks, Topic::OwnNode]),
             client: false,
             own: OwnNode::new(node, guard),
+            gathered: gather::Memory::default(),
             definitions: Standings::default(),
             away: BTreeSet::new(),
         }
@@ -223,13 +226,14 @@ impl State {
         let (Some(labels), true) = (self.own.labels(), self.networks.ready) else {
             return false;
         };
-        let own = self.own_facts(labels.clone());
-        let networks: Vec<StagingNetwork> = self.networks.objects().cloned().collect();
+        let reported = self.gateways.as_ref().and_then(|cache| cache.named(&self.node));
+        let own = gather::node(&self.node, labels, reported);
+        let networks: Vec<_> = self.networks.shared().cloned().collect();
         let mappings: Vec<Arc<NatMapping>> = self.known_mappings().cloned().collect();
         let known = View {
-            networks: &networks,
-            mappings: Mappings::Shared(&mappings),
-            nodes: &[],
+            networks: Borrowed::Shared(&networks),
+            mappings: Borrowed::Shared(&mappings),
+            nodes: Borrowed::default(),
             namespaces: &Arc::default(),
         };
         let concern = concern(known, &own);
@@ -269,15 +273,6 @@ impl State {
         true
     }
 
-    /// The own node, with its interfaces as it has reported them.
-    fn own_facts(&self, labels: BTreeMap<String, String>) -> NodeFacts {
-        let own = self.gateways.iter().flat_map(Cache::objects).find(|g| g.name_any() == self.node);
-        let own: Vec<GatewayNode> = own.cloned().into_iter().collect();
-        let names = BTreeMap::from([(self.node.clone(), labels)]);
-        let mut nodes = gather::nodes(&own, names);
-        nodes.pop().unwrap_or_default()
-    }
-
     fn guarded_gateways(&self) -> Cache<GatewayNode> {
         Cache::new(|a: &GatewayNode, b| interfaces(a) == interfaces(b))
             .trimmed(trim_gateway)
@@ -297,7 +292,7 @@ impl State {
     }
 
     /// Everything, once all that is watched has been listed.
-    fn snapshot(&self) -> Option<Snapshot> {
+    fn snapshot(&mut self) -> Option<Snapshot> {
         let labels = self.own.labels().cloned()?;
         let listed = self.mappings.values().all(|cache| cache.ready) && self.gateways.as_ref().is_none_or(|cache| cache.ready);
         if !(self.networks.ready && listed) {
@@ -307,11 +302,11 @@ impl State {
             Some(heard) => heard.labels()?.clone(),
             None => Arc::default(),
         };
-        let gateways = self.gateways.iter().flat_map(Cache::objects);
-        let gateways: Vec<GatewayNode> = gateways.filter(|g| g.name_any() != self.node).cloned().collect();
+        let gateways = self.gateways.iter().flat_map(Cache::shared);
+        let gateways: Vec<_> = gateways.filter(|g| g.metadata.name.as_ref() != Some(&self.node)).cloned().collect();
         // Nobody looks at other nodes' labels here: whether a node is a gateway it judges by its own.
         let names = gateways.iter().map(|g| (g.name_any(), BTreeMap::new())).collect();
-        let others = gather::nodes(&gateways, names);
+        let others = self.gathered.nodes(&gateways, &names);
         let mut problems = Vec::new();
         self.networks.problems("StagingNetwork", &mut problems);
         for cache in self.mappings.values() {
@@ -322,7 +317,7 @@ impl State {
         }
         problems.extend(self.own.problem());
         Some(Snapshot {
-            networks: self.networks.objects().cloned().collect(),
+            networks: self.networks.shared().cloned().collect(),
             mappings: self.known_mappings().cloned().collect(),
             namespaces,
             others,

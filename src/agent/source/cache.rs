@@ -74,12 +74,12 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
         Self { trim, ..self }
     }
 
-    /// All objects, sorted.
-    pub(super) fn objects(&self) -> impl Iterator<Item = &K> {
-        self.objects.values().map(AsRef::as_ref)
+    /// The object of that name, of a kind without namespaces.
+    pub(super) fn named(&self, name: &str) -> Option<&K> {
+        self.objects.get(&(String::new(), name.to_owned())).map(AsRef::as_ref)
     }
 
-    /// All objects, sorted, to be kept.
+    /// All objects, sorted.
     pub(super) fn shared(&self) -> impl Iterator<Item = &Arc<K>> {
         self.objects.values()
     }
@@ -276,7 +276,7 @@ mod tests {
     }
 
     fn meanings(cache: &Cache<ConfigMap>) -> Vec<String> {
-        cache.objects().map(|o| o.data.as_ref().unwrap()["k"].clone()).collect()
+        cache.shared().map(|o| o.data.as_ref().unwrap()["k"].clone()).collect()
     }
 
     #[test]

@@ -14,19 +14,19 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use crate::api::{NatMapping, StagingNetwork};
-use crate::plan::{Mappings, Namespaces, NodeFacts, View, World};
+use crate::plan::{Borrowed, Namespaces, NodeFacts, View, World};
 
 /// Everything that is known at one moment, but for the node's own kernel.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
     /// All networks.
-    pub networks: Vec<StagingNetwork>,
-    /// All mappings. Shared with whoever read them, and with the snapshots before and after.
+    pub networks: Vec<Arc<StagingNetwork>>,
+    /// All mappings. Like everything here, shared with whoever read them, and with the snapshots before and after.
     pub mappings: Vec<Arc<NatMapping>>,
     /// Labels of namespaces; empty while no network asks for any.
     pub namespaces: Arc<Namespaces>,
     /// What other nodes have reported of themselves.
-    pub others: Vec<NodeFacts>,
+    pub others: Vec<Arc<NodeFacts>>,
     /// Labels of the own Node. None: standalone.
     pub labels: Option<BTreeMap<String, String>>,
     /// What could not be read. The last good version is in force where there is one.
@@ -52,26 +52,26 @@ impl Snapshot {
     /// The world as the planner takes it, with what the node knows of itself.
     pub fn world(&self, own: NodeFacts) -> World {
         World {
-            networks: self.networks.clone(),
+            networks: self.networks.iter().map(|network| StagingNetwork::clone(network)).collect(),
             mappings: self.mappings.iter().map(|mapping| NatMapping::clone(mapping)).collect(),
-            nodes: self.nodes(own),
+            nodes: self.nodes(own).iter().map(|node| NodeFacts::clone(node)).collect(),
             namespaces: self.namespaces.clone(),
         }
     }
 
     /// What is known of all nodes, with what the node knows of itself.
-    pub fn nodes(&self, own: NodeFacts) -> Vec<NodeFacts> {
-        let mut nodes: Vec<NodeFacts> = self.others.iter().filter(|n| n.name != own.name).cloned().collect();
-        nodes.push(own);
+    pub fn nodes(&self, own: NodeFacts) -> Vec<Arc<NodeFacts>> {
+        let mut nodes: Vec<_> = self.others.iter().filter(|n| n.name != own.name).cloned().collect();
+        nodes.push(Arc::new(own));
         nodes
     }
 
     /// [`Snapshot::world`] without a copy of the objects.
-    pub fn view<'a>(&'a self, nodes: &'a [NodeFacts]) -> View<'a> {
+    pub fn view<'a>(&'a self, nodes: &'a [Arc<NodeFacts>]) -> View<'a> {
         View {
-            networks: &self.networks,
-            mappings: Mappings::Shared(&self.mappings),
-            nodes,
+            networks: Borrowed::Shared(&self.networks),
+            mappings: Borrowed::Shared(&self.mappings),
+            nodes: Borrowed::Shared(nodes),
             namespaces: &self.namespaces,
         }
     }

@@ -72,7 +72,7 @@ pub fn aggregate(inputs: &Inputs<'_>) -> Statuses {
     let mappings = inputs
         .world
         .mappings
-        .objects()
+        .iter()
         .filter_map(|object| mapping(inputs, &networks, object))
         .collect();
     Statuses { networks, mappings }
@@ -81,7 +81,7 @@ pub fn aggregate(inputs: &Inputs<'_>) -> Statuses {
 /// The statuses of all networks. What they say is part of what their mappings say.
 pub fn networks(inputs: &Inputs<'_>) -> BTreeMap<String, StagingNetworkStatus> {
     let mut statuses = BTreeMap::new();
-    for object in inputs.world.networks {
+    for object in inputs.world.networks.iter() {
         let name = object.name_any();
         if let Some(verdict) = inputs.verdicts.networks.get(&name) {
             let status = network::status(inputs, object, verdict);

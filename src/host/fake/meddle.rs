@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::tables::FakeTable;
 use super::{Call, FakeHost, Refusal, State, Write, overlay};
@@ -125,7 +126,12 @@ impl FakeHost {
 impl FakeHost {
     /// The rules of a chain, without `-A CHAIN `. None if there is no such chain.
     pub fn rules(&self, family: Family, table: Table, chain: &str) -> Option<Vec<String>> {
-        self.lock().tables.get(&(family, table))?.chains.get(chain).cloned()
+        self.lock()
+            .tables
+            .get(&(family, table))?
+            .chains
+            .get(chain)
+            .map(|rules| Vec::clone(rules))
     }
 
     /// All tables as text, deterministic: to compare before and after.
@@ -149,9 +155,9 @@ impl FakeHost {
         for (name, rules) in &mut content.chains {
             let ours = name.starts_with(CHAIN_PREFIX) || rules.iter().any(|r| r.contains(HOOK_COMMENT) || r.contains(CHAIN_PREFIX));
             if ours && !rules.is_empty() {
-                touched.push(name.clone());
+                touched.push(name.to_string());
             }
-            rules.clear();
+            Arc::make_mut(rules).clear();
         }
         state.tables_changed(table, touched);
     }
@@ -159,7 +165,7 @@ impl FakeHost {
     /// Lets `change` rewrite the rules of a chain (made if it is not there): junk inserted, a rule lost, an order changed.
     pub fn edit_chain(&self, family: Family, table: Table, chain: &str, change: impl FnOnce(&mut Vec<String>)) {
         let mut state = self.lock();
-        change(state.table(family, table).chains.entry(chain.to_owned()).or_default());
+        change(Arc::make_mut(state.table(family, table).chains.entry(chain.into()).or_default()));
         state.tables_changed(table, [chain.to_owned()]);
     }
 }

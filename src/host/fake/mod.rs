@@ -270,12 +270,8 @@ impl Host for FakeHost {
     async fn read_table(&mut self, family: Family, table: Table, chains: Option<&BTreeSet<ChainName>>) -> Result<ObservedTable, HostError> {
         let mut state = self.lock();
         state.enter(Call::ReadTable)?;
-        let mut seen = state.tables.get(&(family, table)).map(FakeTable::observe).unwrap_or_default();
-        if let Some(wanted) = chains {
-            seen.chains.retain(|name, _| wanted.iter().any(|w| w.as_str() == name));
-            seen.hooks.clear();
-        }
-        Ok(seen)
+        let table = state.tables.get(&(family, table));
+        Ok(table.map(|table| table.observe(chains)).unwrap_or_default())
     }
 
     async fn wake(&mut self, family: Family, table: Table) -> Result<(), HostError> {
@@ -380,7 +376,11 @@ impl Host for FakeHost {
     ) -> Result<BTreeMap<ChainName, Vec<RuleCount>>, HostError> {
         let mut state = self.lock();
         state.enter(Call::Counters)?;
-        let counted = state.tables.get(&(family, table)).map(FakeTable::counters).unwrap_or_default();
+        let counted = state
+            .tables
+            .get(&(family, table))
+            .map(|table| table.counters(chains))
+            .unwrap_or_default();
         let wanted = chains
             .iter()
             .filter_map(|chain| Some((chain.clone(), counted.get(chain.as_str())?.clone())));

@@ -4,13 +4,14 @@
 //! what it does not know. The rules about order are those of the stricter tool (legacy): a chain must exist before a rule names it,
 //! and a chain that goes must be empty and unreferenced at that line.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use crate::host::HostError;
 use crate::netfilter::dump::{self, ObservedTable, RuleCount};
 use crate::netfilter::rules::CHAIN_PREFIX;
-use crate::netfilter::{Family, Table};
+use crate::netfilter::{ChainName, Family, Table};
 
 /// What the kernel is made to refuse.
 #[derive(Clone, Debug)]
@@ -25,11 +26,11 @@ pub(super) struct Refusal {
 /// Chains by name, rule texts in order (without `-A CHAIN `). Built-in chains are always there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct FakeTable {
-    pub(super) chains: BTreeMap<String, Vec<String>>,
+    pub(super) chains: BTreeMap<Arc<str>, Arc<Vec<String>>>,
     /// Whether somebody has switched it off.
     pub(super) dormant: bool,
     /// Packets and bytes of rules that were hit, by chain and text. A chain that is written anew starts anew, as in a kernel.
-    pub(super) hits: BTreeMap<String, BTreeMap<String, (u64, u64)>>,
+    pub(super) hits: BTreeMap<Arc<str>, BTreeMap<String, (u64, u64)>>,
 }
 
 /// Built-in chains of `table`, as Linux registers them.
@@ -59,19 +60,24 @@ fn leads_to(rule: &str) -> Option<&str> {
 impl FakeTable {
     pub(super) fn new(table: Table) -> Self {
         Self {
-            chains: builtin(table).iter().map(|c| ((*c).to_owned(), Vec::new())).collect(),
+            chains: builtin(table).iter().map(|c| ((*c).into(), Arc::default())).collect(),
             dormant: false,
             hits: BTreeMap::new(),
         }
     }
 
-    /// As the tools save it, with counters.
-    fn saved(&self) -> String {
+    /// As the tools save it, with counters: `wanted` chains, or all of them.
+    fn saved(&self, wanted: Option<&BTreeSet<ChainName>>) -> String {
         let mut text = String::new();
-        for (chain, rules) in &self.chains {
+        let some = wanted
+            .into_iter()
+            .flatten()
+            .filter_map(|chain| self.chains.get_key_value(chain.as_str()));
+        let all = self.chains.iter();
+        for (chain, rules) in some.chain(all.filter(|_| wanted.is_none())) {
             // Writing to a string cannot fail.
             let _ = writeln!(text, ":{chain} - [0:0]");
-            for rule in rules {
+            for rule in rules.iter() {
                 let (packets, bytes) = self.hits.get(chain).and_then(|hits| hits.get(rule)).copied().unwrap_or_default();
                 let _ = writeln!(text, "[{packets}:{bytes}] -A {chain} {rule}");
             }
@@ -79,17 +85,17 @@ impl FakeTable {
         text
     }
 
-    /// What of ours is in here, read by the same parser as a kernel's.
-    pub(super) fn observe(&self) -> ObservedTable {
+    /// What of ours is in here, in `chains` or everywhere, read by the same parser as a kernel's.
+    pub(super) fn observe(&self, chains: Option<&BTreeSet<ChainName>>) -> ObservedTable {
         ObservedTable {
             dormant: self.dormant,
-            ..dump::parse(&self.saved())
+            ..dump::parse(&self.saved(chains))
         }
     }
 
     /// What rules of ours have counted, read by the same parser as a kernel's.
-    pub(super) fn counters(&self) -> BTreeMap<String, Vec<RuleCount>> {
-        dump::counters(&self.saved())
+    pub(super) fn counters(&self, chains: &BTreeSet<ChainName>) -> BTreeMap<String, Vec<RuleCount>> {
+        dump::counters(&self.saved(Some(chains)))
     }
 
     /// Packets hit every rule that has `part` in its text.
@@ -103,7 +109,10 @@ impl FakeTable {
     }
 
     fn referenced(&self, chain: &str) -> bool {
-        self.chains.values().flatten().any(|rule| leads_to(rule) == Some(chain))
+        self.chains
+            .values()
+            .flat_map(|rules| rules.iter())
+            .any(|rule| leads_to(rule) == Some(chain))
     }
 
     /// Applies one line. The error is what the tool would say.
@@ -112,7 +121,7 @@ impl FakeTable {
         let missing = || "No chain/target/match by that name".to_owned();
         if let Some(rest) = line.strip_prefix(':') {
             let name = rest.split(' ').next().filter(|n| n.starts_with(CHAIN_PREFIX)).ok_or_else(bad)?;
-            self.chains.insert(name.to_owned(), Vec::new());
+            self.chains.insert(name.into(), Arc::default());
             self.hits.remove(name);
             return Ok(());
         }
@@ -124,7 +133,8 @@ impl FakeTable {
         if verb == "-X" && self.referenced(name) {
             return Err("Too many links".to_owned());
         }
-        let chain = self.chains.get_mut(name).ok_or_else(missing)?;
+        // Only what is written is copied: the table as it was is kept until all of it is accepted.
+        let chain = Arc::make_mut(self.chains.get_mut(name).ok_or_else(missing)?);
         match verb {
             "-A" => chain.push(spec.to_owned()),
             "-I" => {

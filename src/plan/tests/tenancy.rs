@@ -109,7 +109,7 @@ fn a_label_that_goes_takes_the_claim_away() {
     let mut memory = Memory::default();
     let mut accepted = |world: &World| {
         let view = super::super::View {
-            mappings: super::super::Mappings::Shared(&mappings),
+            mappings: super::super::Borrowed::Shared(&mappings),
             ..world.into()
         };
         judge_again(view, &mut memory).mappings[&key("shop/vm03")].accepted.is_ok()

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -18,7 +19,7 @@ use crate::agent::files;
 use crate::agent::source::{Problem, Snapshot};
 use crate::api::StagingNetwork;
 use crate::api::network::Isolation;
-use crate::plan::{self, Mappings, NodeFacts, View, isolation};
+use crate::plan::{self, Borrowed, NodeFacts, View, isolation};
 
 /// In the state directory.
 const FILE: &str = "identifiers.json";
@@ -104,10 +105,10 @@ impl Identifiers {
     fn wanted(&self, snapshot: &Snapshot) -> Record {
         let networks: Vec<_> = snapshot.networks.iter().map(|network| self.aged(network)).collect();
         let view = View {
-            networks: &networks,
-            mappings: Mappings::Shared(&[]),
+            networks: Borrowed::Owned(&networks),
+            mappings: Borrowed::default(),
             // Standalone, the one node is the gateway of every network, whatever its name and interfaces.
-            nodes: &[NodeFacts::default()],
+            nodes: Borrowed::Owned(&[NodeFacts::default()]),
             namespaces: &snapshot.namespaces,
         };
         let mut wanted = self.given.networks.clone();
@@ -170,7 +171,7 @@ fn isolate(snapshot: &mut Snapshot, given: &BTreeMap<String, Isolation>) {
     for network in &mut snapshot.networks {
         let isolation = given.get(&network.name_any()).copied();
         if isolation.is_some() || network.status.is_some() {
-            network.status.get_or_insert_default().isolation = isolation;
+            Arc::make_mut(network).status.get_or_insert_default().isolation = isolation;
         }
     }
 }

@@ -27,7 +27,7 @@ use tokio::sync::{mpsc, watch};
 use super::{Problem, Snapshot, Snapshots};
 use crate::agent::AgentError;
 use crate::agent::runner::{Report, Reports};
-use crate::api::{StagingNetwork, decode};
+use crate::api::decode;
 use crate::plan::{self, Namespaces};
 use file::{File, Stamp, mapping_id, namespace_id, network_id};
 use identifiers::Identifiers;
@@ -166,7 +166,8 @@ impl Directory {
     pub fn done(&mut self, report: &Report) {
         if report.outcome.complete && report.outcome.held.is_empty() {
             let present = self.files.values().flat_map(|file| &file.good.networks);
-            let networks = present.chain(&report.snapshot.networks).map(ResourceExt::name_any);
+            let served = report.snapshot.networks.iter().map(AsRef::as_ref);
+            let networks = present.chain(served).map(ResourceExt::name_any);
             self.identifiers.release(&networks.collect());
         }
     }
@@ -197,7 +198,7 @@ impl Directory {
             };
             for network in &file.good.networks {
                 if first(network_id(network), &mut snapshot.problems) {
-                    snapshot.networks.push(network.clone());
+                    snapshot.networks.push(Arc::new(network.clone()));
                 }
             }
             for (name, labels) in &file.good.namespaces {
@@ -212,7 +213,7 @@ impl Directory {
             }
         }
         // Nobody looks at labels that nobody asks for.
-        if snapshot.networks.iter().any(StagingNetwork::selects_namespaces) {
+        if snapshot.networks.iter().any(|network| network.selects_namespaces()) {
             snapshot.namespaces = plan::declared(namespaces, snapshot.mappings.iter().map(AsRef::as_ref));
         }
         snapshot

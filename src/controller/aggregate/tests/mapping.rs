@@ -61,7 +61,7 @@ fn mapping_rows() {
         ),
         (
             "the agent does not know the network",
-            |s| s.a().status.networks.clear(),
+            |s| s.a().words().networks.clear(),
             "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
         ),
         (
@@ -78,7 +78,7 @@ fn mapping_rows() {
             "the kernel has no such helper",
             |s| {
                 fail(s, "default", "vm03", 1);
-                s.a().status.failures[0].reason = reasons::HELPER_MISSING.into();
+                s.a().words().failures[0].reason = reasons::HELPER_MISSING.into();
             },
             "Programmed=True/Programmed Ready=False/HelperMissing Stalled=True/HelperMissing",
         ),
@@ -94,7 +94,7 @@ fn mapping_rows() {
             "the agent is behind because it has no tool",
             |s| {
                 s.told().synced_resource_version = "4".into();
-                s.a().status.conditions = vec![condition(types::READY, "False", reasons::TOOL_MISSING)];
+                s.a().words().conditions = vec![condition(types::READY, "False", reasons::TOOL_MISSING)];
             },
             "Programmed=False/ToolMissing Ready=False/ToolMissing Stalled=True/ToolMissing",
         ),
@@ -102,7 +102,7 @@ fn mapping_rows() {
             "the agent is behind and has trouble with other mappings",
             |s| {
                 s.told().synced_resource_version = "4".into();
-                s.a().status.conditions = vec![condition(types::READY, "False", reasons::DEGRADED)];
+                s.a().words().conditions = vec![condition(types::READY, "False", reasons::DEGRADED)];
             },
             "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending",
         ),
@@ -209,7 +209,7 @@ fn mapping_rows() {
 fn a_missing_helper_is_an_unresolved_reference() {
     let mut scene = Scene::well();
     fail(&mut scene, "default", "vm03", 1);
-    scene.a().status.failures[0].reason = reasons::HELPER_MISSING.into();
+    scene.a().words().failures[0].reason = reasons::HELPER_MISSING.into();
     let status = scene.mapping_status();
     let refs = find(&status.conditions, types::RESOLVED_REFS).unwrap();
     assert_eq!((refs.status.as_str(), refs.reason.as_str()), ("False", reasons::HELPER_MISSING));
@@ -239,7 +239,7 @@ fn how_clients_find_an_address_is_said_while_it_is_served() {
 fn what_the_gateway_refuses_is_not_programmed() {
     let refuse = |name: &str| {
         let mut scene = Scene::well();
-        scene.a().status.refused = vec![RefusedReport {
+        scene.a().words().refused = vec![RefusedReport {
             namespace: "default".into(),
             name: name.into(),
             reason: reasons::ADDRESS_OWNED.into(),
@@ -292,7 +292,7 @@ fn from_a_silent_gateway_to_the_next_a_mapping_is_unknown_and_nothing_else() {
         .message
         .clone();
     assert!(said.contains("node-a has stopped reporting. Node node-b takes over"), "{said}");
-    scene.add_node_b(Role::Active).status.networks[0].role = Role::Active;
+    scene.add_node_b(Role::Active).words().networks[0].role = Role::Active;
     assert_eq!(step(&mut scene), expect("node-b", READY, UNKNOWN), "it serves");
     scene.a().life = Life::Alive;
     assert_eq!(
@@ -314,7 +314,7 @@ fn silence_hides_neither_trouble_of_the_next_gateway_nor_what_was_never_programm
         outcome(&scene.mapping_status().conditions)
     };
     assert_eq!(
-        handed_over(|s| s.add_node_b(Role::Standby).status.networks[0].reason = reasons::LOCK_HELD.into()),
+        handed_over(|s| s.add_node_b(Role::Standby).words().networks[0].reason = reasons::LOCK_HELD.into()),
         "Programmed=False/LockHeld Ready=False/LockHeld Reconciling=True/LockHeld"
     );
     let pending = "Programmed=False/Pending Ready=False/Pending Reconciling=True/Pending";

@@ -5,7 +5,7 @@ use proptest::sample::select;
 
 use super::super::memory::{Memory, Objects};
 use super::*;
-use crate::plan::{self, Mappings};
+use crate::plan::{self, Borrowed};
 
 const NODES: [&str; 2] = ["node-a", "node-b"];
 const NETWORKS: [&str; 2] = ["segment-b", "segment-c"];
@@ -79,7 +79,7 @@ impl Cluster {
         let reports = NODES.map(|node| {
             let role = if node == "node-a" { Role::Active } else { Role::Standby };
             let mut report = says(NETWORKS.map(|name| super::report(name, role, "1")).to_vec());
-            report.status.interfaces.push(interface("eth2", "192.168.201.2/24"));
+            report.words().interfaces.push(interface("eth2", "192.168.201.2/24"));
             (node.to_owned(), report)
         });
         Self {
@@ -136,7 +136,7 @@ impl Cluster {
                     .iter()
                     .map(|n| (n.name_any(), n.metadata.generation.unwrap()))
                     .collect();
-                for told in &mut self.report(*node).status.networks {
+                for told in &mut self.report(*node).words().networks {
                     told.synced_resource_version = version.clone();
                     told.programmed += 1;
                     if let Some((_, generation)) = networks.iter().find(|(name, _)| *name == told.name) {
@@ -145,13 +145,13 @@ impl Cluster {
                 }
             }
             Step::Restarted(node) => {
-                for told in &mut self.report(*node).status.networks {
+                for told in &mut self.report(*node).words().networks {
                     told.synced_resource_version = String::new();
                 }
             }
             Step::Life(node, life) => self.report(*node).life = *life,
             Step::Failure(node, number, there) => {
-                let status = &mut self.report(*node).status;
+                let status = self.report(*node).words();
                 status.failures.retain(|f| f.name != Self::name(*number));
                 if *there {
                     status.failures.push(FailureReport {
@@ -164,7 +164,7 @@ impl Cluster {
                 status.failure_count = u32::try_from(status.failures.len()).unwrap();
             }
             Step::Refused(node, number, there) => {
-                let status = &mut self.report(*node).status;
+                let status = self.report(*node).words();
                 status.refused.retain(|r| r.name != Self::name(*number));
                 if *there {
                     status.refused.push(crate::api::gatewaynode::RefusedReport {
@@ -175,7 +175,7 @@ impl Cluster {
                 }
             }
             Step::LinkDown(node, down) => {
-                for told in &mut self.report(*node).status.networks {
+                for told in &mut self.report(*node).words().networks {
                     told.reason = if *down { reasons::LINK_DOWN } else { "" }.into();
                 }
             }
@@ -222,15 +222,13 @@ fn play(steps: &[Step]) -> Result<usize, TestCaseError> {
         cluster.step(step, &said);
         let objects: Vec<Arc<NatMapping>> = cluster.mappings.values().cloned().collect();
         seen.observe(&objects);
-        let nodes = gather::nodes(
-            &gateways(&cluster.reports),
-            NODES.map(|name| (name.to_owned(), BTreeMap::new())).into(),
-        );
+        let labels = NODES.map(|name| (name.to_owned(), BTreeMap::new())).into();
+        let nodes = gather::Memory::default().nodes(&gateways(&cluster.reports), &labels);
         let namespaces = Arc::default();
         let world = View {
-            networks: &cluster.networks,
-            mappings: Mappings::Shared(&objects),
-            nodes: &nodes,
+            networks: Borrowed::Owned(&cluster.networks),
+            mappings: Borrowed::Shared(&objects),
+            nodes: Borrowed::Shared(&nodes),
             namespaces: &namespaces,
         };
         let verdicts = plan::judge_again(world, &mut judged);

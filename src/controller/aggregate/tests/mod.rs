@@ -20,7 +20,7 @@ use crate::controller::gather;
 use crate::controller::testing::{gateway, mapping, network, report};
 use crate::netfilter::IfName;
 use crate::plan::validate::ValidNetwork;
-use crate::plan::{Claim, MappingVerdict, NetworkVerdict, World};
+use crate::plan::{Borrowed, Claim, MappingVerdict, NetworkVerdict};
 
 /// One network `segment-b`, one mapping `default/vm03`, and gateways that say what a test wants.
 struct Scene {
@@ -71,12 +71,18 @@ fn interface(name: &str, address: &str) -> InterfaceStatus {
 
 fn says(networks: Vec<NetworkReport>) -> Report {
     Report {
-        status: GatewayNodeStatus {
+        status: Arc::new(GatewayNodeStatus {
             interfaces: vec![interface("eth0", "192.168.100.2/24"), interface("eth1", "192.168.200.2/24")],
             networks,
             ..GatewayNodeStatus::default()
-        },
+        }),
         life: Life::Alive,
+    }
+}
+
+impl Report {
+    fn words(&mut self) -> &mut GatewayNodeStatus {
+        Arc::make_mut(&mut self.status)
     }
 }
 
@@ -89,11 +95,11 @@ fn on(node: &str) -> ActiveGateway {
 }
 
 /// The objects that bear these reports.
-fn gateways(reports: &Reports) -> Vec<GatewayNode> {
+fn gateways(reports: &Reports) -> Vec<Arc<GatewayNode>> {
     let one = |(name, report): (&String, &Report)| {
         let mut object = gateway(name);
-        object.status = Some(report.status.clone());
-        object
+        object.status = Some(GatewayNodeStatus::clone(&report.status));
+        Arc::new(object)
     };
     reports.iter().map(one).collect()
 }
@@ -150,7 +156,7 @@ impl Scene {
     }
 
     fn told(&mut self) -> &mut NetworkReport {
-        &mut self.a().status.networks[0]
+        &mut self.a().words().networks[0]
     }
 
     fn add_node_b(&mut self, role: Role) -> &mut Report {
@@ -163,18 +169,19 @@ impl Scene {
     fn statuses(&self) -> Statuses {
         let gateways = gateways(&self.reports);
         let labels = self.reports.keys().map(|name| (name.clone(), BTreeMap::new())).collect();
-        let world = World {
-            networks: vec![self.network.clone()],
-            mappings: vec![self.mapping.clone()],
-            nodes: gather::nodes(&gateways, labels),
-            ..World::default()
+        let nodes = gather::Memory::default().nodes(&gateways, &labels);
+        let world = View {
+            networks: Borrowed::Owned(std::slice::from_ref(&self.network)),
+            mappings: Borrowed::Owned(std::slice::from_ref(&self.mapping)),
+            nodes: Borrowed::Shared(&nodes),
+            namespaces: &Arc::default(),
         };
         let verdicts = Verdicts {
             networks: BTreeMap::from([("segment-b".into(), self.network_verdict.clone())]),
             mappings: BTreeMap::from([(key(&self.mapping), self.mapping_verdict.clone().into())]).into(),
         };
         aggregate(&Inputs {
-            world: (&world).into(),
+            world,
             verdicts: &verdicts,
             isolation: &self.isolation,
             api_server: &BTreeSet::new(),
@@ -217,11 +224,11 @@ fn refuse(reason: &'static str) -> Refusal {
 }
 
 fn fail(scene: &mut Scene, namespace: &str, name: &str, count: u32) {
-    scene.a().status.failures = vec![FailureReport {
+    scene.a().words().failures = vec![FailureReport {
         namespace: namespace.into(),
         name: name.into(),
         reason: reasons::ADDRESS_IN_USE.into(),
         message: "02:00:00:00:00:09 answers for 192.168.100.3".into(),
     }];
-    scene.a().status.failure_count = count;
+    scene.a().words().failure_count = count;
 }

@@ -25,7 +25,7 @@ fn network_rows() {
         (
             "the standby has no inside interface",
             |s| {
-                let told = &mut s.add_node_b(Role::Standby).status.networks[0];
+                let told = &mut s.add_node_b(Role::Standby).words().networks[0];
                 told.reason = reasons::INTERFACE_MISSING.into();
                 told.message = "no interface eth1".into();
             },
@@ -39,7 +39,7 @@ fn network_rows() {
                 s.add_node_b(Role::Standby).life = Life::Silent;
                 s.network_verdict.gateways.push("node-c".into());
                 let mut c = says(vec![report("segment-b", Role::Standby, "5")]);
-                c.status.networks[0].reason = reasons::INTERFACE_AMBIGUOUS.into();
+                c.words().networks[0].reason = reasons::INTERFACE_AMBIGUOUS.into();
                 s.reports.insert("node-c".into(), c);
             },
             "Programmed=False/InterfaceAmbiguous Ready=False/InterfaceAmbiguous Stalled=True/InterfaceAmbiguous",
@@ -163,7 +163,7 @@ fn without_resource_versions_one_local_report_is_enough() {
 #[test]
 fn a_link_that_is_down_counts_on_the_gateway_that_attracts_the_traffic() {
     let mut scene = Scene::well();
-    scene.add_node_b(Role::Standby).status.networks[0].reason = reasons::LINK_DOWN.into();
+    scene.add_node_b(Role::Standby).words().networks[0].reason = reasons::LINK_DOWN.into();
     assert_eq!(
         outcome(&scene.network_status().conditions),
         "Programmed=True/Programmed Ready=True/Ready"
