@@ -44,8 +44,8 @@ impl Host for Timed {
     async fn links_stand(&mut self, known: &Arc<ObservedLinks>) -> Result<bool, HostError> {
         self.host.links_stand(known).await
     }
-    async fn table_stands(&mut self, family: Family, table: Table, known: &ObservedTable) -> Result<bool, HostError> {
-        self.host.table_stands(family, table, known).await
+    async fn changed_tables(&mut self, known: &BTreeMap<(Family, Table), &ObservedTable>) -> Result<BTreeSet<(Family, Table)>, HostError> {
+        self.host.changed_tables(known).await
     }
     async fn change_links(&mut self, changes: &[LinkChange]) -> Result<(), Vec<HostError>> {
         self.host.change_links(changes).await

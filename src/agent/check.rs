@@ -9,6 +9,7 @@
 //! With nft no table is read as long as the listener has heard of every generation ([`Host::tables_told`]). Legacy tables tell nothing: they are read, ever more
 //! rarely the larger they are ([`poll_interval`]).
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::kept::Kept;
@@ -37,12 +38,12 @@ pub(super) fn poll_interval(rules: usize) -> Duration {
 }
 
 impl Kept {
-    /// Whether everything is as the last pass left it. If not, what differs is in doubt now.
-    pub async fn stands(&mut self, host: &mut dyn Host) -> bool {
+    /// Whether everything is as the last pass left it. If not, what differs is in doubt now. Tables that are `polled` anyway are not read for it.
+    pub async fn stands(&mut self, host: &mut dyn Host, polled: bool) -> bool {
         // What could not be had is tried again, and that takes a pass.
         let doubts = self.links_doubted || self.tables.values().any(|table| table.doubted);
         let wanting = !self.settled || doubts || !self.in_use.is_empty() || !self.quarantined.is_empty();
-        let looked = if wanting { Ok(false) } else { self.look(host).await };
+        let looked = if wanting { Ok(false) } else { self.look(host, polled).await };
         if wanting || looked.is_err() {
             // The pass says what cannot be read.
             self.doubt_all();
@@ -50,7 +51,7 @@ impl Kept {
         looked.unwrap_or(false)
     }
 
-    async fn look(&mut self, host: &mut dyn Host) -> Result<bool, HostError> {
+    async fn look(&mut self, host: &mut dyn Host, polled: bool) -> Result<bool, HostError> {
         let mut stands = true;
         if self.interfaces != Some(host.interfaces().await?) || self.kernel != Some(host.kernel().await?) {
             self.doubt_interfaces();
@@ -69,7 +70,7 @@ impl Kept {
             self.doubt_links();
             stands = false;
         }
-        let told = host.tables_told().await?;
+        let told = polled || host.tables_told().await?;
         Ok((told || self.look_at_tables(host).await?) && stands)
     }
 
@@ -83,14 +84,13 @@ impl Kept {
     }
 
     async fn look_at_tables(&mut self, host: &mut dyn Host) -> Result<bool, HostError> {
-        let mut stands = true;
+        let sure = self.tables.iter().filter(|(_, table)| !table.doubted && table.concerns());
+        let known: BTreeMap<_, _> = sure.map(|(at, table)| (*at, &table.seen)).collect();
+        let changed = host.changed_tables(&known).await?;
         for (at, table) in &mut self.tables {
-            if !table.doubted && table.concerns() && !host.table_stands(at.0, at.1, &table.seen).await? {
-                table.doubted = true;
-            }
-            stands &= !table.doubted;
+            table.doubted |= changed.contains(at);
         }
-        Ok(stands)
+        Ok(self.tables.values().all(|table| !table.doubted))
     }
 
     /// Rules that are thought to be in tables of ours.

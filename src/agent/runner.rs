@@ -215,7 +215,9 @@ impl<H: Host> Runner<H> {
     /// Looks whether anything has changed that no event told of. Returns the time until it is looked again.
     async fn look(&mut self) -> Duration {
         let started = Instant::now();
-        if self.kept.stands(&mut self.host).await {
+        // Legacy tables are read for their own sake, mostly more often than this.
+        let polled = self.host.backend() == Some(Backend::Legacy) && check::poll_interval(self.kept.rules()) <= self.options.resync;
+        if self.kept.stands(&mut self.host, polled).await {
             super::report::succeeded(&self.metrics);
         } else {
             self.schedule.want();

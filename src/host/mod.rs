@@ -143,9 +143,15 @@ pub trait Host: Send {
     /// Reads a table. With `chains`: only these chains of it, and no hooks, which is far cheaper in a large table.
     async fn read_table(&mut self, family: Family, table: Table, chains: Option<&BTreeSet<ChainName>>) -> Result<ObservedTable, HostError>;
 
-    /// Whether a table holds just what is `known`. May be cheaper than reading it.
-    async fn table_stands(&mut self, family: Family, table: Table, known: &ObservedTable) -> Result<bool, HostError> {
-        Ok(self.read_table(family, table, None).await? == *known)
+    /// Those of these tables that do not hold just what is known of them. May be cheaper than reading them.
+    async fn changed_tables(&mut self, known: &BTreeMap<(Family, Table), &ObservedTable>) -> Result<BTreeSet<(Family, Table)>, HostError> {
+        let mut changed = BTreeSet::new();
+        for (at, known) in known {
+            if self.read_table(at.0, at.1, None).await? != **known {
+                changed.insert(*at);
+            }
+        }
+        Ok(changed)
     }
 
     /// Runs one `restore --noflush`. `text` is complete `iptables-restore` input; one transaction a table, in the order of the text.

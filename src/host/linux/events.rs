@@ -14,7 +14,6 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt as _, TokioSocket};
 use nix::libc;
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::dormant::{self, NFT_MSG_NEWTABLE};
@@ -70,10 +69,14 @@ const RTM_DELNETCONF: u16 = 81;
 
 pub(super) type Sender = mpsc::Sender<HostEvent>;
 
-/// Starts the listeners.
+/// Starts the listeners. From now on nothing happens to a table of nftables that is not told.
 pub(super) fn start(sender: &Sender, own: &Arc<Mutex<Own>>, found: &Arc<Lock<Found>>) {
+    // Should it fail, or a restore hold the lock, the listener tries again.
+    let mut first = own.try_lock().ok().and_then(|mut own| begin_nft(&mut own).ok());
     let (nft, own) = (sender.clone(), own.clone());
-    keep(sender.clone(), "nftables", move || listen_nft(nft.clone(), own.clone()));
+    keep(sender.clone(), "nftables", move || {
+        listen_nft(nft.clone(), own.clone(), first.take())
+    });
     let route = sender.clone();
     keep(sender.clone(), "rtnetlink", move || listen_route(route.clone()));
     let (look, found) = (sender.clone(), found.clone());
@@ -83,7 +86,11 @@ pub(super) fn start(sender: &Sender, own: &Arc<Mutex<Own>>, found: &Arc<Lock<Fou
 }
 
 /// Runs a listener until the receiver is gone, anew when it fails.
-fn keep<F: Future<Output = io::Result<()>> + Send + 'static>(sender: Sender, what: &'static str, listen: impl Fn() -> F + Send + 'static) {
+fn keep<F: Future<Output = io::Result<()>> + Send + 'static>(
+    sender: Sender,
+    what: &'static str,
+    mut listen: impl FnMut() -> F + Send + 'static,
+) {
     tokio::spawn(async move {
         let mut pause = BACKOFF.0;
         loop {
@@ -180,10 +187,20 @@ fn maker(answer: &Answer<'_>) -> Option<String> {
     Some(format!("{} (pid {})", name.filter(|n| !n.is_empty())?, pid?))
 }
 
-async fn listen_nft(sender: Sender, own: Arc<Mutex<Own>>) -> io::Result<()> {
+/// Begins to listen. The kernel says its generation without waiting for anybody.
+fn begin_nft(own: &mut Own) -> io::Result<TokioSocket> {
     let socket = open(NETLINK_NETFILTER, &[NFNLGRP_NFTABLES])?;
-    let present = spawn_blocking(|| generation::read(&mut Netlink::open(NETLINK_NETFILTER)?)).await;
-    own.lock().await.begin(present.ok().and_then(Result::ok));
+    let present = Netlink::open(NETLINK_NETFILTER).and_then(|mut netlink| generation::read(&mut netlink));
+    own.begin(present.ok());
+    Ok(socket)
+}
+
+/// Listens at a socket that has begun already, if there is one.
+async fn listen_nft(sender: Sender, own: Arc<Mutex<Own>>, begun: Option<TokioSocket>) -> io::Result<()> {
+    let socket = match begun {
+        Some(socket) => socket,
+        None => begin_nft(&mut *own.lock().await)?,
+    };
     let mut buffer = Vec::with_capacity(RECEIVE);
     let mut transaction = Transaction::default();
     loop {

@@ -5,15 +5,16 @@
 //! and if it moved by exactly the number of our transactions, those generations are ours. If somebody else came in between, none is taken
 //! for ours and the agent checks once too often, which is the safe side.
 //!
-//! The counter also tells that nothing was missed: once the listener has heard of the present generation, no change of any table is unknown to it.
+//! The counter also tells that nothing was missed: once the listener has heard of the present generation, no change is unknown of a table that was read since it began.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::io;
 use std::ops::RangeInclusive;
 
 use netlink_packet_netfilter::{NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily, NetfilterSubsystem};
 
 use super::netlink::{Answer, Netlink};
+use crate::netfilter::{Family, Table};
 
 /// `NFT_MSG_NEWGEN` and `NFT_MSG_GETGEN` (`linux/netfilter/nf_tables.h`).
 pub(super) const NFT_MSG_NEWGEN: u8 = 15;
@@ -55,14 +56,35 @@ pub(super) struct Own {
     ranges: VecDeque<RangeInclusive<u32>>,
     /// The last generation that was heard of. None: nobody listens, or has not for long enough.
     heard: Option<u32>,
-    /// Whether the listener began, or began anew, since it was last asked: what was before that is not known.
-    began: bool,
+    /// How often the listener has begun.
+    begun: u64,
+    /// Tables that have been read at all.
+    read: BTreeSet<(Family, Table)>,
+    /// Those of them that were last read before the listener began, or began anew: what happened to them in between is not known.
+    unheard: BTreeSet<(Family, Table)>,
 }
 
 impl Own {
     /// The listener begins at this generation; None: it could not be read.
     pub(super) fn begin(&mut self, at: Option<u32>) {
-        (self.heard, self.began) = (at, true);
+        self.heard = at;
+        self.begun += 1;
+        self.unheard.clone_from(&self.read);
+    }
+
+    /// How often the listener has begun: to be asked for before a table is read.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun
+    }
+
+    /// A whole table was read; before that the listener had `begun` so often.
+    pub(super) fn read(&mut self, at: (Family, Table), begun: u64) {
+        self.read.insert(at);
+        if begun == self.begun && begun > 0 {
+            self.unheard.remove(&at);
+        } else {
+            self.unheard.insert(at);
+        }
     }
 
     /// The listener has heard of a generation, and has told of it if need be.
@@ -70,9 +92,9 @@ impl Own {
         self.heard = Some(generation);
     }
 
-    /// Whether all changes up to the generation `now` have been heard of, since this was last asked or the listener began.
+    /// Whether all changes of tables up to the generation `now` have been heard of, since they were read or this was last asked. Who hears no reads them all.
     pub(super) fn told(&mut self, now: u32) -> bool {
-        !std::mem::take(&mut self.began) && self.heard == Some(now)
+        std::mem::take(&mut self.unheard).is_empty() && self.heard == Some(now)
     }
 
     /// Notes a restore of `commits` transactions that took the counter from `before` to `after`.
@@ -98,11 +120,21 @@ mod tests {
 
     #[test]
     fn what_was_before_the_listener_began_is_not_known() {
+        let at = (Family::V4, Table::Nat);
         let mut own = Own::default();
         assert!(!own.told(5), "nobody listens");
+        own.read(at, own.begun());
         own.begin(Some(5));
-        assert!(!own.told(5), "the tables may have been read before");
-        assert!(own.told(5));
+        assert!(!own.told(5), "the table was read before");
+        assert!(own.told(5), "it has been read since");
+        own.begin(Some(5));
+        own.read(at, own.begun());
+        assert!(own.told(5), "it was read afterwards");
+        let begun = own.begun();
+        own.begin(Some(5));
+        own.read(at, begun);
+        assert!(!own.told(5), "the listener began anew while it was read");
+        own.read((Family::V6, Table::Nat), own.begun());
         assert!(!own.told(6), "not heard of yet");
         own.hear(6);
         assert!(own.told(6));

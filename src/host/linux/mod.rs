@@ -29,6 +29,7 @@ mod state;
 mod tables;
 mod tools;
 mod unannounced;
+mod unchanged;
 mod wire;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,7 +46,7 @@ use tokio::task::spawn_blocking;
 
 use self::announcing::{Announcing, Burst};
 use super::{Backend, Connections, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
-use crate::netfilter::dump::{self, ObservedTable, RuleCount};
+use crate::netfilter::dump::{ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts, ProxyNeighbour, Sweep};
 use addresses::Addresses;
@@ -54,6 +55,7 @@ use listing::Listing;
 use netlink::Netlink;
 use state::Found;
 use tools::Tools;
+use unchanged::Texts;
 use wire::Port;
 
 /// Events that wait for the agent; what does not fit waits in the kernel.
@@ -88,8 +90,7 @@ pub struct LinuxHost {
     own: Arc<Mutex<Own>>,
     announcing: Announcing,
     listing: Listing,
-    /// What legacy tables looked like when they were as the agent knows them.
-    texts: BTreeMap<(Family, Table), u64>,
+    texts: Texts,
 }
 
 /// Runs blocking kernel work off the async threads.
@@ -109,7 +110,7 @@ impl LinuxHost {
             own: Arc::default(),
             announcing: Announcing::default(),
             listing: Listing::default(),
-            texts: BTreeMap::new(),
+            texts: Texts::default(),
         }
     }
 
@@ -192,33 +193,34 @@ impl Host for LinuxHost {
                 return Ok(seen);
             }
         }
+        // What the agent is about to know may be another thing.
+        self.texts.forget(family);
+        let begun = self.own.lock().await.begun();
         let seen = tables::read_table(tools, family, table, chains).await;
         let mut seen = self.gone(seen)?;
         if tools.backend == Backend::Nft {
             let asleep = move || dormant::is(&mut Netlink::open(NETLINK_NETFILTER)?, family, table);
             seen.dormant = kernel("reading the flags of tables", asleep).await?;
+            if chains.is_none() {
+                self.own.lock().await.read((family, table), begun);
+            }
         }
         Ok(seen)
     }
 
-    async fn table_stands(&mut self, family: Family, table: Table, known: &ObservedTable) -> Result<bool, HostError> {
+    async fn changed_tables(&mut self, known: &BTreeMap<(Family, Table), &ObservedTable>) -> Result<BTreeSet<(Family, Table)>, HostError> {
         let tools = self.tools().await?;
-        if tools.backend == Backend::Nft {
-            return Ok(self.read_table(family, table, None).await? == *known);
+        if tools.backend == Backend::Legacy {
+            let changed = self.texts.changed(tools, known).await;
+            return self.gone(changed);
         }
-        let text = tables::save(tools, family, table, false).await;
-        let text = self.gone(text)?;
-        // Taking ten thousand rules to pieces costs several times what a look at their text does.
-        let mark = tables::mark(&text);
-        if self.texts.get(&(family, table)) == Some(&mark) {
-            return Ok(true);
+        let mut changed = BTreeSet::new();
+        for (at, known) in known {
+            if self.read_table(at.0, at.1, None).await? != **known {
+                changed.insert(*at);
+            }
         }
-        let stands = dump::parse(&text) == *known;
-        self.texts.remove(&(family, table));
-        if stands {
-            self.texts.insert((family, table), mark);
-        }
-        Ok(stands)
+        Ok(changed)
     }
 
     async fn wake(&mut self, family: Family, table: Table) -> Result<(), HostError> {
@@ -245,7 +247,7 @@ impl Host for LinuxHost {
         let tools = self.tools().await?;
         if tools.backend == Backend::Legacy {
             // What the agent knows of them is about to be another thing.
-            self.texts.retain(|(of, _), _| *of != family);
+            self.texts.forget(family);
             let outcome = tables::restore(tools, family, text).await;
             return self.gone(outcome);
         }

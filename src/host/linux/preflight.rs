@@ -165,10 +165,10 @@ fn reverse_path(look: &Look<'_>) -> Finding {
     finding(types::REVERSE_PATH_FILTER, true, reasons::STRICT_REVERSE_PATH, message)
 }
 
-/// Whether a listing of filter FORWARD drops by policy or has a rule that drops everything.
+/// Whether filter FORWARD, as `-S` lists it, drops by policy or has a rule that drops everything.
 fn drops_all(listing: &str) -> Option<&'static str> {
     let mut lines = listing.lines();
-    if lines.clone().any(|l| l.starts_with(":FORWARD DROP")) {
+    if lines.clone().any(|l| l == "-P FORWARD DROP") {
         return Some("its policy is DROP");
     }
     lines
@@ -177,7 +177,7 @@ fn drops_all(listing: &str) -> Option<&'static str> {
 }
 
 async fn foreign_drop(tools: Tools) -> Finding {
-    match tables::save(tools, Family::V4, Table::Filter, false).await {
+    match tables::chain(tools, Family::V4, Table::Filter, "FORWARD").await {
         Err(error) => finding(types::FOREIGN_FORWARD, false, reasons::NOT_CHECKED, format!("{error}.")),
         Ok(listing) => match drops_all(&listing) {
             Some(how) => {
@@ -284,8 +284,8 @@ mod tests {
 
     #[test]
     fn a_foreign_drop_is_seen_by_policy_and_by_rule() {
-        assert!(drops_all("*filter\n:FORWARD DROP [0:0]\nCOMMIT\n").is_some());
-        assert!(drops_all("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -i eth0 -j DROP\n-A FORWARD -j DROP\nCOMMIT\n").is_some());
-        assert!(drops_all("*filter\n:FORWARD ACCEPT [0:0]\n-A FORWARD -i eth0 -j DROP\nCOMMIT\n").is_none());
+        assert!(drops_all("-P FORWARD DROP\n").is_some());
+        assert!(drops_all("-P FORWARD ACCEPT\n-A FORWARD -i eth0 -j DROP\n-A FORWARD -j DROP\n").is_some());
+        assert!(drops_all("-P FORWARD ACCEPT\n-A FORWARD -i eth0 -j DROP\n").is_none());
     }
 }

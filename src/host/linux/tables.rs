@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::hash::{DefaultHasher, Hasher as _};
+use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::process::{ExitStatus, Stdio};
 
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::process::Command;
+use tokio::process::{ChildStdout, Command};
 use tokio::time::timeout;
 
 use super::tools::{LOCK_WAIT, PATIENCE, Tools, execute};
@@ -17,20 +17,30 @@ use crate::netfilter::render::error_line;
 use crate::netfilter::{ChainName, Family, Table};
 
 /// The most that a tool may say. A table of 100 000 rules is 20 MB.
-const OUTPUT_MAX: u64 = 256 << 20;
+pub(super) const OUTPUT_MAX: u64 = 256 << 20;
 const ERRORS_MAX: u64 = 64 << 10;
 /// Up to here chains are listed one by one, above it the whole table is saved: a process takes about as long as saving 300 rules.
 const LIST_MAX: usize = 8;
 /// Exit status of the legacy tools when the lock could not be had (`RESOURCE_PROBLEM` in iptables' include/xtables.h).
 const RESOURCE_PROBLEM: i32 = 4;
 
-struct Said {
+pub(super) struct Said<T> {
     status: ExitStatus,
-    output: String,
+    output: T,
     errors: String,
 }
 
-async fn read(stream: Option<impl AsyncRead + Unpin>, max: u64) -> std::io::Result<String> {
+impl<T> Said<T> {
+    /// What it said, if it did what it was asked for.
+    pub(super) fn output(self, tools: Tools, action: &str) -> Result<T, HostError> {
+        if self.status.success() {
+            return Ok(self.output);
+        }
+        Err(classify(tools, action, self.status, &self.errors))
+    }
+}
+
+async fn read(stream: Option<impl AsyncRead + Unpin>, max: u64) -> io::Result<String> {
     let mut bytes = Vec::new();
     if let Some(stream) = stream {
         stream.take(max).read_to_end(&mut bytes).await?;
@@ -38,12 +48,22 @@ async fn read(stream: Option<impl AsyncRead + Unpin>, max: u64) -> std::io::Resu
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Runs a tool with `input`. It is killed when it takes too long, or when the caller gives up.
+/// Runs a tool with `input`, and keeps what it says.
+pub(super) async fn run(program: &str, arguments: &[&str], input: &str) -> Result<Said<String>, HostError> {
+    run_to(program, arguments, input, |output| read(output, OUTPUT_MAX)).await
+}
+
+/// Runs a tool with `input`; what it says goes to `take`. It is killed when it takes too long, or when the caller gives up.
 #[allow(clippy::disallowed_methods)] // disallowed everywhere else
-async fn run(program: &str, arguments: &[&str], input: &str) -> Result<Said, HostError> {
+pub(super) async fn run_to<T, F: Future<Output = io::Result<T>>>(
+    program: &str,
+    arguments: &[&str],
+    input: &str,
+    take: impl FnOnce(Option<ChildStdout>) -> F,
+) -> Result<Said<T>, HostError> {
     let action = || format!("running {program} {}", arguments.join(" "));
-    let failed = |error: std::io::Error| match error.kind() {
-        std::io::ErrorKind::NotFound => HostError::ToolMissing { tool: program.to_owned() },
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => HostError::ToolMissing { tool: program.to_owned() },
         _ => HostError::Failed {
             action: action(),
             said: error.to_string(),
@@ -66,7 +86,7 @@ async fn run(program: &str, arguments: &[&str], input: &str) -> Result<Said, Hos
         }
     };
     let all = async {
-        let ((), output, errors) = tokio::join!(write, read(stdout, OUTPUT_MAX), read(stderr, ERRORS_MAX));
+        let ((), output, errors) = tokio::join!(write, take(stdout), read(stderr, ERRORS_MAX));
         Ok(Said {
             status: child.wait().await?,
             output: output?,
@@ -192,20 +212,20 @@ pub(super) async fn save(tools: Tools, family: Family, table: Table, counters: b
     let mut arguments = vec!["-t", table.as_str()];
     arguments.extend(counters.then_some("-c"));
     let said = run(&tools.save(family), &arguments, "").await?;
-    if said.status.success() {
-        return Ok(said.output);
-    }
-    Err(classify(tools, &format!("reading {}", table.as_str()), said.status, &said.errors))
+    said.output(tools, &format!("reading {}", table.as_str()))
 }
 
-/// What tells the text of a table from another one: all of it but the lines in which the tools say when they wrote it.
-pub(super) fn mark(text: &str) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    for line in text.lines().filter(|line| !line.starts_with('#')) {
-        hasher.write(line.as_bytes());
-        hasher.write_u8(b'\n');
+/// Lists one chain: with nft the rules of all others are not even read. Empty for a legacy table that is not registered: listing would register it.
+pub(super) async fn chain(tools: Tools, family: Family, table: Table, chain: &str) -> Result<String, HostError> {
+    if !tools.registered(family, table.as_str()) {
+        return Ok(String::new());
     }
-    hasher.finish()
+    let output = execute(tools.command(family), table.as_str(), &format!("-w {LOCK_WAIT} -S {chain}")).await?;
+    if output.status.success() {
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+    }
+    let action = format!("reading {chain} of {}", table.as_str());
+    Err(classify(tools, &action, output.status, &String::from_utf8_lossy(&output.stderr)))
 }
 
 /// Reads a table, or some chains of it.

@@ -5,14 +5,16 @@
 //! `net/ipv4/sysctl_net_ipv4.c`), so they are looked at, which costs a few dumps a second.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::io;
 use std::net::IpAddr;
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, Mutex as Lock, PoisonError};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use netlink_sys::protocols::NETLINK_ROUTE;
-use tokio::task::spawn_blocking;
-use tokio::time::{Instant, sleep};
+use tokio::sync::oneshot;
 
 use super::events::Sender;
 use super::facts;
@@ -43,19 +45,18 @@ struct Unannounced {
 }
 
 impl Unannounced {
-    fn look(found: &Lock<Found>) -> io::Result<Self> {
-        let mut netlink = Netlink::open(NETLINK_ROUTE)?;
+    fn look(netlink: &mut Netlink, found: &Lock<Found>, reflect: [Option<u8>; 2]) -> io::Result<Self> {
         let changed = !found.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        let links = if changed { observe::links(&mut netlink)? } else { BTreeMap::new() };
+        let links = if changed { observe::links(netlink)? } else { BTreeMap::new() };
         let setting = |link: observe::Link| {
             let settings = link.settings;
             let watched = (settings.send_redirects, settings.proxy_delay, settings.proxy_delay_ipv6);
             (link.index, watched)
         };
         Ok(Self {
-            proxies: observe::our_proxies(&mut netlink)?,
+            proxies: observe::our_proxies(netlink)?,
             settings: links.into_values().map(setting).collect(),
-            reflect: reflect(),
+            reflect,
         })
     }
 
@@ -76,20 +77,52 @@ impl Unannounced {
     }
 }
 
-fn reflect() -> [Option<u8>; 2] {
-    facts::FWMARK_REFLECT.map(|(_, setting)| observe::sysctl(setting))
+/// `fwmark_reflect` of both families, whose files stay open: it is read more often than anything else.
+#[derive(Debug, Default)]
+struct Reflect([Option<File>; 2]);
+
+impl Reflect {
+    fn read(&mut self) -> [Option<u8>; 2] {
+        let mut now = [None; 2];
+        for ((value, file), (_, setting)) in now.iter_mut().zip(&mut self.0).zip(facts::FWMARK_REFLECT) {
+            if file.is_none() {
+                // A module that is not loaded yet may bring it.
+                *file = File::open(format!("/proc/sys/net/{setting}")).ok();
+            }
+            *value = file.as_ref().and_then(small);
+            if value.is_none() {
+                *file = None;
+            }
+        }
+        now
+    }
 }
 
-/// Looks until the receiver is gone. At `fwmark_reflect` always at the least interval: without it, what the node answers to isolated networks goes by its own routes, which the fence has to know.
+/// The small number that a file under /proc/sys holds at the moment.
+fn small(file: &File) -> Option<u8> {
+    let mut text = [0; 8];
+    let length = file.read_at(&mut text, 0).ok()?;
+    str::from_utf8(text.get(..length)?).ok()?.trim().parse().ok()
+}
+
+/// Looks until the receiver is gone, on a thread of its own: one that sleeps costs less than a timer among others.
 pub(super) async fn watch(sender: Sender, found: Arc<Lock<Found>>) -> io::Result<()> {
+    let (end, ended) = oneshot::channel();
+    thread::Builder::new().name("unannounced".to_owned()).spawn(move || {
+        let _ = end.send(look_on(&sender, &found));
+    })?;
+    ended.await.map_err(io::Error::other)?
+}
+
+/// At `fwmark_reflect` always at the least interval: without it, what the node answers to isolated networks goes by its own routes, which the fence has to know.
+fn look_on(sender: &Sender, found: &Lock<Found>) -> io::Result<()> {
+    let mut netlink = Netlink::open(NETLINK_ROUTE)?;
+    let mut reflect = Reflect::default();
     let mut before = Unannounced::default();
     loop {
-        let found = found.clone();
-        let now = spawn_blocking(move || Unannounced::look(&found))
-            .await
-            .map_err(io::Error::other)??;
+        let now = Unannounced::look(&mut netlink, found, reflect.read())?;
         for event in now.since(&before) {
-            if sender.send(event).await.is_err() {
+            if sender.blocking_send(event).is_err() {
                 return Ok(());
             }
         }
@@ -97,12 +130,18 @@ pub(super) async fn watch(sender: Sender, found: Arc<Lock<Found>>) -> io::Result
         let pause = LOOK_EACH.saturating_mul(proxies).clamp(LOOK_INTERVAL, LOOK_LATEST);
         before = now;
         let due = Instant::now() + pause;
-        while Instant::now() < due {
-            sleep(LOOK_INTERVAL.min(due - Instant::now())).await;
-            let reflect = reflect();
+        loop {
+            thread::sleep(LOOK_INTERVAL.min(due.saturating_duration_since(Instant::now())));
+            if sender.is_closed() {
+                return Ok(());
+            }
+            if Instant::now() >= due {
+                break;
+            }
+            let reflect = reflect.read();
             if before.reflect != reflect {
                 before.reflect = reflect;
-                if sender.send(HostEvent::Links).await.is_err() {
+                if sender.blocking_send(HostEvent::Links).is_err() {
                     return Ok(());
                 }
             }
@@ -112,7 +151,25 @@ pub(super) async fn watch(sender: Sender, found: Arc<Lock<Found>>) -> io::Result
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+
+    #[test]
+    fn settings_are_read_anew_from_a_file_that_stays_open() {
+        let path = std::env::temp_dir().join(format!("stagenet-unannounced-{}", std::process::id()));
+        let read = |text: &str, file: Option<&File>| {
+            std::fs::write(&path, text).unwrap();
+            file.map_or_else(|| small(&File::open(&path).unwrap()), small)
+        };
+        assert_eq!(
+            [read("0\n", None), read("1\n", None), read("", None), read("x", None)],
+            [Some(0), Some(1), None, None]
+        );
+        let open = File::open(&path).unwrap();
+        assert_eq!([read("1\n", Some(&open)), read("0\n", Some(&open))], [Some(1), Some(0)]);
+        std::fs::remove_file(path).unwrap();
+    }
 
     #[test]
     fn what_went_and_what_was_set_is_told_and_what_came_is_not() {
