@@ -8,6 +8,7 @@ mod lab;
 mod links;
 mod privileges;
 mod tables;
+mod unchanged;
 mod wire;
 
 use std::fs;
