@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, GUARD};
+use crate::desk::condition;
 use crate::lab::{seconds, wait_until};
 
 /// How often each kind of object was asked to be written, by whomever, since the API server started: its own metrics say so.
@@ -29,6 +30,18 @@ pub fn minute(cluster: &mut Cluster) {
     cluster.log("a minute in which nothing happens");
     cluster.model.fought = false;
     cluster.settle("everything");
+    wait_until(
+        seconds(GUARD + 30),
+        "gateways that hold all that is planned, and nothing besides",
+        || {
+            let sight = cluster.desk.sight();
+            sight
+                .gateways
+                .objects
+                .values()
+                .all(|told| condition(&told.object, "Ready")[1] == "AsPlanned")
+        },
+    );
     // What the last step led to is written first: agents report resource versions that mean nothing new a second late.
     let mut before = writes(cluster);
     wait_until(seconds(60), "everybody to have written what there was to write", || {

@@ -64,7 +64,7 @@ fn status_is_true_whatever_happens() {
             trouble(&mut cluster, &mut dice);
             took.push((cluster.watchman.clock() - begun, name));
         }
-        if only.is_none_or(|only| only.contains("idle")) {
+        if only.as_ref().is_none_or(|only| only.contains("idle")) {
             idle::minute(&mut cluster);
         }
         took.sort_by(|a, b| b.0.total_cmp(&a.0));
@@ -74,7 +74,11 @@ fn status_is_true_whatever_happens() {
         let (judged, excused) = cluster.watchman.tally();
         println!("measured: seed {seed}: {judged} dials judged, {excused} excused");
         println!("{}", cluster.diary.join("\n"));
-        // What troubles excuse is a few mappings for a few seconds.
-        assert!(excused < judged, "{judged} dials judged, {excused} excused");
+        // What troubles excuse is a few mappings for a few seconds: a tenth of all dials, a little more on a machine that is busy.
+        let played_all = only.is_none();
+        assert!(
+            !played_all || excused * 4 < judged + excused,
+            "{judged} dials judged, {excused} excused"
+        );
     });
 }

@@ -23,6 +23,8 @@ pub struct Model {
     pub down: BTreeSet<String>,
     /// Mappings that this version cannot read.
     pub unreadable: BTreeSet<String>,
+    /// Those of them of which controllers know no earlier version: they do not know what is claimed, gateways do.
+    pub forgotten: BTreeSet<String>,
     /// Networks that this version cannot read, and those of them of which controllers know no earlier version.
     pub unreadable_networks: BTreeSet<String>,
     pub forgotten_networks: BTreeSet<String>,
@@ -49,11 +51,17 @@ impl Model {
         let mut names: Vec<_> = self.claims.keys().collect();
         names.sort_by_key(|name| (age(name), (*name).clone()));
         let mut standing: Vec<&Claim> = Vec::new();
+        let mut forgotten: Vec<&Claim> = Vec::new();
         let verdict = |name: &String| {
             let claim = &self.claims[name];
-            let forgotten = self.forgotten_networks.contains(&claim.network);
-            let verdict = if forgotten || self.unreadable.contains(name) {
-                standing.push(claim);
+            let unknown = self.forgotten_networks.contains(&claim.network);
+            let verdict = if unknown || self.unreadable.contains(name) {
+                let known = if self.forgotten.contains(name) {
+                    &mut forgotten
+                } else {
+                    &mut standing
+                };
+                known.push(claim);
                 ("Unknown", "Unreadable")
             } else if !self.networks.contains(&claim.network) {
                 ("False", "NetworkNotFound")
@@ -61,6 +69,9 @@ impl Model {
                 ("False", reason)
             } else if standing.iter().any(|other| other.rivals(claim)) {
                 ("False", "Conflict")
+            } else if forgotten.iter().any(|other| other.rivals(claim)) {
+                // Gateways refuse it.
+                ("False", "Pending")
             } else {
                 standing.push(claim);
                 if self.silent {

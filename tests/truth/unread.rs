@@ -88,10 +88,12 @@ pub fn mapping(cluster: &mut Cluster, dice: &mut Dice) {
     restore(cluster, "natmappings", &before);
     // The rules are back and what breaks them is stored: its status can be written all the same, also by a controller that never could read it.
     renew_controllers(cluster);
+    cluster.model.forgotten.insert("newer".to_owned());
     let said = touch_unseen(cluster, dice);
     settle(cluster, &format!("controllers are started anew; {said}"));
     cluster.desk.patch(&Desk::mapping_path("newer"), &claim.patch());
     cluster.model.unreadable.clear();
+    cluster.model.forgotten.clear();
     settle(cluster, "newer is mended");
     cluster.delete("newer");
     settle(cluster, "newer is deleted");

@@ -16,6 +16,7 @@ pub fn mapping((status, reason): Verdict) -> Vec<Word<'static>> {
         ("True", _) => [&stands[..], &[held]].concat(),
         ("Unknown", "GatewaySilent") => [&stands[..], &[("Programmed", status, reason)]].concat(),
         ("Unknown", _) => ["Accepted", "ResolvedRefs", "Programmed"].map(|kind| (kind, status, reason)).into(),
+        (_, "Pending") => [&stands[..], &[("Programmed", status, reason), ("Reconciling", "True", reason)]].concat(),
         (_, "LinkDown") => [&stands[..], &[held, ("Reconciling", "True", reason)]].concat(),
         (_, "NetworkNotFound") => vec![
             ("Accepted", status, reason),
