@@ -215,6 +215,10 @@ impl Work<'_> {
                 if let Some(before) = self.kept.links.as_ref().filter(|_| self.kept.settled) {
                     self.outcome.drift.extend(staging::link_drift(before, &seen, plan));
                 }
+                // What stood was asked for before it was taken, be it by the process before this one. On a link that is down nobody can be asked again.
+                if let Some(before) = &self.kept.links {
+                    self.kept.asked.extend(before.proxies.difference(&seen.proxies).cloned());
+                }
                 self.kept.links = Some(Arc::new(seen));
                 self.kept.links_doubted = false;
                 true

@@ -97,6 +97,24 @@ async fn an_address_that_somebody_has_is_not_taken() {
     assert_eq!(state(&host), converged(&[two()]).await);
 }
 
+/// The kernel forgets proxy neighbours of a link that goes down, where nobody can be asked. What an agent found standing when it started was asked for by the one before it.
+#[tokio::test]
+async fn what_stood_is_not_asked_for_again() {
+    let (host, mut kept) = (host(), Kept::default());
+    assert!(pass(&host, &mut kept, &one()).await.complete);
+    let standing = host.proxies();
+    let mut kept = Kept::default();
+    assert!(pass(&host, &mut kept, &one()).await.complete);
+    kept.doubt_all();
+    for proxy in &standing {
+        host.remove_proxy(proxy);
+    }
+    host.fail_next(Call::Probe, boom());
+    let outcome = pass(&host, &mut kept, &one()).await;
+    assert!(outcome.complete && !outcome.failed(), "{:?}", outcome.troubles);
+    assert_eq!(host.proxies(), standing);
+}
+
 /// The gateway that served the network until now answers until it has heard of the move.
 #[tokio::test]
 async fn another_gateway_of_ours_is_nobody_else() {
