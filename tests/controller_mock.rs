@@ -226,6 +226,71 @@ async fn a_silence_that_begins_during_a_pass_is_told() {
     assert_eq!(told(), ["\"Ready\"", "\"GatewaySilent\""]);
 }
 
+/// Labels that cannot be read hold up nothing but what depends on them.
+#[tokio::test]
+async fn after_the_first_judgement_only_what_depends_on_labels_waits_for_them() {
+    let (client, log) = api_server(|line, body| {
+        let object = if line.contains("stagingnetworks") {
+            network("12")
+        } else {
+            mapping("12")
+        };
+        Some((200, with_status(object, body, "13")))
+    });
+    let (mut reconciler, mut writers) = controller(&client);
+    assert_eq!(reconciler.reconcile().await, None);
+    let before = lines(&log).len();
+    let mut selecting = network("20");
+    selecting["spec"]["allowedNamespaces"] = json!({"from": "Selector", "selector": {"matchLabels": {"team": "staging"}}});
+    writers.networks.apply_watcher_event(&event(selecting));
+    let mut other = mapping("21");
+    (other["metadata"]["name"], other["metadata"]["uid"]) = ("other".into(), "u3".into());
+    other["spec"]["networkRef"]["name"] = "segment-z".into();
+    writers.mappings.apply_watcher_event(&event(other));
+    let next = reconciler.reconcile().await.unwrap();
+    assert!(next > Instant::now() + Duration::from_secs(5), "labels are waited for");
+    let written = lines(&log)[before..].join("\n");
+    assert!(written.contains("natmappings/other/status"), "{written}");
+    assert!(!written.contains("natmappings/vm03/status"), "what was said stays said: {written}");
+}
+
+/// An object that is held for the guard's sake is made anew, once; a Node that is only held gets none.
+#[tokio::test]
+async fn gateway_nodes_are_made_of_nodes_that_are_there() {
+    const CREATE: &str = "POST /apis/stagenet.dev/v1alpha1/gatewaynodes";
+    let (client, log) = api_server(|line, body| {
+        if line == CREATE {
+            return Some((201, body.clone()));
+        }
+        accept(line, body)
+    });
+    let (stores, writers) = Stores::new();
+    let (mut reconciler, mut writers) = knowing(&client, &stores, writers);
+    let node = json!({"metadata": {"name": "node-a", "uid": "n1", "labels": {"gateway": "true"}}});
+    writers
+        .nodes
+        .apply_watcher_event(&Event::Apply(decode::<PartialObjectMeta<Node>>(node)));
+    let mut owned = gateway();
+    owned["metadata"]["ownerReferences"] = json!([{"apiVersion": "v1", "kind": "Node", "name": "node-a", "uid": "n1"}]);
+    writers.gateways.apply_watcher_event(&event(owned));
+    let created = || lines(&log).iter().filter(|line| *line == CREATE).count();
+    let held = ["node-a".to_owned()].into();
+    reconciler.reconcile().await;
+    assert_eq!(created(), 0);
+    for (nodes_held, wanted) in [(true, 0), (false, 1), (false, 1)] {
+        stores.held_gateways.are(&held);
+        stores.held_nodes.are(&if nodes_held { held.clone() } else { [].into() });
+        reconciler.reconcile().await;
+        assert_eq!(created(), wanted, "the Node is only held: {nodes_held}");
+    }
+    assert!(
+        lines(&log)
+            .iter()
+            .all(|line| !line.starts_with("PATCH") || line.ends_with("/status")),
+        "nothing is given to a Node that is only held"
+    );
+}
+
 #[tokio::test]
 async fn a_conflict_waits_for_the_newer_object() {
     let (client, log) = api_server(|line, body| match body["metadata"]["resourceVersion"].as_str() {

@@ -10,6 +10,7 @@
 //! |---|---|---|
 //! | [`leader`] | one leader among the replicas | the decision |
 //! | [`watch`] | stores, fed by watches; the bell | |
+//! | [`follow`] | feeds a store from a watch, and holds what is in doubt | |
 //! | [`heartbeat`] | which agents are silent | yes |
 //! | [`namespaces`] | labels of namespaces, while some network asks for them | |
 //! | [`nodes`] | makes `GatewayNode`s for agents to report to | which are missing |
@@ -40,6 +41,7 @@ mod count;
 pub mod definitions;
 pub mod doubt;
 pub mod events;
+pub mod follow;
 pub mod gather;
 pub mod heartbeat;
 pub mod leader;
@@ -139,7 +141,7 @@ pub async fn run_until(client: Client, options: ControllerOptions, shutdown: imp
     let mut watches = JoinSet::new();
     stores.follow(writers, &client, &options.namespace, options.guard, &mut watches);
     let machines = Machines::new(stores.bell.clone());
-    machines.follow(&client, &mut watches);
+    machines.follow(&client, options.guard, &mut watches);
     let (announcer, publishing) = Announcer::new(client.clone(), events::REPORTER, &options.identity);
     watches.spawn(publishing);
     let mut servers = JoinSet::new();

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use futures::StreamExt;
+use futures::StreamExt as _;
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::{ObjectMeta, Patch, PatchParams, PostParams};
@@ -99,77 +99,100 @@ fn object(node: &PartialObjectMeta<Node>) -> Option<GatewayNode> {
     })
 }
 
-/// Creates them. Returns whether all are there now; what is not is to be tried again.
-pub async fn create(client: &Client, objects: Vec<GatewayNode>) -> bool {
+/// One that was made anew for the same Node, because its definition went and came back, has no report yet: the last one counts until the agent reports.
+pub fn keep_report(new: &mut GatewayNode, old: &GatewayNode) {
+    if new.status.is_none() && new.metadata.owner_references == old.metadata.owner_references {
+        new.status.clone_from(&old.status);
+    }
+}
+
+/// Creates them. What is not there now is to be tried again.
+pub async fn create(client: &Client, objects: Vec<GatewayNode>) -> Done {
     let api: Api<GatewayNode> = Api::all(client.clone());
     let params = PostParams {
         field_manager: Some(REPORTER.to_owned()),
         ..PostParams::default()
     };
-    let results = futures::stream::iter(objects).map(|object| {
-        let (api, params) = (&api, &params);
-        async move {
-            let node = object_key("GatewayNode", None, &object.name_any());
-            match tokio::time::timeout(TIMEOUT, api.create(params, &object)).await {
-                Ok(Ok(_)) => info!(object = node, "created"),
-                // The watch has not told yet.
-                Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
-                Ok(Err(error)) => {
-                    warn!(object = node, error = %chain(&error), "creating; it is tried again");
-                    return false;
-                }
-                Err(_) => {
-                    warn!(object = node, "creating: no answer within {TIMEOUT:?}; it is tried again");
-                    return false;
-                }
-            }
-            true
-        }
+    let api = &api;
+    let params = &params;
+    let all = objects.into_iter().map(|object| async move {
+        let answer = tokio::time::timeout(TIMEOUT, api.create(params, &object)).await;
+        // 409: the watch has not told yet.
+        (object.name_any(), outcome(answer, &[409]))
     });
-    // All of them: one that is refused again and again holds up no other.
-    let all = results.buffer_unordered(CONCURRENCY);
-    all.fold(true, |all, created| std::future::ready(all && created)).await
+    each(all, "created", "creating; it is tried again").await
 }
 
-/// Gives objects to their Nodes. Returns whether all have been given; what has not is to be tried again. An object that has changed meanwhile comes again by its watch.
-pub async fn adopt(client: &Client, adoptions: Vec<Adoption>) -> bool {
+/// Gives objects to their Nodes. What has not been given is to be tried again. An object that has changed meanwhile comes again by its watch.
+pub async fn adopt(client: &Client, adoptions: Vec<Adoption>) -> Done {
     let api: Api<GatewayNode> = Api::all(client.clone());
     let params = PatchParams {
         field_manager: Some(REPORTER.to_owned()),
         ..PatchParams::default()
     };
-    let results = futures::stream::iter(adoptions).map(|adoption| {
-        let (api, params) = (&api, &params);
-        async move {
-            let Adoption {
-                name: node,
-                uid,
-                resource_version,
-                owners,
-            } = adoption;
-            let meta = json!({"uid": uid, "resourceVersion": resource_version, "ownerReferences": owners});
-            let patch = Patch::Merge(json!({"metadata": meta}));
-            match tokio::time::timeout(TIMEOUT, api.patch_metadata(&node, params, &patch)).await {
-                Ok(Ok(_)) => info!(object = object_key("GatewayNode", None, &node), "belongs to its Node now, and goes with it"),
-                // Changed or gone meanwhile.
-                Ok(Err(kube::Error::Api(status))) if [404, 409].contains(&status.code) => {}
-                Ok(Err(error)) => {
-                    warn!(object = object_key("GatewayNode", None, &node), error = %chain(&error), "giving it to its Node; it is tried again");
-                    return false;
-                }
-                Err(_) => {
-                    warn!(
-                        object = object_key("GatewayNode", None, &node),
-                        "giving it to its Node: no answer within {TIMEOUT:?}; it is tried again"
-                    );
-                    return false;
-                }
-            }
-            true
-        }
+    let api = &api;
+    let params = &params;
+    let all = adoptions.into_iter().map(|adoption| async move {
+        let meta = json!({"uid": adoption.uid, "resourceVersion": adoption.resource_version, "ownerReferences": adoption.owners});
+        let patch = Patch::Merge(json!({"metadata": meta}));
+        let answer = tokio::time::timeout(TIMEOUT, api.patch_metadata(&adoption.name, params, &patch)).await;
+        // 404, 409: gone or changed meanwhile.
+        (adoption.name, outcome(answer, &[404, 409]))
     });
-    let all = results.buffer_unordered(CONCURRENCY);
-    all.fold(true, |all, adopted| std::future::ready(all && adopted)).await
+    each(
+        all,
+        "belongs to its Node now, and goes with it",
+        "giving it to its Node; it is tried again",
+    )
+    .await
+}
+
+/// What came of it, by name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Done {
+    /// Of these it is as it should be, or the watch is about to tell otherwise.
+    pub settled: BTreeSet<String>,
+    /// Whether that is so of all.
+    pub complete: bool,
+}
+
+/// Whether it was done just now, or why it is not as it should be.
+fn outcome<T>(answer: Result<kube::Result<T>, tokio::time::error::Elapsed>, settled: &[u16]) -> Result<bool, String> {
+    match answer {
+        Ok(Ok(_)) => Ok(true),
+        Ok(Err(kube::Error::Api(status))) if settled.contains(&status.code) => Ok(false),
+        Ok(Err(error)) => Err(chain(&error)),
+        Err(_) => Err(format!("no answer within {TIMEOUT:?}")),
+    }
+}
+
+/// Does all of them: one that is refused again and again holds up no other. What fails often fails for all, and is told in one line.
+async fn each<F>(all: impl Iterator<Item = F>, done: &str, failed: &str) -> Done
+where
+    F: Future<Output = (String, Result<bool, String>)>,
+{
+    let outcomes: Vec<_> = futures::stream::iter(all).buffer_unordered(CONCURRENCY).collect().await;
+    let mut settled = BTreeSet::new();
+    let mut failures = BTreeMap::new();
+    for (name, outcome) in outcomes {
+        let object = object_key("GatewayNode", None, &name);
+        match outcome {
+            Ok(now) => {
+                if now {
+                    info!(object, "{done}");
+                }
+                settled.insert(name);
+            }
+            Err(error) => drop(failures.insert(object, error)),
+        }
+    }
+    if let Some((object, error)) = failures.first_key_value() {
+        warn!(object, error, count = failures.len(), "{failed}");
+    }
+    Done {
+        settled,
+        complete: failures.is_empty(),
+    }
 }
 
 #[cfg(test)]

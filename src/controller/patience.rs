@@ -1,7 +1,7 @@
 //! How long a judgement waits for what it would be better with. Pure: the clock comes from outside.
 //!
 //! After a start everything is read within a second, and judging before that would unsay what was said. But what cannot be read, because somebody took a right away or one kind
-//! does not answer, must not keep all the rest from being judged.
+//! does not answer, must not keep all the rest from being judged: after the first judgement nothing waits but what depends on it.
 
 use std::time::{Duration, Instant};
 

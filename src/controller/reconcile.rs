@@ -4,6 +4,7 @@
 //! after a quiet time is worked on at once, further ones wait until the worker has rested at least as long as it has worked.
 //! A pass writes a bounded number of objects and then looks again, so that a change made during a big job is not at its end.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
@@ -27,7 +28,8 @@ use super::patience::{Lacking, Patience};
 use super::unread::{Blanks, Unread};
 use super::watch::{Stores, decoded, place, unreadable};
 use super::write::{Outcome, Reported, write};
-use crate::api::{NatMapping, StagingNetwork};
+use crate::api::reasons::{self, types};
+use crate::api::{NatMapping, NatMappingStatus, StagingNetwork};
 use crate::plan::{Borrowed, MappingKey, Memory, NodeFacts, Verdicts, View, isolation, judge_again};
 use crate::telemetry::metrics::ReconcileLabels;
 use crate::telemetry::{Health, Metrics, object_key};
@@ -61,6 +63,10 @@ pub struct Reconciler {
     metrics: Arc<Metrics>,
     outages: u32,
     patience: Patience,
+    /// Whether anything has been judged yet.
+    begun: bool,
+    /// Objects of gateways that are there, of those of which the watch has not told so.
+    made: BTreeSet<String>,
     /// What the last judgement had to do without.
     lacking: Option<String>,
 }
@@ -85,6 +91,8 @@ impl Reconciler {
             metrics,
             outages: 0,
             patience: Patience::default(),
+            begun: false,
+            made: BTreeSet::new(),
             lacking: None,
         }
     }
@@ -136,11 +144,16 @@ impl Reconciler {
             namespaces: labels.is_none(),
             api_server: !found.complete,
         };
-        // What is on its way ends the wait when it comes. Until then what was said stays said.
-        if let Some(until) = self.patience.until(lacking, now) {
-            return Some(until);
+        // What is on its way ends the wait when it comes. Until then what was said stays said: of everything before the first judgement, later of what depends on labels. Addresses that
+        // were known stay known.
+        let patience = self.patience.until(lacking, now).filter(|_| lacking.namespaces || !self.begun);
+        if patience.is_some() && !self.begun {
+            return patience;
         }
-        self.lacking = lacking.said();
+        self.begun = true;
+        if patience.is_none() {
+            self.lacking = lacking.said();
+        }
         let namespaces = labels.unwrap_or_default();
         self.seen.observe(&known.mappings);
         let (machines, judged) = self.machines.resolve(&known.networks, &known.mappings);
@@ -168,6 +181,9 @@ impl Reconciler {
             judged: &judged,
         };
         let mut statuses = self.settled.aggregate(&inputs, objects);
+        if patience.is_some() {
+            statuses.mappings.retain(|_, status| !waits_for_labels(status));
+        }
         unread.tell(&known, &blanks, &mut statuses, now);
         let (networks, mappings) = pair(&known, &blanks, statuses);
         // Networks first: which gateway is active is what agents wait for before anything else.
@@ -176,22 +192,31 @@ impl Reconciler {
         next = earliest(next, pass.write(mappings, &mut self.mappings).await);
         let outage = pass.outage;
         let again = (!complete).then(|| Instant::now() + RETRY);
-        earliest(earliest(next, again), self.after_outage(outage))
+        earliest(earliest(next, patience), earliest(again, self.after_outage(outage)))
     }
 
     /// Agents that run, and nodes that a network selects, have an object to report to. Returns whether all of them have.
-    async fn make_gateway_nodes(&self, verdicts: &Verdicts) -> bool {
+    async fn make_gateway_nodes(&mut self, verdicts: &Verdicts) -> bool {
         let mut wanted = self.stores.agents();
         wanted.extend(verdicts.networks.values().flat_map(|network| network.gateways.iter().cloned()));
+        // A Node that is only held may be no more, or another one: what it owned would be collected at once.
+        let doubtful = self.stores.held_nodes.names();
+        wanted.retain(|node| !doubtful.contains(node));
+        // An object that is only held is to be made anew, once.
+        let held = self.stores.held_gateways.names();
+        self.made.retain(|node| held.contains(node));
+        let held: BTreeSet<String> = held.difference(&self.made).cloned().collect();
         // Also those that cannot be decoded.
         let gateways = self.stores.gateways.state();
-        let present = gateways.iter().map(|gateway| gateway.name_any()).collect();
+        let present = gateways.iter().map(|gateway| gateway.name_any());
+        let present = present.filter(|node| !held.contains(node)).collect();
         let nodes = self.stores.nodes.state();
         let missing = nodes::missing(nodes.iter().map(AsRef::as_ref), &wanted, &present);
-        let strays = nodes::strays(nodes.iter().map(AsRef::as_ref), gateways.iter().map(|gateway| gateway.meta()));
-        let created = missing.is_empty() || nodes::create(&self.client, missing).await;
-        let adopted = strays.is_empty() || nodes::adopt(&self.client, strays).await;
-        created && adopted
+        let sure = nodes.iter().filter(|node| !doubtful.contains(&node.name_any()));
+        let strays = nodes::strays(sure.map(AsRef::as_ref), gateways.iter().map(|gateway| gateway.meta()));
+        let created = nodes::create(&self.client, missing).await;
+        self.made.extend(created.settled);
+        created.complete && nodes::adopt(&self.client, strays).await.complete
     }
 
     /// What the stores hold of networks and mappings, with own writes that they have not caught up with.
@@ -261,6 +286,12 @@ impl Reconciler {
             .map(|gateway| heartbeats.life(&gateway.name_any(), now))
             .collect()
     }
+}
+
+/// Whether labels of its namespace would decide about a mapping.
+fn waits_for_labels(status: &NatMappingStatus) -> bool {
+    let accepted = status.conditions.iter().find(|condition| condition.type_ == types::ACCEPTED);
+    accepted.is_some_and(|condition| condition.reason == reasons::NAMESPACE_UNKNOWN)
 }
 
 /// What logs call an object.

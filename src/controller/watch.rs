@@ -4,31 +4,23 @@
 //! ([`super::doubt`]).
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Debug;
-use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Node;
 use kube::core::PartialObjectMeta;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::reflector::{ObjectRef, Store, store};
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::reflector::{Store, store};
 use kube::{Api, Client, Resource, ResourceExt};
-use serde::de::DeserializeOwned;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
-use tracing::warn;
 
-use super::backoff::WatchBackoff;
-use super::definitions::{ASK, Definition};
-use super::doubt::{Believed, Doubt};
+use super::follow::{Follow, Held, any_change, follow};
 use super::heartbeat::{Heartbeats, LEASE_PREFIX};
+use super::nodes::keep_report;
 use super::stored::Stored;
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
-use crate::telemetry::{Health, chain, object_key};
+use crate::telemetry::Health;
 
 /// A store of objects of which some may be undecodable.
 pub type Guarded<K> = Store<Stored<K>>;
@@ -50,6 +42,10 @@ pub struct Stores {
     leases: Store<Lease>,
     /// What follows from the Leases.
     heartbeats: Arc<Mutex<Heartbeats>>,
+    /// Gateways' objects that are in their store for the guard's sake.
+    pub held_gateways: Held,
+    /// Nodes that are in theirs for it.
+    pub held_nodes: Held,
     /// Rings when something changed. Rings once however often it was asked to while nobody listened.
     pub bell: Arc<Notify>,
 }
@@ -82,6 +78,8 @@ impl Stores {
             nodes,
             leases,
             heartbeats: Arc::default(),
+            held_gateways: Held::default(),
+            held_nodes: Held::default(),
             bell: Arc::default(),
         };
         let writers = Writers {
@@ -114,10 +112,18 @@ impl Stores {
             any_change,
             Stored::keep,
         ));
-        tasks.spawn(follow(Api::all(client.clone()), writers.gateways, all(), any_change, Stored::keep));
+        let keep = |new: &mut Stored<GatewayNode>, old: &Stored<GatewayNode>| {
+            new.keep(old);
+            if let (Some(new), Some(old)) = (&mut new.object, &old.object) {
+                keep_report(Arc::make_mut(new), old);
+            }
+        };
+        let gateways = all().defined::<GatewayNode>(client).telling(&self.held_gateways);
+        tasks.spawn(follow(Api::all(client.clone()), writers.gateways, gateways, any_change, keep));
         let labels =
             |old: Option<&PartialObjectMeta<Node>>, new: &PartialObjectMeta<Node>| old.is_none_or(|old| old.labels() != new.labels());
-        tasks.spawn(follow(Api::all(client.clone()), writers.nodes, all(), labels, |_, _| ()));
+        let nodes = all().telling(&self.held_nodes);
+        tasks.spawn(follow(Api::all(client.clone()), writers.nodes, nodes, labels, |_, _| ()));
         let stores = self.clone();
         let leases = Api::namespaced(client.clone(), namespace);
         let heard = move |_: Option<&Lease>, lease: &Lease| stores.hear(lease, Instant::now());
@@ -194,152 +200,4 @@ pub fn unreadable<K: Resource<DynamicType = ()> + Clone>(store: &Guarded<K>) -> 
     let mut objects: Vec<Arc<Stored<K>>> = store.state().into_iter().filter(|stored| stored.error.is_some()).collect();
     objects.sort_unstable_by(|a, b| place(&**a).cmp(&place(&**b)));
     objects
-}
-
-/// What a watch is followed with.
-struct Follow {
-    bell: Arc<Notify>,
-    guard: Duration,
-    /// Of kinds whose definition people replace.
-    definition: Option<Definition>,
-}
-
-impl Follow {
-    fn new(bell: &Arc<Notify>, guard: Duration) -> Self {
-        Self {
-            bell: bell.clone(),
-            guard,
-            definition: None,
-        }
-    }
-
-    fn defined<K: Resource<DynamicType = ()>>(self, client: &Client) -> Self {
-        Self {
-            definition: Some(Definition::of::<K>(client)),
-            ..self
-        }
-    }
-}
-
-/// Namespace and name, as text.
-fn key<K: Resource>(object: &K) -> String {
-    object
-        .namespace()
-        .map_or_else(|| object.name_any(), |space| format!("{space}/{}", object.name_any()))
-}
-
-/// Feeds a store from a watch, and rings when `matters` says so of an object's old and new state, when one is gone, and after every list.
-/// `keep` gives the new state what is to be kept of the old one.
-async fn follow<K>(
-    api: Api<K>,
-    mut writer: kube::runtime::reflector::store::Writer<K>,
-    mut follow: Follow,
-    matters: impl Fn(Option<&K>, &K) -> bool,
-    keep: impl Fn(&mut K, &K),
-) where
-    K: Resource + Clone + Debug + DeserializeOwned + Send + Sync + 'static,
-    K::DynamicType: Default + Eq + Hash + Clone,
-{
-    let kind = K::kind(&K::DynamicType::default()).into_owned();
-    let reader = writer.as_reader();
-    let mut doubt = Doubt::new(follow.guard, Believed::Half);
-    let mut listed = BTreeSet::new();
-    let mut asked = Instant::now();
-    // managedFields are half of an object and nothing to us.
-    let events = watcher(api, watcher::Config::default()).modify(|object| object.meta_mut().managed_fields = None);
-    let mut events = std::pin::pin!(events.backoff(WatchBackoff::default()));
-    loop {
-        let ask = doubt.asks().then_some(asked + ASK);
-        let idle = Instant::now() + Duration::from_hours(1);
-        let due = doubt.due().into_iter().chain(ask).min().unwrap_or(idle);
-        let event = tokio::select! {
-            event = events.next() => event,
-            () = tokio::time::sleep_until(due.into()) => {
-                // Nothing that is held for the definition's sake is let go without asking.
-                if let (true, Some(definition)) = (doubt.asks(), &mut follow.definition) {
-                    let standing = definition.standing(None).await;
-                    asked = Instant::now();
-                    doubt.asked(standing, asked);
-                }
-                let gone = doubt.over(Instant::now());
-                let objects = reader.state().into_iter().filter(|object| gone.contains(&key(&**object)));
-                objects.for_each(|object| writer.apply_watcher_event(&Event::Delete(K::clone(&object))));
-                if !gone.is_empty() {
-                    warn!(kind, count = gone.len(), "nobody has told of what the list lacks: taken for deleted");
-                    follow.bell.notify_one();
-                }
-                continue;
-            }
-        };
-        let mut event = match event {
-            Some(Ok(event)) => event,
-            Some(Err(error)) => {
-                warn!(kind, error = %chain(&error), "watching failed; trying again");
-                continue;
-            }
-            None => return,
-        };
-        if let Event::Apply(object) | Event::InitApply(object) = &mut event
-            && let Some(old) = reader.get(&ObjectRef::from_obj(object))
-        {
-            keep(object, &old);
-        }
-        if let Event::Delete(object) = &event
-            && let Some(definition) = &mut follow.definition
-            && let standing = definition
-                .standing(object.meta().creation_timestamp.as_ref().map(|time| time.0))
-                .await
-            && doubt.hold(key(object), standing, Instant::now())
-        {
-            if let Some(message) = doubt.message(&kind, Clone::clone) {
-                warn!(kind, "{message}");
-            }
-            continue;
-        }
-        let ring = match &event {
-            Event::Apply(object) => {
-                doubt.told(&key(object));
-                matters(reader.get(&ObjectRef::from_obj(object)).as_deref(), object)
-            }
-            Event::InitApply(object) => {
-                listed.insert(key(object));
-                matters(None, object);
-                false
-            }
-            Event::Delete(object) => {
-                doubt.told(&key(object));
-                true
-            }
-            Event::InitDone => {
-                let had = reader.state();
-                let held = doubt.listed(had.iter().map(|object| key(&**object)), |key| listed.contains(key), Instant::now());
-                let kept = had.iter().filter(|object| held.contains(&key(&***object)));
-                kept.for_each(|object| writer.apply_watcher_event(&Event::InitApply(K::clone(object))));
-                if let Some(message) = doubt.message(&kind, Clone::clone) {
-                    warn!(kind, "{message}");
-                }
-                true
-            }
-            Event::Init => {
-                listed.clear();
-                false
-            }
-        };
-        writer.apply_watcher_event(&event);
-        if ring {
-            follow.bell.notify_one();
-        }
-    }
-}
-
-/// For the kinds of our own every change matters; what cannot be decoded is logged.
-fn any_change<K: Resource<DynamicType = ()> + Clone>(_: Option<&Stored<K>>, new: &Stored<K>) -> bool {
-    if let Some(error) = &new.error {
-        let object = object_key(&K::kind(&()), new.meta().namespace.as_deref(), &new.name_any());
-        warn!(
-            object,
-            error, "object cannot be decoded; its last good version stays in force if there is one, others are not affected"
-        );
-    }
-    true
 }

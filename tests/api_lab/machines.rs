@@ -7,7 +7,7 @@ use crate::Cluster;
 use crate::lab::{self, Backend, Steady, VIP, VIP_80, isolated_with_api, seconds, wait_for, wait_until};
 
 /// The definitions, made first if need be. None: labs of this kind are skipped.
-fn definitions() -> Option<PathBuf> {
+pub(crate) fn definitions() -> Option<PathBuf> {
     if std::env::var_os("STAGENET_SKIP_API_LABS").is_some() {
         return None;
     }

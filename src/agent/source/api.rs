@@ -24,6 +24,7 @@ use crate::controller::definitions::ASK;
 use crate::controller::doubt::Believed;
 use crate::controller::gather;
 use crate::controller::namespaces::Heard;
+use crate::controller::nodes::keep_report;
 use crate::plan::{Borrowed, View, concern};
 
 /// Resource versions that mean nothing new are passed on this late: the controller's own status writes come by the thousand.
@@ -133,15 +134,20 @@ impl State {
         mappings.chain(self.networks.due()).chain(gateways).chain(self.own.due()).min()
     }
 
-    /// Of networks and mappings, whether the definition is to be asked for.
-    fn asks(&self) -> [bool; 2] {
-        [self.networks.asks(), self.mappings.values().any(Cache::asks)]
+    /// Of networks, mappings and gateways, whether the definition is to be asked for.
+    fn asks(&self) -> [bool; 3] {
+        [
+            self.networks.asks(),
+            self.mappings.values().any(Cache::asks),
+            self.gateways.as_ref().is_some_and(Cache::asks),
+        ]
     }
 
     /// The definitions stand like this now.
     fn asked(&mut self, standing: Standings, now: Instant) {
         self.networks.asked(standing.networks, now);
         self.mappings.values_mut().for_each(|cache| cache.asked(standing.mappings, now));
+        self.gateways.iter_mut().for_each(|cache| cache.asked(standing.gateways, now));
     }
 
     /// Takes for deleted what was held long enough.
@@ -213,7 +219,11 @@ impl State {
         let Some(cache) = &mut self.gateways else {
             return Change::None;
         };
-        match cache.take(event, now) {
+        let change = match event {
+            Event::Delete(object) => cache.hold(object, self.definitions.gateways, now),
+            event => cache.take(event, now),
+        };
+        match change {
             // What this agent itself reported is no news to it, unless its subnets decide what it has to know.
             Change::Meaning if own && !self.client => Change::None,
             Change::Version => Change::None,
@@ -276,6 +286,7 @@ impl State {
     fn guarded_gateways(&self) -> Cache<GatewayNode> {
         Cache::new(|a: &GatewayNode, b| interfaces(a) == interfaces(b))
             .trimmed(trim_gateway)
+            .keeping(keep_report)
             .guarded(self.guard, Believed::Half)
     }
 

@@ -43,6 +43,8 @@ pub(super) struct Cache<K> {
     same: fn(&K, &K) -> bool,
     /// Takes away what nobody looks at.
     trim: fn(&mut K),
+    /// Gives an object what is to be kept of the one that was known before.
+    keep: fn(&mut K, &K),
     /// Whether lists are believed.
     doubt: Doubt<Key>,
 }
@@ -57,6 +59,7 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
             ready: false,
             same,
             trim: |_| (),
+            keep: |_, _| (),
             doubt: Doubt::new(Duration::ZERO, Believed::Half),
         }
     }
@@ -77,6 +80,11 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
     /// The object of that name, of a kind without namespaces.
     pub(super) fn named(&self, name: &str) -> Option<&K> {
         self.objects.get(&(String::new(), name.to_owned())).map(AsRef::as_ref)
+    }
+
+    /// `keep` gives an object what is to be kept of the one that was known before.
+    pub(super) fn keeping(self, keep: fn(&mut K, &K)) -> Self {
+        Self { keep, ..self }
     }
 
     /// All objects, sorted.
@@ -210,6 +218,9 @@ impl<K: Resource<DynamicType = ()>> Cache<K> {
             Ok(mut object) => {
                 object.managed_fields_mut().clear();
                 (self.trim)(&mut object);
+                if let Some(old) = self.objects.get(&key) {
+                    (self.keep)(&mut object, old);
+                }
                 self.bad.remove(&key);
                 (key, Some(Arc::new(object)))
             }

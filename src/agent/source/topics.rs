@@ -51,6 +51,14 @@ pub(super) enum News {
     Away(Topic, String),
 }
 
+/// A kind of our own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Network,
+    Mapping,
+    Gateway,
+}
+
 impl Display for Topic {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -64,15 +72,16 @@ impl Display for Topic {
 }
 
 impl News {
-    /// When an object was created that is told to be deleted, and whether it is a network or a mapping: those kinds have definitions that people replace.
-    pub(super) fn deleted(&self) -> Option<(bool, Option<Timestamp>)> {
+    /// When an object was created that is told to be deleted, and which of the kinds it is that have definitions which people replace.
+    pub(super) fn deleted(&self) -> Option<(Kind, Option<Timestamp>)> {
         let created = |meta: &ObjectMeta| meta.creation_timestamp.as_ref().map(|time| time.0);
         match self {
             Self::Network(event) => match &**event {
-                Event::Delete(object) => Some((true, created(object.meta()))),
+                Event::Delete(object) => Some((Kind::Network, created(object.meta()))),
                 _ => None,
             },
-            Self::Mapping(_, Event::Delete(object)) => Some((false, created(object.meta()))),
+            Self::Mapping(_, Event::Delete(object)) => Some((Kind::Mapping, created(object.meta()))),
+            Self::Gateway(Event::Delete(object)) => Some((Kind::Gateway, created(object.meta()))),
             _ => None,
         }
     }

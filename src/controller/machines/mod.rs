@@ -17,6 +17,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kube::{Client, ResourceExt};
 use tokio::sync::Notify;
@@ -62,10 +63,10 @@ impl Machines {
         }
     }
 
-    /// Starts the watches, which wait until a mapping names a machine. They do not end by themselves.
-    pub fn follow(&self, client: &Client, tasks: &mut JoinSet<()>) {
-        tasks.spawn(watch::follow::<Machine>(self.clone(), client.clone()));
-        tasks.spawn(watch::follow::<Instance>(self.clone(), client.clone()));
+    /// Starts the watches, which wait until a mapping names a machine. They do not end by themselves. `guard`: how long what a list lacks is held when it lacks more than half.
+    pub fn follow(&self, client: &Client, guard: Duration, tasks: &mut JoinSet<()>) {
+        tasks.spawn(watch::follow::<Machine>(self.clone(), client.clone(), guard));
+        tasks.spawn(watch::follow::<Instance>(self.clone(), client.clone(), guard));
     }
 
     /// Decides where every mapping that names a machine leads. The second answer are the mappings as they are to be judged: with that in their status.

@@ -4,7 +4,7 @@
 //! kind is listed anew. A cluster without `KubeVirt`, or where nothing names a machine, pays nothing but that.
 
 use std::pin::pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::stream::{self, BoxStream, StreamExt};
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
@@ -17,9 +17,10 @@ use tokio::sync::watch::Receiver;
 use tracing::{info, warn};
 
 use super::kinds::{GROUP, Instance, Kind, Machine, VERSION};
-use super::store::{Objects, Shelf};
+use super::store::{Key, Objects, Shelf};
 use super::{Known, Machines};
 use crate::controller::backoff::WatchBackoff;
+use crate::controller::doubt::{Believed, Doubt};
 use crate::telemetry::chain;
 
 /// A kind that has a place in [`Known`].
@@ -42,12 +43,12 @@ impl Kept for Instance {
 /// How often it is tried whether a right that was missing has been given.
 const RETRY: Duration = Duration::from_secs(10);
 
-/// Watches whenever a mapping names a machine. Never ends by itself.
-pub(super) async fn follow<T: Kept>(machines: Machines, client: Client) {
+/// Watches whenever a mapping names a machine. Never ends by itself. `guard`: how long what a list lacks is held when it lacks more than half.
+pub(super) async fn follow<T: Kept>(machines: Machines, client: Client, guard: Duration) {
     let mut wanted = machines.wanted.subscribe();
     while wanted.wait_for(|wanted| *wanted).await.is_ok() {
         let watching = async {
-            Follower::<T>::new(&machines, &client).run().await;
+            Follower::<T>::new(&machines, &client, guard).run().await;
             tokio::time::sleep(RETRY).await;
         };
         tokio::select! {
@@ -74,10 +75,12 @@ struct Follower<'a, T> {
     found: bool,
     objects: BoxStream<'static, Result<Event<DynamicObject>, Error>>,
     listing: Objects<T>,
+    guard: Duration,
+    doubt: Doubt<Key>,
 }
 
 impl<'a, T: Kept> Follower<'a, T> {
-    fn new(machines: &'a Machines, client: &'a Client) -> Self {
+    fn new(machines: &'a Machines, client: &'a Client, guard: Duration) -> Self {
         Self {
             machines,
             client,
@@ -85,6 +88,8 @@ impl<'a, T: Kept> Follower<'a, T> {
             found: false,
             objects: stream::pending().boxed(),
             listing: Objects::new(),
+            guard,
+            doubt: Doubt::new(guard, Believed::Half),
         }
     }
 
@@ -94,7 +99,9 @@ impl<'a, T: Kept> Follower<'a, T> {
         let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
         let mut definitions = pin!(watcher(Api::<Definition>::all(self.client.clone()), config).backoff(WatchBackoff::default()));
         loop {
+            let due = self.doubt.due().unwrap_or_else(|| Instant::now() + Duration::from_hours(1));
             let refused = tokio::select! {
+                () = tokio::time::sleep_until(due.into()) => self.over(),
                 Some(event) = definitions.next() => self.definition(event),
                 Some(event) = self.objects.next() => self.object(event),
                 else => return,
@@ -116,6 +123,7 @@ impl<'a, T: Kept> Follower<'a, T> {
                     info!(kind = T::KIND, "watching machines that mappings name");
                     self.definition = uid;
                     self.listing.clear();
+                    self.doubt = Doubt::new(self.guard, Believed::Half);
                     let mut known = self.machines.known();
                     let present = T::shelf(&mut known);
                     if !matches!(present, Shelf::Unreadable(_)) {
@@ -128,6 +136,7 @@ impl<'a, T: Kept> Follower<'a, T> {
             Ok(Event::InitDone) if self.found => {}
             Ok(Event::InitDone | Event::Delete(_)) => {
                 self.definition = None;
+                self.doubt = Doubt::new(self.guard, Believed::Half);
                 self.objects = stream::pending().boxed();
                 self.becomes(Shelf::Absent(format!("The cluster has no kind {}.{GROUP}", T::PLURAL)));
             }
@@ -141,6 +150,10 @@ impl<'a, T: Kept> Follower<'a, T> {
             Ok(event) => {
                 let mut known = self.machines.known();
                 let mut objects = std::mem::take(T::shelf(&mut known));
+                objects.doubt(&event, &mut self.listing, &mut self.doubt, Instant::now());
+                if let (Event::InitDone, Some(message)) = (&event, self.doubt.message(T::KIND, |(space, name)| format!("{space}/{name}"))) {
+                    warn!(kind = T::KIND, count = self.doubt.held().len(), "{message}");
+                }
                 let news = objects.take(event, &mut self.listing, |key| known.named.contains(key));
                 *T::shelf(&mut known) = objects;
                 drop(known);
@@ -149,6 +162,27 @@ impl<'a, T: Kept> Follower<'a, T> {
                 }
             }
             Err(error) => return self.trouble(&error, &format!("{}.{GROUP}", T::PLURAL)),
+        }
+        false
+    }
+
+    /// Takes for gone what a list lacked for long enough. Returns that nothing was refused.
+    fn over(&mut self) -> bool {
+        let gone = self.doubt.over(Instant::now());
+        let mut known = self.machines.known();
+        let mut objects = std::mem::take(T::shelf(&mut known));
+        let news = objects.over(&gone, |key| known.named.contains(key));
+        *T::shelf(&mut known) = objects;
+        drop(known);
+        if !gone.is_empty() {
+            warn!(
+                kind = T::KIND,
+                count = gone.len(),
+                "nobody has told of what the list lacks: taken for deleted"
+            );
+        }
+        if news {
+            self.machines.bell.notify_one();
         }
         false
     }
@@ -250,7 +284,7 @@ mod tests {
     async fn a_right_that_is_given_back_is_taken_into_use() {
         let machines = Machines::new(Arc::new(Notify::new()));
         machines.wanted.send_replace(true);
-        let watching = tokio::spawn(follow::<Machine>(machines.clone(), refusing(2)));
+        let watching = tokio::spawn(follow::<Machine>(machines.clone(), refusing(2), Duration::ZERO));
         let mut said = Vec::new();
         while said.last() != Some(&"complete") {
             let now = match &machines.known().machines {
