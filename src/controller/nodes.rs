@@ -99,10 +99,15 @@ fn object(node: &PartialObjectMeta<Node>) -> Option<GatewayNode> {
     })
 }
 
+/// In memory only: the report is that of the object that was there before.
+const KEPT: &str = "stagenet.dev/report-of-former-object";
+
 /// One that was made anew for the same Node, because its definition went and came back, has no report yet: the last one counts until the agent reports.
 pub fn keep_report(new: &mut GatewayNode, old: &GatewayNode) {
-    if new.status.is_none() && new.metadata.owner_references == old.metadata.owner_references {
+    let anew = new.uid() != old.uid() || old.annotations().contains_key(KEPT);
+    if anew && new.status.is_none() && old.status.is_some() && new.metadata.owner_references == old.metadata.owner_references {
         new.status.clone_from(&old.status);
+        new.annotations_mut().insert(KEPT.to_owned(), String::new());
     }
 }
 
@@ -199,6 +204,7 @@ where
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+    use crate::api::gatewaynode::GatewayNodeStatus;
 
     fn node(name: &str, uid: Option<&str>) -> PartialObjectMeta<Node> {
         let mut node = PartialObjectMeta::<Node>::default();
@@ -236,6 +242,37 @@ mod tests {
             (None, None, true)
         );
     }
+
+    #[test]
+    fn a_report_outlives_its_object_until_the_next_one() {
+        let object = |uid: &str, failures: Option<u32>| {
+            let mut object = GatewayNode::new("a", GatewayNodeSpec {});
+            object.metadata.uid = Some(uid.into());
+            object.status = failures.map(|failure_count| GatewayNodeStatus {
+                failure_count,
+                ..GatewayNodeStatus::default()
+            });
+            object
+        };
+        let kept = |mut new: GatewayNode, old: &GatewayNode| {
+            keep_report(&mut new, old);
+            new
+        };
+        let said = |object: &GatewayNode| object.status.as_ref().map(|status| status.failure_count);
+        let first = object("1", Some(7));
+        assert_eq!(said(&kept(object("1", None), &first)), None, "somebody took the report away");
+        let anew = kept(object("2", None), &first);
+        assert_eq!(said(&anew), Some(7));
+        let still = kept(object("2", None), &anew);
+        assert_eq!(said(&still), Some(7), "somebody changed it otherwise");
+        let own = kept(object("2", Some(8)), &still);
+        assert_eq!(said(&own), Some(8));
+        assert_eq!(said(&kept(object("2", None), &own)), None);
+        let mut other = object("3", None);
+        other.metadata.owner_references = Some(Vec::new());
+        assert_eq!(said(&kept(other, &own)), None, "of another Node");
+    }
+
     #[test]
     fn an_object_that_its_node_does_not_own_is_given_to_it() {
         let nodes = [node("a", Some("1")), node("b", Some("2")), node("nobody", None)];

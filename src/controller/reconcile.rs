@@ -216,7 +216,9 @@ impl Reconciler {
         let strays = nodes::strays(sure.map(AsRef::as_ref), gateways.iter().map(|gateway| gateway.meta()));
         let created = nodes::create(&self.client, missing).await;
         self.made.extend(created.settled);
-        created.complete && nodes::adopt(&self.client, strays).await.complete
+        // One creation that is refused holds up no adoption.
+        let adopted = nodes::adopt(&self.client, strays).await;
+        created.complete && adopted.complete
     }
 
     /// What the stores hold of networks and mappings, with own writes that they have not caught up with.

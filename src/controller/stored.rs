@@ -19,6 +19,8 @@ pub struct Stored<K> {
     pub object: Option<Arc<K>>,
     /// Why it cannot be read.
     pub error: Option<String>,
+    /// Why its status, of an object that can be read otherwise, cannot: it is told as none then.
+    pub unread_status: Option<String>,
     metadata: ObjectMeta,
     status: Value,
 }
@@ -61,19 +63,22 @@ impl<'de, K: Resource + DeserializeOwned> Deserialize<'de> for Stored<K> {
             Ok(object) => Ok(Self {
                 object: Some(Arc::new(object)),
                 error: None,
+                unread_status: None,
                 metadata: ObjectMeta::default(),
                 status: Value::Null,
             }),
-            // A status that another version wrote is nobody's word but the controller's, which writes it anew.
-            Err(_) if let Some(object) = without_status(&value) => Ok(Self {
+            // A status that another version wrote: the controller's own is written anew, an agent's tells nothing.
+            Err(error) if let Some(object) = without_status(&value) => Ok(Self {
                 object: Some(Arc::new(object)),
                 error: None,
+                unread_status: Some(error.to_string()),
                 metadata: ObjectMeta::default(),
                 status: Value::Null,
             }),
             Err(error) => Ok(Self {
                 object: None,
                 error: Some(error.to_string()),
+                unread_status: None,
                 metadata: ObjectMeta::deserialize(&value["metadata"]).map_err(D::Error::custom)?,
                 status: value["status"].take(),
             }),
@@ -147,13 +152,14 @@ mod tests {
         .unwrap();
         let object = strange.object.unwrap();
         assert_eq!((strange.error, &object.status), (None, &None));
+        assert!(strange.unread_status.unwrap().contains("OfANewerVersion"), "there is one, though");
         assert_eq!(object.spec.r#virtual.address.as_deref(), Some("192.168.100.3"));
     }
 
     #[test]
     fn what_cannot_be_read_keeps_its_last_spec_and_its_own_status() {
         let good = stored("1", &json!("192.168.100.3"));
-        assert_eq!(good.error, None);
+        assert_eq!((&good.error, &good.unread_status), (&None, &None));
         let mut bad = stored("2", &json!({"from": "a newer version"}));
         assert!(bad.object.is_none() && bad.error.is_some());
         assert_eq!((bad.name_any(), bad.resource_version()), ("a".into(), Some("2".into())));

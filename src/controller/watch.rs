@@ -14,13 +14,14 @@ use kube::runtime::reflector::{Store, store};
 use kube::{Api, Client, Resource, ResourceExt};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
+use tracing::warn;
 
 use super::follow::{Follow, Held, any_change, follow};
 use super::heartbeat::{Heartbeats, LEASE_PREFIX};
 use super::nodes::keep_report;
 use super::stored::Stored;
 use crate::api::{GatewayNode, NatMapping, StagingNetwork};
-use crate::telemetry::Health;
+use crate::telemetry::{Health, object_key};
 
 /// A store of objects of which some may be undecodable.
 pub type Guarded<K> = Store<Stored<K>>;
@@ -114,12 +115,25 @@ impl Stores {
         ));
         let keep = |new: &mut Stored<GatewayNode>, old: &Stored<GatewayNode>| {
             new.keep(old);
-            if let (Some(new), Some(old)) = (&mut new.object, &old.object) {
+            // A report that cannot be read is one: what was said before it counts no more.
+            if let (None, Some(new), Some(old)) = (&new.unread_status, &mut new.object, &old.object) {
                 keep_report(Arc::make_mut(new), old);
             }
         };
         let gateways = all().defined::<GatewayNode>(client).telling(&self.held_gateways);
-        tasks.spawn(follow(Api::all(client.clone()), writers.gateways, gateways, any_change, keep));
+        let reads = |old: Option<&Stored<GatewayNode>>, new: &Stored<GatewayNode>| {
+            if let Some(error) = &new.unread_status
+                && old.is_none_or(|old| old.unread_status.is_none())
+            {
+                let object = object_key("GatewayNode", None, &new.name_any());
+                warn!(
+                    object,
+                    error, "its report cannot be read, probably because the agent is newer than this controller; it counts as none"
+                );
+            }
+            any_change(old, new)
+        };
+        tasks.spawn(follow(Api::all(client.clone()), writers.gateways, gateways, reads, keep));
         let labels =
             |old: Option<&PartialObjectMeta<Node>>, new: &PartialObjectMeta<Node>| old.is_none_or(|old| old.labels() != new.labels());
         let nodes = all().telling(&self.held_nodes);

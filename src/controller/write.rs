@@ -141,9 +141,12 @@ pub async fn write<K: Reported>(client: &Client, change: &Change<K>, unavailable
     let name = change.object.name_any();
     let outcome = match tokio::time::timeout(TIMEOUT, api.patch_status(&name, &params, &patch)).await {
         Ok(Ok(answer)) => {
-            // The write was conditional on the version that was judged: the rest is as it was.
+            // The write was conditional on the version that was judged: the rest is as it was. So is the generation, which a status does not change: of an object that
+            // cannot be read the one that is known is that of its last spec that could be.
             let mut object = K::clone(&change.object).reported(change.status.clone());
+            let generation = object.meta().generation;
             *object.meta_mut() = answer.metadata;
+            object.meta_mut().generation = generation;
             Outcome::Written(Box::new(object))
         }
         Ok(Err(error)) => classify(&error),
@@ -201,7 +204,11 @@ fn null_what_is_gone(old: &Value, new: &mut Value) {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
 mod tests {
+    use axum::http::{Request, Response};
+    use kube::client::Body;
+
     use super::*;
 
     #[test]
@@ -224,5 +231,32 @@ mod tests {
     #[test]
     fn there_is_a_blank_of_each_kind() {
         assert!(NatMapping::blank().is_some() && StagingNetwork::blank().is_some());
+    }
+
+    /// Of an object that cannot be read the generation that is known is that of its last spec that could be.
+    #[tokio::test]
+    async fn a_status_changes_no_generation() {
+        let (service, mut handle) = tower_test::mock::pair::<Request<Body>, Response<Body>>();
+        tokio::spawn(async move {
+            while let Some((_, answer)) = handle.next_request().await {
+                let said = json!({"apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": {"name": "a", "generation": 9, "resourceVersion": "8"}});
+                answer.send_response(Response::new(said.to_string().into_bytes().into()));
+            }
+        });
+        let mut object = StagingNetwork::blank().unwrap();
+        object.metadata.name = Some("a".into());
+        object.metadata.generation = Some(3);
+        let change = Change {
+            object: Arc::new(object),
+            status: StagingNetworkStatus::default(),
+        };
+        let outcome = write(&Client::new(service, "default"), &change, &AtomicBool::new(false)).await;
+        let Outcome::Written(written) = outcome else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!(
+            (written.metadata.generation, written.metadata.resource_version.as_deref()),
+            (Some(3), Some("8"))
+        );
     }
 }
