@@ -213,3 +213,21 @@ async fn labels_decide_what_is_watched() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn what_is_wrong_with_the_own_report_is_told_and_so_is_that_it_is_right_again() {
+    let (server, mut snapshots) = Server::start(&cluster("a"), &[]);
+    told(&mut snapshots, &["a"]).await;
+    eventually("reports are watched", || server.watched().contains("gatewaynodes")).await;
+    let own = |status: &Value| {
+        json!({
+            "apiVersion": "stagenet.dev/v1alpha1", "kind": "GatewayNode", "metadata": {"name": "node-a", "uid": "g", "resourceVersion": "8"},
+            "spec": {}, "status": status,
+        })
+    };
+    let problems = || snapshots.borrow().as_ref().map(|snapshot| snapshot.problems.len());
+    for (status, wrong) in [(json!("of a newer version"), 1), (json!({}), 0)] {
+        server.tell("gatewaynodes", &own(&status));
+        eventually("the problem, and that it is gone", || problems() == Some(wrong)).await;
+    }
+}

@@ -216,14 +216,23 @@ impl State {
 
     fn take_gateway(&mut self, event: Event<DeserializeGuard<GatewayNode>>, now: Instant) -> Change {
         let own = matches!(&event, Event::Apply(g) | Event::Delete(g) if g.name_any() == self.node);
+        let one = matches!(&event, Event::Apply(_) | Event::Delete(_));
         let Some(cache) = &mut self.gateways else {
             return Change::None;
         };
+        let problems = |cache: &Cache<GatewayNode>| {
+            let mut problems = Vec::new();
+            cache.problems("GatewayNode", &mut problems);
+            problems
+        };
+        let before = problems(cache);
         let change = match event {
             Event::Delete(object) => cache.hold(object, self.definitions.gateways, now),
             event => cache.take(event, now),
         };
         match change {
+            // What is held, or cannot be read, is to be told, whosever it is.
+            _ if one && problems(cache) != before => Change::Meaning,
             // What this agent itself reported is no news to it, unless its subnets decide what it has to know.
             Change::Meaning if own && !self.client => Change::None,
             Change::Version => Change::None,
