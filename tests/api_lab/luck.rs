@@ -91,6 +91,7 @@ fn bad_luck_harms_nobody_else_and_passes() {
         older_than_a_rule(&mut c);
         namespace_goes(&mut c);
         network_goes(&mut c);
+        definition_is_older(&mut c);
         definitions_go(&mut c);
     });
 }
@@ -301,6 +302,35 @@ fn network_goes(c: &mut Unlucky) {
     });
     c.alive();
     c.as_ever();
+}
+
+/// The definition of the reports is older than the agent: it reports all the same, without what the definition does not have.
+fn definition_is_older(c: &mut Unlucky) {
+    let name = "gatewaynodes.stagenet.dev";
+    let observed = |c: &Unlucky| c.api.field("gwnode/vm02", ".status.observedGeneration");
+    assert_ne!(observed(c), "");
+    let before = redefine(&c.api, name, |definition| {
+        let status = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"];
+        status.as_object_mut().unwrap().remove("observedGeneration").unwrap();
+    });
+    wait_until(seconds(60), "the API server to know no such field", || observed(c).is_empty());
+    c.api
+        .apply(&lab::mapping("later", "segment-b", "192.168.100.41", "192.168.200.4", ""));
+    c.api.wait_ready_mapping("later");
+    c.gateway.wait_log(seconds(30), &["does not store the whole report"]);
+    assert_eq!(observed(c), "");
+
+    redefine(&c.api, name, |definition| definition["spec"] = before["spec"].clone());
+    // Which report is the first to be stored as a whole, nobody can tell.
+    let mut targets = ["192.168.200.3", "192.168.200.4"].into_iter().cycle();
+    wait_until(seconds(60), "a whole report", || {
+        let target = targets.next().unwrap();
+        c.api.apply(&lab::mapping("later", "segment-b", "192.168.100.41", target, ""));
+        c.api.wait_ready_mapping("later");
+        !observed(c).is_empty()
+    });
+    c.api.kubectl("delete natmap later");
+    c.alive();
 }
 
 /// The definitions are deleted, slowly, and every object with them. Nobody ends over it; what was known stays in force until an API server whose definitions are whole has said otherwise for a

@@ -251,14 +251,13 @@ async fn write(
     if *stored == wanted && !doubtful {
         return Ok(None);
     }
-    let params = PatchParams::apply(MANAGER).force();
-    let patch = json!({
-        "apiVersion": GatewayNode::api_version(&()),
-        "kind": GatewayNode::kind(&()),
-        "metadata": {"name": node},
-        "status": wanted,
-    });
-    let written = api.patch_status(node, &params, &Patch::Apply(&patch)).await?;
+    let params = PatchParams {
+        field_manager: Some(MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    // No server-side apply: of that a field that an older definition does not have is refused, and with it the report. Here it is left out.
+    let patch = serde_json::from_value(json!([{"op": "add", "path": "/status", "value": wanted}])).map_err(kube::Error::SerdeError)?;
+    let written = api.patch_status(node, &params, &Patch::Json::<()>(patch)).await?;
     Ok(Some((wanted, written)))
 }
 
