@@ -62,6 +62,9 @@ impl Kept {
             self.findings = Some(findings);
             stands = false;
         }
+        if self.works_with(host.backend()) {
+            stands = false;
+        }
         let links = match &self.links {
             Some(known) => host.links_stand(known).await?,
             None => false,

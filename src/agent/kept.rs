@@ -13,7 +13,7 @@ use ipnet::IpNet;
 use super::counters::Counts;
 use super::counting::Interest;
 use super::outcome::Drift;
-use crate::host::{Finding, Needs, ObservedLinks};
+use crate::host::{Backend, Finding, Needs, ObservedLinks};
 use crate::netfilter::diff::{self, TableChange};
 use crate::netfilter::dump::{ObservedTable, RuleHash};
 use crate::netfilter::{ChainName, Family, IfName, Owner, Rule, Table, TableRules, Target, render};
@@ -68,6 +68,8 @@ pub(super) struct Quarantine {
 #[derive(Debug, Default)]
 pub struct Kept {
     pub(super) tables: BTreeMap<(Family, Table), KeptTable>,
+    /// The variant of the tools that they were read with.
+    pub(super) backend: Option<Backend>,
     pub(super) links: Option<Arc<ObservedLinks>>,
     pub(super) links_doubted: bool,
     pub(super) interfaces: Option<BTreeMap<String, InterfaceFacts>>,
@@ -81,6 +83,8 @@ pub struct Kept {
     pub(super) ask_again: bool,
     /// Addresses that nobody answered for when asked.
     pub(super) asked: BTreeSet<ProxyNeighbour>,
+    /// Interfaces, with their index, that were up when addresses were last asked for. None: never yet.
+    pub(super) live: Option<BTreeSet<(IfName, u32)>>,
     pub(super) quarantined: BTreeMap<MappingKey, Quarantine>,
     /// What was judged of each mapping by itself.
     pub(super) judged: Memory,
@@ -110,6 +114,17 @@ impl Kept {
     /// Any table may have changed.
     pub fn doubt_tables(&mut self) {
         self.tables.values_mut().for_each(KeptTable::doubt);
+    }
+
+    /// From now on tables are read and written with this variant of the tools, which has tables of its own. Returns whether that is another one than before: nothing is
+    /// known then of any table, also where nothing of ours was.
+    pub(super) fn works_with(&mut self, backend: Option<Backend>) -> bool {
+        let Some(backend) = backend else { return false };
+        let another = self.backend.replace(backend).is_some_and(|before| before != backend);
+        if another {
+            self.tables.values_mut().for_each(|table| table.doubted = true);
+        }
+        another
     }
 
     /// Routes, neighbours, addresses or settings of ours may have changed.

@@ -215,9 +215,13 @@ impl Work<'_> {
                 if let Some(before) = self.kept.links.as_ref().filter(|_| self.kept.settled) {
                     self.outcome.drift.extend(staging::link_drift(before, &seen, plan));
                 }
-                // What stood was asked for before it was taken, be it by the process before this one. On a link that is down nobody can be asked again.
+                // What stood was asked for before it was taken, be it by the process before this one. On a link that is down nobody can be asked again until it is back.
                 if let Some(before) = &self.kept.links {
-                    self.kept.asked.extend(before.proxies.difference(&seen.proxies).cloned());
+                    let facts = &self.outcome.facts.interfaces;
+                    let down = |proxy: &&ProxyNeighbour| facts.get(proxy.interface.as_str()).is_some_and(|interface| !interface.up);
+                    self.kept
+                        .asked
+                        .extend(before.proxies.difference(&seen.proxies).filter(down).cloned());
                 }
                 self.kept.links = Some(Arc::new(seen));
                 self.kept.links_doubted = false;

@@ -1,4 +1,5 @@
-//! Is an address free? Asked outside before it is attracted for the first time, and again on the slow timer while somebody has it.
+//! Is an address free? Asked outside before it is attracted for the first time, again when the link comes up (RFC 5227, section 2.1: somebody may have taken it meanwhile), and
+//! again on the slow timer while somebody has it.
 //!
 //! Another gateway of ours that still answers for an address, because it has not yet heard that the network moved here, is nobody else: its hardware
 //! address is known, and it stops by itself.
@@ -92,13 +93,33 @@ impl Work<'_> {
         }
     }
 
-    /// Asks for the addresses that are about to be attracted for the first time, by `additions`.
+    /// Interfaces that have come up since this was last asked. None of those that were there when the agent began: what it finds standing was asked for.
+    fn risen(&mut self) -> BTreeSet<IfName> {
+        let up = self.outcome.facts.interfaces.iter().filter(|(_, facts)| facts.up);
+        let live: BTreeSet<(IfName, u32)> = up.filter_map(|(name, facts)| Some((IfName::new(name)?, facts.index))).collect();
+        let risen = match &self.kept.live {
+            Some(before) => live.difference(before).map(|(name, _)| name.clone()).collect(),
+            None => BTreeSet::new(),
+        };
+        self.kept.live = Some(live);
+        risen
+    }
+
+    /// Asks for the addresses that are about to be attracted for the first time, by `additions`, and for those that stand on a link that has come up.
     pub(super) async fn probe(&mut self, plan: &HostPlan, additions: &[LinkChange]) -> Step {
         // With ten thousand, telling that all are still planned takes longer than most changes.
         if !plan.proxies.is_superset(&self.kept.asked) {
             self.kept.asked.retain(|proxy| plan.proxies.contains(proxy));
         }
+        let risen = self.risen();
         let mut questions = Questions::new();
+        if !risen.is_empty() {
+            self.kept.asked.retain(|proxy| !risen.contains(&proxy.interface));
+            let standing = self.kept.links.iter().flat_map(|links| &links.proxies);
+            for proxy in standing.filter(|proxy| risen.contains(&proxy.interface) && plan.proxies.contains(proxy)) {
+                questions.entry(proxy.interface.clone()).or_default().insert(proxy.address);
+            }
+        }
         let coming = additions.iter().filter_map(|change| match change {
             LinkChange::AddProxy(proxy) => Some(proxy),
             _ => None,
@@ -120,6 +141,10 @@ impl Work<'_> {
                 Some(mac) => drop(self.kept.in_use.insert(asked, mac.clone())),
                 None => drop(self.kept.asked.insert(asked)),
             }
+        }
+        if let Some(live) = &mut self.kept.live {
+            // It is as if their links had not come up yet: the next pass asks again.
+            live.retain(|(name, _)| !self.unasked.keys().any(|address| address.interface == *name));
         }
         step
     }

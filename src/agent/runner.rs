@@ -19,7 +19,7 @@ use crate::host::{Backend, Connections, Host, HostEvent};
 use crate::netfilter::Table;
 use crate::telemetry::{Desk, Health, Metrics, Questions, object_key};
 
-/// The first look at everything comes soon: what changed between the first pass and the beginning of the events is not known.
+/// The first look at everything comes soon: what changed between the first pass and the beginning of the events on links is not known.
 const FIRST_LOOK: Duration = Duration::from_secs(5);
 /// How often counters are read for metrics.
 const COUNT_POLL: Duration = Duration::from_secs(15);

@@ -59,6 +59,7 @@ impl Work<'_> {
     /// Plan to kernel, once.
     pub(super) async fn attempt(&mut self, plan: &HostPlan, mut tables: BTreeMap<(Family, Table), TableRules>) -> Step {
         self.preflight(plan).await;
+        self.kept.works_with(self.host.backend());
         let netfilter = self.netfilter(tables.is_empty());
         if !self.observe(plan, netfilter).await {
             return Step::Stop;

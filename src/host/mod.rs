@@ -194,7 +194,7 @@ pub trait Host: Send {
         chains: &BTreeSet<ChainName>,
     ) -> Result<BTreeMap<ChainName, Vec<RuleCount>>, HostError>;
 
-    /// Whether every change to the tables up to now has been told by [`Host::events`], or was made by this host. False where nobody can tell, as with legacy
+    /// Whether every change up to now to the tables that were read since events began has been told by [`Host::events`], or was made by this host. False where nobody can tell, as with legacy
     /// tools: then the tables have to be read.
     async fn tables_told(&mut self) -> Result<bool, HostError> {
         Ok(false)

@@ -9,7 +9,9 @@ use stagenet::agent::report::file::{self, Standing};
 use stagenet::agent::runner::Report;
 use stagenet::api::conditions;
 use stagenet::api::reasons::{self, types};
-use stagenet::host::fake::{Call, Write};
+use stagenet::host::Backend;
+use stagenet::host::fake::{Call, FakeHost, Write};
+use stagenet::netfilter::{Family, Table};
 use stagenet::plan::{InterfaceFacts, KernelFacts, MappingState, NodeFacts};
 
 use crate::{NETWORK, assert_never_open, boom, converged, facts, host, interface, mapping, one, pass, snapshot, state, two};
@@ -106,6 +108,7 @@ async fn what_stood_is_not_asked_for_again() {
     let mut kept = Kept::default();
     assert!(pass(&host, &mut kept, &one()).await.complete);
     kept.doubt_all();
+    link(&host, false);
     for proxy in &standing {
         host.remove_proxy(proxy);
     }
@@ -113,6 +116,46 @@ async fn what_stood_is_not_asked_for_again() {
     let outcome = pass(&host, &mut kept, &one()).await;
     assert!(outcome.complete && !outcome.failed(), "{:?}", outcome.troubles);
     assert_eq!(host.proxies(), standing);
+    host.mend();
+
+    // Once it is back they are asked for: somebody may have taken them. What cannot be asked is asked again by the next pass.
+    link(&host, true);
+    kept.doubt_interfaces();
+    host.fail_next(Call::Probe, boom());
+    assert!(pass(&host, &mut kept, &one()).await.failed());
+    let taken = IpAddr::from([192, 168, 100, 3]);
+    host.answer(taken, Some("02:00:00:00:00:99"));
+    let outcome = pass(&host, &mut kept, &one()).await;
+    let [MappingState::Failed(why)] = outcome.mappings.values().collect::<Vec<_>>()[..] else {
+        panic!("{:?}", outcome.mappings)
+    };
+    assert_eq!(why.reason, reasons::ADDRESS_IN_USE);
+    assert!(host.proxies().is_empty());
+}
+
+/// The outside link goes down or comes up.
+fn link(host: &FakeHost, up: bool) {
+    let mut facts = facts(2, "192.168.100.2/24");
+    facts.up = up;
+    host.add_interface("eth0", facts);
+}
+
+/// Tables of the other variant of the tools are other tables: what is known of the ones says nothing of the others.
+#[tokio::test]
+async fn another_variant_of_the_tools_is_read_from_nothing() {
+    let (host, mut kept) = (host(), Kept::default());
+    assert!(pass(&host, &mut kept, &one()).await.complete);
+    let served = state(&host);
+    host.set_backend(Some(Backend::Legacy));
+    for table in Table::ALL {
+        host.flush(Family::V4, table);
+        host.flush(Family::V6, table);
+    }
+    let outcome = pass(&host, &mut kept, &one()).await;
+    assert!(outcome.complete && !outcome.drift.is_empty(), "{:?}", outcome.troubles);
+    for line in served.lines().filter(|line| line.contains("SNET")) {
+        assert!(host.dump().contains(line), "{line}");
+    }
 }
 
 /// The gateway that served the network until now answers until it has heard of the move.

@@ -119,7 +119,7 @@ impl LinuxHost {
         if let Some(tools) = self.tools {
             return Ok(tools);
         }
-        let (tools, why) = tools::choose(self.options.backend).await?;
+        let (tools, why) = tools::choose(self.options.backend, self.tools).await?;
         tracing::info!(backend = ?tools.backend, "using {why}");
         self.tools = Some(tools);
         Ok(tools)
@@ -170,7 +170,7 @@ impl Host for LinuxHost {
 
     async fn preflight(&mut self, needs: &Needs) -> Result<Vec<Finding>, HostError> {
         let (interfaces, facts) = (self.interfaces().await?, self.kernel().await?);
-        let tools = tools::choose(self.options.backend).await;
+        let tools = tools::choose(self.options.backend, self.tools).await;
         self.tools = tools.as_ref().ok().map(|(tools, _)| *tools);
         let listed = self.listing.look(self.tools).await;
         let look = preflight::Look {

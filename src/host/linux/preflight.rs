@@ -165,10 +165,10 @@ fn reverse_path(look: &Look<'_>) -> Finding {
     finding(types::REVERSE_PATH_FILTER, true, reasons::STRICT_REVERSE_PATH, message)
 }
 
-/// Whether filter FORWARD, as `-S` lists it, drops by policy or has a rule that drops everything.
+/// Whether filter FORWARD, as `-S` lists it or as it is saved with others, drops by policy or has a rule that drops everything.
 fn drops_all(listing: &str) -> Option<&'static str> {
     let mut lines = listing.lines();
-    if lines.clone().any(|l| l == "-P FORWARD DROP") {
+    if lines.clone().any(|l| l == "-P FORWARD DROP" || l.starts_with(":FORWARD DROP ")) {
         return Some("its policy is DROP");
     }
     lines

@@ -118,7 +118,7 @@ fn gist(errors: &str) -> String {
 }
 
 /// Why a tool failed, whatever it was doing.
-fn classify(tools: Tools, action: &str, status: ExitStatus, errors: &str) -> HostError {
+pub(super) fn classify(tools: Tools, action: &str, status: ExitStatus, errors: &str) -> HostError {
     let action = action.to_owned();
     if !super::privileges::may_filter(tools.backend == Backend::Legacy) {
         return HostError::Denied { action };
@@ -215,10 +215,10 @@ pub(super) async fn save(tools: Tools, family: Family, table: Table, counters: b
     said.output(tools, &format!("reading {}", table.as_str()))
 }
 
-/// Lists one chain: with nft the rules of all others are not even read. Empty for a legacy table that is not registered: listing would register it.
+/// Lists one chain: with nft the rules of all others are not even read. The legacy tools take the lock for that, and none for saving the table, which this does then.
 pub(super) async fn chain(tools: Tools, family: Family, table: Table, chain: &str) -> Result<String, HostError> {
-    if !tools.registered(family, table.as_str()) {
-        return Ok(String::new());
+    if tools.backend == Backend::Legacy {
+        return save(tools, family, table, false).await;
     }
     let output = execute(tools.command(family), table.as_str(), &format!("-w {LOCK_WAIT} -S {chain}")).await?;
     if output.status.success() {

@@ -19,6 +19,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use super::BackendChoice;
+use super::tables::classify;
 use crate::host::{Backend, HostError};
 use crate::netfilter::Family;
 
@@ -67,14 +68,18 @@ impl Tools {
         self.backend == Backend::Nft || legacy_tables(family).iter().any(|t| t == table)
     }
 
-    async fn has_chain(self, table: &str, chain: &str) -> bool {
+    /// Whether there is such a chain. Fails where that cannot be found out because somebody holds the lock.
+    async fn has_chain(self, table: &str, chain: &str) -> Result<bool, HostError> {
         if !self.registered(Family::V4, table) {
-            return false;
+            return Ok(false);
         }
-        let words = format!("-w {LOCK_WAIT} -S {chain}");
-        execute(self.command(Family::V4), table, &words)
-            .await
-            .is_ok_and(|output| output.status.success())
+        let command = self.command(Family::V4);
+        let output = execute(command, table, &format!("-w {LOCK_WAIT} -S {chain}")).await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        match classify(self, &format!("looking for chain {chain} with {command}"), output.status, &said) {
+            held @ HostError::LockHeld { .. } => Err(held),
+            _ => Ok(output.status.success()),
+        }
     }
 }
 
@@ -191,8 +196,11 @@ pub(super) async fn find(backend: Backend) -> Option<(Tools, String)> {
     None
 }
 
-/// The tools to use, with the reason for people.
-pub(super) async fn choose(choice: BackendChoice) -> Result<(Tools, String), HostError> {
+/// The tools to use, with the reason for people. Those in use, `present`, stay in use while somebody holds the lock: what is not seen then may be there all the same.
+///
+/// # Errors
+/// There are none, or which ones hold our rules cannot be found out.
+pub(super) async fn choose(choice: BackendChoice, present: Option<Tools>) -> Result<(Tools, String), HostError> {
     let (nft, legacy) = (find(Backend::Nft).await, find(Backend::Legacy).await);
     let missing = |tool: &str| HostError::ToolMissing { tool: tool.to_owned() };
     let (nft, legacy) = match (choice, nft, legacy) {
@@ -213,8 +221,14 @@ pub(super) async fn choose(choice: BackendChoice) -> Result<(Tools, String), Hos
     // What stands already is kept, so that a restart does not leave two sets of rules behind.
     for (chain, why) in [(OURS, "stagenet's rules are there already"), (KUBELET_HINT, "kubelet uses it")] {
         for (tools, version) in [&nft, &legacy] {
-            if tools.has_chain("mangle", chain).await {
-                return Ok((*tools, format!("{version}, because {why}")));
+            match tools.has_chain("mangle", chain).await {
+                Ok(true) => return Ok((*tools, format!("{version}, because {why}"))),
+                Ok(false) => {}
+                Err(error) => {
+                    let kept = [&nft, &legacy].into_iter().find(|(tools, _)| Some(*tools) == present);
+                    let (tools, version) = kept.ok_or_else(|| error.clone())?;
+                    return Ok((*tools, format!("{version}, as before, because {error}")));
+                }
             }
         }
     }
