@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::stream::{self, StreamExt};
 use kube::api::{ListParams, PostParams};
@@ -19,6 +19,8 @@ use super::{NETWORKS, REAL, group};
 
 /// Requests under way at the same time while many objects are made.
 const CONCURRENCY: usize = 32;
+/// So long something becomes Ready while anything is waited for.
+const STANDSTILL: Duration = Duration::from_mins(2);
 
 /// A client with all rights and a connection of its own.
 pub async fn client() -> Client {
@@ -160,8 +162,14 @@ impl Ready {
     /// Waits until so many are.
     pub async fn count(&mut self, number: usize) {
         while self.seen.lock().unwrap().len() < number {
-            self.bell.notified().await;
+            self.next().await;
         }
+    }
+
+    /// Waits until one more is. A controller that loses its Lease ends, and here nobody starts it again.
+    async fn next(&self) {
+        let heard = tokio::time::timeout(STANDSTILL, self.bell.notified()).await;
+        heard.expect("nothing became Ready: see /run/lab/controller-1.log, or is the machine busy with other things?");
     }
 
     /// Waits until that one is. Returns since when.
@@ -170,7 +178,7 @@ impl Ready {
             if let Some(since) = self.seen.lock().unwrap().get(name) {
                 return *since;
             }
-            self.bell.notified().await;
+            self.next().await;
         }
     }
 }
