@@ -29,7 +29,7 @@ use super::unread::{Blanks, Unread};
 use super::watch::{Stores, decoded, place, unreadable};
 use super::write::{Outcome, Reported, write};
 use crate::api::reasons::{self, types};
-use crate::api::{NatMapping, NatMappingStatus, StagingNetwork};
+use crate::api::{NatMapping, NatMappingStatus, StagingNetwork, conditions};
 use crate::plan::{Borrowed, MappingKey, Memory, NodeFacts, Verdicts, View, isolation, judge_again};
 use crate::telemetry::metrics::ReconcileLabels;
 use crate::telemetry::{Health, Metrics, object_key};
@@ -292,8 +292,7 @@ impl Reconciler {
 
 /// Whether labels of its namespace would decide about a mapping.
 fn waits_for_labels(status: &NatMappingStatus) -> bool {
-    let accepted = status.conditions.iter().find(|condition| condition.type_ == types::ACCEPTED);
-    accepted.is_some_and(|condition| condition.reason == reasons::NAMESPACE_UNKNOWN)
+    conditions::find(&status.conditions, types::ACCEPTED).is_some_and(|condition| condition.reason == reasons::NAMESPACE_UNKNOWN)
 }
 
 /// What logs call an object.

@@ -145,13 +145,7 @@ pub trait Host: Send {
 
     /// Those of these tables that do not hold just what is known of them. May be cheaper than reading them.
     async fn changed_tables(&mut self, known: &BTreeMap<(Family, Table), &ObservedTable>) -> Result<BTreeSet<(Family, Table)>, HostError> {
-        let mut changed = BTreeSet::new();
-        for (at, known) in known {
-            if self.read_table(at.0, at.1, None).await? != **known {
-                changed.insert(*at);
-            }
-        }
-        Ok(changed)
+        reread(self, known).await
     }
 
     /// Runs one `restore --noflush`. `text` is complete `iptables-restore` input; one transaction a table, in the order of the text.
@@ -202,4 +196,18 @@ pub trait Host: Send {
 
     /// The stream of kernel events. Called once.
     fn events(&mut self) -> tokio::sync::mpsc::Receiver<HostEvent>;
+}
+
+/// Reads these tables. Returns those that do not hold just what is known of them.
+async fn reread<H: Host + ?Sized>(
+    host: &mut H,
+    known: &BTreeMap<(Family, Table), &ObservedTable>,
+) -> Result<BTreeSet<(Family, Table)>, HostError> {
+    let mut changed = BTreeSet::new();
+    for (at, known) in known {
+        if host.read_table(at.0, at.1, None).await? != **known {
+            changed.insert(*at);
+        }
+    }
+    Ok(changed)
 }

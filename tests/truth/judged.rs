@@ -20,55 +20,51 @@ fn object(kind: &str, conditions: &[Condition]) -> Value {
     })
 }
 
+/// Whether it is programmed, with all that may be the matter besides.
+fn ways(why: Finding) -> impl Iterator<Item = (Programmed, [bool; 3])> {
+    let programmed = [
+        Programmed::Yes("in all".to_owned()),
+        Programmed::No(why.clone()),
+        Programmed::Unknown(why),
+    ];
+    let all = |programmed: Programmed| (0..8).map(move |bits| (programmed.clone(), [1, 2, 4].map(|bit| bits & bit != 0)));
+    programmed.into_iter().flat_map(all)
+}
+
 /// Everything that can be said of mappings with one reason.
 fn mappings(reason: &str) -> Vec<Vec<Condition>> {
     let why = || Finding::new(reason, format!("why {reason}"));
     let found = |refused: bool| if refused { Err(why()) } else { Ok(()) };
     let mut all = vec![conditions::undecided(GENERATION, &why(), &[], NOW)];
-    for programmed in [
-        Programmed::Yes("in all".to_owned()),
-        Programmed::No(why()),
-        Programmed::Unknown(why()),
-    ] {
-        for bits in 0..8 {
-            let [refused, lacks, impaired] = [1, 2, 4].map(|bit| bits & bit != 0);
-            let facts = MappingFacts {
-                generation: GENERATION,
-                accepted: found(refused),
-                resolved_refs: found(lacks),
-                found: None,
-                conflicted: refused && reason == reasons::CONFLICT,
-                programmed: programmed.clone(),
-                impaired: impaired.then(why),
-            };
-            all.push(conditions::mapping(&facts, &[], NOW));
-        }
-    }
+    all.extend(ways(why()).map(|(programmed, [refused, lacks, impaired])| {
+        let facts = MappingFacts {
+            generation: GENERATION,
+            accepted: found(refused),
+            resolved_refs: found(lacks),
+            found: None,
+            conflicted: refused && reason == reasons::CONFLICT,
+            programmed,
+            impaired: impaired.then(why),
+        };
+        conditions::mapping(&facts, &[], NOW)
+    }));
     all
 }
 
 /// The same of networks.
 fn networks(reason: &str) -> Vec<Vec<Condition>> {
     let why = || Finding::new(reason, format!("why {reason}"));
-    let mut all = Vec::new();
-    for programmed in [
-        Programmed::Yes("in all".to_owned()),
-        Programmed::No(why()),
-        Programmed::Unknown(why()),
-    ] {
-        for bits in 0..8 {
-            let [refused, limited, impaired] = [1, 2, 4].map(|bit| bits & bit != 0);
-            let facts = NetworkFacts {
-                generation: GENERATION,
-                accepted: if refused { Err(why()) } else { Ok(()) },
-                programmed: programmed.clone(),
-                impaired: impaired.then(why),
-                limited: limited.then(why),
-            };
-            all.push(conditions::network(&facts, &[], NOW));
-        }
-    }
-    all
+    let all = ways(why()).map(|(programmed, [refused, limited, impaired])| {
+        let facts = NetworkFacts {
+            generation: GENERATION,
+            accepted: if refused { Err(why()) } else { Ok(()) },
+            programmed,
+            impaired: impaired.then(why),
+            limited: limited.then(why),
+        };
+        conditions::network(&facts, &[], NOW)
+    });
+    all.collect()
 }
 
 #[test]

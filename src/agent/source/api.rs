@@ -225,14 +225,14 @@ impl State {
             cache.problems("GatewayNode", &mut problems);
             problems
         };
-        let before = problems(cache);
+        let before = one.then(|| problems(cache));
         let change = match event {
             Event::Delete(object) => cache.hold(object, self.definitions.gateways, now),
             event => cache.take(event, now),
         };
         match change {
             // What is held, or cannot be read, is to be told, whosever it is.
-            _ if one && problems(cache) != before => Change::Meaning,
+            _ if before.is_some_and(|before| problems(cache) != before) => Change::Meaning,
             // What this agent itself reported is no news to it, unless its subnets decide what it has to know.
             Change::Meaning if own && !self.client => Change::None,
             Change::Version => Change::None,

@@ -45,7 +45,7 @@ use tokio::sync::{Mutex, mpsc};
 use tokio::task::spawn_blocking;
 
 use self::announcing::{Announcing, Burst};
-use super::{Backend, Connections, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks};
+use super::{Backend, Connections, Finding, Host, HostError, HostEvent, LinkChange, Needs, ObservedLinks, reread};
 use crate::netfilter::dump::{ObservedTable, RuleCount};
 use crate::netfilter::{ChainName, Family, IfName, Table};
 use crate::plan::{FlowPolicy, InterfaceFacts, KernelFacts, ProxyNeighbour, Sweep};
@@ -214,13 +214,7 @@ impl Host for LinuxHost {
             let changed = self.texts.changed(tools, known).await;
             return self.gone(changed);
         }
-        let mut changed = BTreeSet::new();
-        for (at, known) in known {
-            if self.read_table(at.0, at.1, None).await? != **known {
-                changed.insert(*at);
-            }
-        }
-        Ok(changed)
+        reread(self, known).await
     }
 
     async fn wake(&mut self, family: Family, table: Table) -> Result<(), HostError> {

@@ -75,10 +75,13 @@ impl Tools {
         }
         let command = self.command(Family::V4);
         let output = execute(command, table, &format!("-w {LOCK_WAIT} -S {chain}")).await?;
+        if output.status.success() {
+            return Ok(true);
+        }
         let said = String::from_utf8_lossy(&output.stderr);
         match classify(self, &format!("looking for chain {chain} with {command}"), output.status, &said) {
             held @ HostError::LockHeld { .. } => Err(held),
-            _ => Ok(output.status.success()),
+            _ => Ok(false),
         }
     }
 }

@@ -47,25 +47,22 @@ impl Texts {
                 continue;
             }
             self.forget(family);
-            let text = match run(&tools.save(family), &[], "").await?.output(tools, ACTION) {
-                Ok(text) => text,
+            let text = run(&tools.save(family), &[], "").await?.output(tools, ACTION);
+            if let Err(error) = &text {
                 // One rule of somebody's that the tools cannot print, in a table that is none of ours, fails all of it.
-                Err(error) => {
-                    tracing::debug!(%error, "tables are read one by one");
-                    for (at, known) in known {
-                        if dump::parse(&save(tools, family, at.1, false).await?) != *known {
-                            changed.insert(at);
-                        }
-                    }
-                    continue;
-                }
-            };
+                tracing::debug!(%error, "tables are read one by one");
+            }
             let before = changed.len();
-            let differing = known
-                .into_iter()
-                .filter(|((_, table), known)| dump::parse(section(&text, *table)) != **known);
-            changed.extend(differing.map(|(at, _)| at));
-            if changed.len() == before {
+            for (at, known) in known {
+                let now = match &text {
+                    Ok(text) => dump::parse(section(text, at.1)),
+                    Err(_) => dump::parse(&save(tools, family, at.1, false).await?),
+                };
+                if now != *known {
+                    changed.insert(at);
+                }
+            }
+            if let (Ok(text), true) = (text, changed.len() == before) {
                 self.0.insert(family, mark(&text));
             }
         }
